@@ -1,0 +1,57 @@
+"""Errors a user can act on. The command line prints `message`, then `hint`, and exits with `exit_code`."""
+
+from __future__ import annotations
+
+
+class TclError(Exception):
+    """Something failed at run time.
+
+    Args:
+        message: one line that names the thing and the place.
+        hint: what to do next, one line; printed below the message.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(TclError):
+    """The command or its arguments cannot work: a missing path, a name that does not exist, an output in the way."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A recipe is wrong: unknown key, wrong type, value out of range, or settings that contradict each other."""
+
+
+class DataError(TclError):
+    """The data cannot be read or holds nothing usable."""
+
+
+class CheckpointError(TclError):
+    """Weights or a training state cannot be read, or do not fit the model."""
+
+
+class NonFiniteError(TclError):
+    """A loss or gradient stopped being finite; the update was not applied."""
+
+
+class VerificationError(TclError):
+    """Something was written, but a check of its numbers failed."""
+
+    exit_code = 3
+
+
+class MissingExtraError(UsageError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs {package}, which is not installed",
+            hint=f"pip install 'tcl-vision-language[{extra}]'",
+        )
