@@ -1,0 +1,224 @@
+"""Recipes: five typed sections, read strictly from YAML, changed by `key=value`, written back as resolved.
+
+Every field says what it is; `tcl recipes show` prints these lines. Wrong recipes are reported whole: all errors at once, each with
+its key, and an unknown key with the nearest name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tcl.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A strict section: unknown keys are errors, values are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class TextEncoderArgs(Section):
+    """Sizes of the text and fusion encoder together (BERT's own names); the defaults are BERT-base."""
+
+    hidden_size: int = Field(768, ge=1, description="width of the token states")
+    num_hidden_layers: int = Field(12, ge=2, description="text layers and fusion layers together")
+    num_attention_heads: int = Field(12, ge=1, description="attention heads; divides hidden_size")
+    intermediate_size: int = Field(3072, ge=1, description="width of the feed-forward layers")
+    max_position_embeddings: int = Field(512, ge=2, description="longest text the model can represent, tokens")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on hidden states and attention, while training")
+    layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of the layer norms")
+
+
+class ModelConfig(Section):
+    """Architecture and vocabulary; fixed once a run has started."""
+
+    image_encoder: str = Field("deit_base_patch16_224", description="a timm ViT with a class token, by name")
+    image_encoder_args: dict[str, int | float] = Field({}, description="changes to it, e.g. {depth: 4, embed_dim: 128}")
+    image_size: int = Field(256, ge=16, le=1024, description="side of the square input, pixels")
+    text_encoder: str = Field("bert-base-uncased", description="BERT on the hub or in a folder; read when pretrained")
+    text_encoder_args: TextEncoderArgs = Field(TextEncoderArgs(), description="its sizes; the defaults are BERT-base")
+    pretrained: bool = Field(True, description="start from the weights of image_encoder and text_encoder")
+    fusion_layer: int = Field(6, ge=1, description="first BERT layer that attends to the image")
+    embed_dim: int = Field(256, ge=1, description="width of the vectors")
+    max_length: int = Field(25, ge=2, description="tokens per caption, [CLS] included; longer ones are cut")
+    tokenizer: str = Field(
+        "bert-base-uncased", description="tokenizer.json, vocab.txt, a folder with one, a hub id, or 'train'"
+    )
+    vocab_size: int = Field(4000, ge=10, description="largest vocabulary when tokenizer is 'train'")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        text = self.text_encoder_args
+        if self.fusion_layer >= text.num_hidden_layers:
+            raise ValueError(f"fusion_layer {self.fusion_layer} leaves no fusion layer of {text.num_hidden_layers}")
+        if text.hidden_size % text.num_attention_heads:
+            raise ValueError(f"hidden_size {text.hidden_size} is no multiple of {text.num_attention_heads} heads")
+        if self.max_length > text.max_position_embeddings:
+            raise ValueError(f"max_length {self.max_length} exceeds max_position_embeddings")
+        return self
+
+
+class LossConfig(Section):
+    """The objective (section 3 of the paper)."""
+
+    temperature: float = Field(0.07, ge=0.001, le=0.5, description="initial contrastive temperature; it is learned")
+    momentum: float = Field(0.995, ge=0, lt=1, description="of the teacher's moving average")
+    queue_size: int = Field(65536, ge=1, description="teacher features kept as negatives")
+    alpha: float = Field(0.4, ge=0, le=1, description="weight of the teacher's soft targets, ramped up over the first epoch")
+    mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict")
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    warmup_lr: float = Field(1e-5, ge=0, description="learning rate of the first step")
+    min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
+    warmup_steps: int = Field(2000, ge=0, description="steps from warmup_lr to lr")
+    schedule: Literal["smooth", "published"] = Field(
+        "smooth", description="smooth: every step moves; published: the reference's stairs, one per 100 steps, then per epoch"
+    )
+    weight_decay: float = Field(0.02, ge=0, description="of matrices; biases and norms have none")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null does not clip")
+
+
+class DataConfig(Section):
+    """Where the pairs come from."""
+
+    train: list[str] = Field([], description="sources of training pairs: JSON, JSONL, CSV, TSV, image folders, scenes:")
+    val: list[str] = Field([], description="sources of validation pairs; none skips validation")
+    images: str | None = Field(None, description="folder that relative image paths start from; default: the source's own")
+    batch_size: int = Field(64, ge=1, description="pairs per device and step")
+    workers: int = Field(4, ge=0, description="loader processes")
+    augment: Literal["published", "mild", "none"] = Field(
+        "published", description="two random views of each image; mild keeps colours, left and right"
+    )
+
+
+class TrainConfig(Section):
+    """Length, precision, and what is kept."""
+
+    epochs: int = Field(30, ge=1, description="passes over the training pairs")
+    steps: int | None = Field(None, ge=1, description="stop after this many steps instead")
+    seed: int = Field(42, ge=0, lt=2**32, description="of weights, order, augmentation, masking and dropout")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 autocast on GPUs that have it; losses stay fp32")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    eval_every: int = Field(1000, ge=1, description="steps between validations")
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    keep: int = Field(3, ge=1, description="checkpoints kept")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; `load_recipe` reads it back unchanged."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, width=120)
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: inside the wheel, or the checkout's `recipes/`."""
+    packaged = Path(str(files("tcl_cli"))) / "_recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    return {path.stem: path for path in sorted(recipe_folder().rglob("*.yaml"))}
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """A recipe file by path, or a shipped one by name.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    close = difflib.get_close_matches(str(recipe), shipped, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(shipped)}; or give a path"
+    raise ConfigError(f"no recipe {str(recipe)!r}: neither a file nor a shipped name", hint=hint)
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: naming the file and every wrong key at once.
+    """
+    path = find_recipe(source)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{path}: a recipe is a mapping with the sections {', '.join(Recipe.model_fields)}")
+    return build_recipe(values or {}, overrides, place=str(path))
+
+
+def build_recipe(values: dict[str, Any], overrides: Sequence[str] = (), place: str = "recipe") -> Recipe:
+    """Validate a nested mapping with overrides applied."""
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError("\n".join([f"{place}: {len(lines)} wrong setting{'s' * (len(lines) > 1)}", *lines])) from error
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{override!r} is no setting", hint="write section.key=value, for example optim.lr=2.0e-4")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{override!r}: {section!r} holds a value, not settings")
+        values = inner
+    try:
+        values[name] = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML") from error
+
+
+def _explain(item: Any) -> str:
+    """One line for one pydantic error: key, what is wrong, what was given."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        names = [name for name, _ in settings()]
+        close = difflib.get_close_matches(key, names, n=1) or [
+            name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]
+        ]
+        return f"  {key}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], dict | BaseModel) else f", not {item['input']!r}"
+    return f"  {key}: {message[0].lower()}{message[1:]}{given}"
+
+
+def settings(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every settable key with its description, in order."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings(field.annotation, f"{key}.")
+        else:
+            yield key, field.description or ""

@@ -1,0 +1,243 @@
+"""BERT as TCL uses it: a text encoder, a fusion encoder with cross-attention to image tokens, and the MLM head.
+
+Layers `[0, fusion_layer)` read text alone; layers `[fusion_layer, L)` also attend to the image. Module names are BERT's, so
+published checkpoints load by name. Shapes: B images, R rows of text, S tokens, N image tokens, D width, H heads, Dh head width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeyValue(NamedTuple):
+    """What one cross-attention layer needs of the images; a function of the image alone, so it is computed once."""
+
+    key: Tensor  # [B, H, N, Dh]
+    value: Tensor  # [B, H, N, Dh]
+
+    def select(self, rows: Tensor) -> KeyValue:
+        """The same for the images `rows`."""
+        return KeyValue(self.key[rows], self.value[rows])
+
+
+class ResidualOutput(nn.Module):
+    """`LayerNorm(residual + dropout(dense(x)))`, the second half of every BERT sub-layer."""
+
+    def __init__(self, in_width: int, width: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class QueryKeyValue(nn.Module):
+    """The three input projections of an attention layer."""
+
+    def __init__(self, width: int, context_width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(context_width, width)
+        self.value = nn.Linear(context_width, width)
+
+
+class Attention(nn.Module):
+    """Self-attention, or cross-attention when it is given the keys and values of a context."""
+
+    def __init__(self, width: int, num_heads: int, context_width: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.self = QueryKeyValue(width, context_width)
+        self.output = ResidualOutput(width, width, dropout, eps)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [., S, D] -> [., H, S, Dh]
+
+    def key_value(self, context: Tensor) -> KeyValue:
+        """Keys and values of `context` [B, N, context_width]."""
+        return KeyValue(self._heads(self.self.key(context)), self._heads(self.self.value(context)))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, context: KeyValue | None = None) -> Tensor:
+        """Attend from `x` [R, S, D] to itself under `mask` [R, 1, 1, S] (True = attend), or to `context`.
+
+        With a context of B images, R is a multiple of B and row r attends to image r % B. Rows of one image become one long
+        query, so its keys and values are never copied.
+        """
+        query = self._heads(self.self.query(x))  # [R, H, S, Dh]
+        dropout = self.dropout if self.training else 0.0
+        if context is None:
+            attended = F.scaled_dot_product_attention(query, *self.key_value(x), attn_mask=mask, dropout_p=dropout)
+        else:
+            groups = (len(query) // len(context.key), len(context.key))  # captions of an image, images
+            query = query.unflatten(0, groups).permute(1, 2, 0, 3, 4).flatten(2, 3)  # [B, H, (R/B) S, Dh]
+            attended = F.scaled_dot_product_attention(query, *context, dropout_p=dropout)
+            attended = attended.unflatten(2, (groups[0], -1)).permute(2, 0, 1, 3, 4).flatten(0, 1)  # [R, H, S, Dh]
+        return self.output(attended.transpose(1, 2).flatten(2), x)
+
+
+class Intermediate(nn.Module):
+    """The widening half of the feed-forward sub-layer, with exact (erf) GELU."""
+
+    def __init__(self, width: int, intermediate_width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, intermediate_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Post-norm transformer layer: self-attention, cross-attention when it has one, feed-forward."""
+
+    def __init__(
+        self, width: int, num_heads: int, intermediate_width: int, image_width: int | None, dropout: float, eps: float
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, num_heads, width, dropout, eps)
+        if image_width is not None:
+            self.crossattention = Attention(width, num_heads, image_width, dropout, eps)
+        self.intermediate = Intermediate(width, intermediate_width)
+        self.output = ResidualOutput(intermediate_width, width, dropout, eps)
+
+    def forward(self, x: Tensor, mask: Tensor, image: KeyValue | None = None) -> Tensor:
+        x = self.attention(x, mask)
+        if image is not None:
+            x = self.crossattention(x, context=image)
+        return self.output(self.intermediate(x), x)
+
+
+class Embeddings(nn.Module):
+    """Word + position + type embeddings, normalised."""
+
+    def __init__(self, vocab_size: int, width: int, max_positions: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, width)
+        self.position_embeddings = nn.Embedding(max_positions, width)
+        self.token_type_embeddings = nn.Embedding(2, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        positions = self.position_embeddings.weight[: input_ids.shape[1]]
+        x = self.word_embeddings(input_ids) + positions + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(x))
+
+
+class Encoder(nn.Module):
+    """The stack of layers (a module of its own only because BERT's parameter names say so)."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+
+class Bert(nn.Module):
+    """Text encoder (layers before `fusion_layer`) and fusion encoder (the others) over one embedding table."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_width: int,
+        max_positions: int,
+        fusion_layer: int,
+        image_width: int,
+        dropout: float,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.fusion_layer = fusion_layer
+        self.embeddings = Embeddings(vocab_size, width, max_positions, dropout, eps)
+        widths = [image_width if layer >= fusion_layer else None for layer in range(num_layers)]
+        self.encoder = Encoder([Layer(width, num_heads, intermediate_width, w, dropout, eps) for w in widths])
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Text alone.
+
+        Args:
+            input_ids: int64 [R, S].
+            attention_mask: bool [R, S], True at tokens.
+
+        Returns:
+            Token states [R, S, D].
+        """
+        x = self.embeddings(input_ids)
+        mask = attention_mask[:, None, None, :]
+        for layer in self.encoder.layer[: self.fusion_layer]:
+            x = layer(x, mask)
+        return x
+
+    def image_key_values(self, image_embeds: Tensor) -> list[KeyValue]:
+        """Keys and values of the images [B, N, Dv] for each fusion layer."""
+        return [layer.crossattention.key_value(image_embeds) for layer in self.encoder.layer[self.fusion_layer :]]
+
+    def fuse(self, text_embeds: Tensor, attention_mask: Tensor, images: list[KeyValue]) -> Tensor:
+        """Text states [R, S, D] with the images of `image_key_values` [B, ...]; row r goes with image r % B."""
+        x = text_embeds
+        mask = attention_mask[:, None, None, :]
+        for layer, image in zip(self.encoder.layer[self.fusion_layer :], images, strict=True):
+            x = layer(x, mask, image)
+        return x
+
+
+class PredictionTransform(nn.Module):
+    """`LayerNorm(GELU(dense(x)))` ahead of the vocabulary projection."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class Predictions(nn.Module):
+    """The MLM head; its output matrix is the word embedding table, passed in."""
+
+    def __init__(self, vocab_size: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.transform = PredictionTransform(width, eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        return F.linear(self.transform(x), word_embeddings, self.bias)
+
+
+class MlmHead(nn.Module):
+    """Holds `predictions` (a module of its own only because BERT's parameter names say so)."""
+
+    def __init__(self, vocab_size: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.predictions = Predictions(vocab_size, width, eps)
+
+
+class BertForMaskedLM(nn.Module):
+    """`Bert` with the MLM head."""
+
+    def __init__(self, bert: Bert) -> None:
+        super().__init__()
+        words = bert.embeddings.word_embeddings
+        self.bert = bert
+        self.cls = MlmHead(words.num_embeddings, words.embedding_dim, bert.embeddings.LayerNorm.eps)
+        self.apply(_init_bert)
+
+    def mlm_logits(self, states: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of token states [..., D]; give it only the masked positions."""
+        return self.cls.predictions(states, self.bert.embeddings.word_embeddings.weight)
+
+
+def _init_bert(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

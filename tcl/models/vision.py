@@ -1,0 +1,86 @@
+"""The image encoder: any timm Vision Transformer with a class token, behind two names, `tokens` and `grid_size`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tcl.errors import ConfigError
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as published; of pixels scaled to [0, 1]
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionEncoder(nn.Module):
+    """What TCL asks of an image encoder. `build_vision_encoder` gives a timm model these two members."""
+
+    embed_dim: int
+
+    def tokens(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] to token states [B, 1 + N, D], class token first, after the final norm."""
+        return self.forward_features(pixel_values)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches (rows, columns); N = rows * columns, in row-major order."""
+        return self.patch_embed.grid_size
+
+
+def build_vision_encoder(
+    name: str, image_size: int | tuple[int, int], pretrained: bool = False, **arguments: float
+) -> VisionEncoder:
+    """A timm ViT by name.
+
+    Args:
+        name: timm model name, e.g. `deit_base_patch16_224`.
+        image_size: pixels; pretrained position embeddings are resampled to it.
+        pretrained: load timm's weights for `name`.
+        arguments: passed on to timm, e.g. `depth=4, embed_dim=128, num_heads=4, patch_size=8`.
+
+    Raises:
+        ConfigError: no such timm model, an argument it does not take, or one that is no ViT with a single class token.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*patch*")[:3]
+        raise ConfigError(
+            f"model.image_encoder: timm has no model {name!r}",
+            hint=f"for example {', '.join(close)}" if close else "for example deit_base_patch16_224",
+        )
+    try:
+        vit = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, global_pool="", img_size=image_size, **arguments
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"model.image_encoder: timm cannot build {name!r}: {error}") from error
+    if getattr(vit, "cls_token", None) is None or getattr(vit, "num_prefix_tokens", 0) != 1:
+        raise ConfigError(
+            f"model.image_encoder: {name!r} has no single class token, which TCL projects as the image feature",
+            hint="use a plain ViT or DeiT, e.g. deit_base_patch16_224 or vit_small_patch16_224",
+        )
+    # Subclassing in place, rather than wrapping, keeps timm's parameter names, which are also the published ones.
+    vit.__class__ = type("VisionEncoder", (VisionEncoder, type(vit)), {})
+    return vit
+
+
+def resize_position_embeddings(pos_embed: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Resample learned position embeddings to another grid (bicubic, no antialiasing; the class token is kept).
+
+    Args:
+        pos_embed: [1, 1 + n*n, D], class token first, then a square grid.
+        grid_size: (rows, columns) wanted.
+
+    Returns:
+        [1, 1 + rows*columns, D]
+    """
+    cls_token, patches = pos_embed[:, :1], pos_embed[:, 1:]
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise ConfigError(f"position embeddings for {patches.shape[1]} patches are no square grid and cannot be resized")
+    if (side, side) == tuple(grid_size):
+        return pos_embed
+    grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=grid_size, mode="bicubic", align_corners=False)
+    return torch.cat([cls_token, grid.flatten(2).transpose(1, 2)], dim=1)

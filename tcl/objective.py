@@ -1,0 +1,201 @@
+"""The pre-training objective: the only place that brings model, teacher, queue, draws and losses together.
+
+`forward` reads everything and changes nothing; the training step moves the teacher and the queue by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from tcl.losses import cma_loss, imc_loss, itm_loss, lmi_loss, mlm_loss
+from tcl.models.tcl import TCL, ImageOutput, TextOutput
+from tcl.momentum import FeatureQueue, MomentumTeacher
+from tcl.sampling import MaskedTokens, pool_patches, sample_negatives
+
+
+@dataclass
+class PretrainLosses:
+    """The eight parts of the loss, each a scalar, by the paper's names."""
+
+    cma_i2t: Tensor
+    cma_t2i: Tensor
+    imc_image: Tensor
+    imc_text: Tensor
+    lmi_image: Tensor
+    lmi_text: Tensor
+    itm: Tensor
+    mlm: Tensor
+
+    @property
+    def contrastive(self) -> Tensor:
+        """Mean of the six contrastive terms."""
+        terms = (self.cma_i2t, self.cma_t2i, self.imc_image, self.imc_text, self.lmi_image, self.lmi_text)
+        return torch.stack(terms).mean()
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised: contrastive + ITM + MLM."""
+        return self.contrastive + self.itm + self.mlm
+
+    def named(self) -> dict[str, Tensor]:
+        """Every part and the total, detached, for the log."""
+        parts = {field.name: getattr(self, field.name).detach() for field in fields(self)}
+        return {"loss": self.total.detach(), **parts}
+
+
+@dataclass
+class Similarities:
+    """Features against batch and queue, divided by the temperature; rows [B], columns the B of the batch, then Q."""
+
+    i2t: Tensor
+    t2i: Tensor
+    i2i: Tensor
+    t2t: Tensor
+    i2t_m: Tensor  # `_m`: by the teacher
+    t2i_m: Tensor
+
+
+class PretrainObjective(nn.Module):
+    """Computes `PretrainLosses` of a batch (section 3 of the paper; `docs/method.md`)."""
+
+    def __init__(self, model: TCL, teacher: MomentumTeacher, queue: FeatureQueue) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher = teacher
+        self.queue = queue
+
+    def forward(
+        self,
+        images: Tensor,
+        images_aug: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        masked: MaskedTokens,
+        alpha: float,
+        generator: torch.Generator | None = None,
+        negatives: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[PretrainLosses, Tensor, Tensor]:
+        """One batch of B pairs.
+
+        Args:
+            images: first view, seen by the model; uint8 or normalised [B, 3, H, W].
+            images_aug: second view, seen by the teacher [B, 3, H, W].
+            input_ids: [B, S].
+            attention_mask: bool [B, S].
+            masked: the words to predict.
+            alpha: weight of the teacher's targets, now.
+            generator: for the hard negatives, on the model's device.
+            negatives: fixes the draws: an image for each text [B], a text for each image [B].
+
+        Returns:
+            The losses, and the teacher's features [B, E] of images and texts for the queue.
+        """
+        model, size = self.model, len(input_ids)
+        image = model.encode_image(images)
+        # Captions and their masked copies are one batch for the text encoder, here and in the teacher.
+        rows_ids = torch.cat([input_ids, masked.input_ids])
+        rows_mask = attention_mask.repeat(2, 1)
+        rows = model.encode_text(rows_ids, rows_mask)
+        text = TextOutput(rows.text_embeds[:size], rows.text_feat[:size], attention_mask)
+        with torch.no_grad():
+            image_m = self.teacher.model.encode_image(images_aug)
+            rows_m = self.teacher.model.encode_text(rows_ids, rows_mask)
+            text_m = TextOutput(rows_m.text_embeds[:size], rows_m.text_feat[:size], attention_mask)
+
+        # Contrast is computed in float32 whatever the autocast.
+        with torch.autocast(images.device.type, enabled=False):
+            sims = self.similarities(image, text, image_m, text_m)
+            contrast = self._contrast(sims, image, text, image_m, text_m, alpha)
+
+        if negatives is None and size > 1:
+            image_of_text = sample_negatives(sims.t2i[:, :size], generator)
+            negatives = image_of_text, sample_negatives(sims.i2t[:, :size], generator)
+        itm_logits, fused_masked = self._fuse(image, text, rows.text_embeds[size:], negatives)
+        labels = torch.zeros(len(itm_logits), dtype=torch.long, device=itm_logits.device)
+        labels[:size] = 1
+
+        with torch.no_grad():
+            images_m = self.teacher.model.image_key_values(image_m.image_embeds)
+            fused_masked_m = self.teacher.model.fuse(rows_m.text_embeds[size:], attention_mask, images_m)
+        logits, logits_m = (
+            net.text_encoder.mlm_logits(states.flatten(0, 1)[masked.positions])
+            for net, states in ((model, fused_masked), (self.teacher.model, fused_masked_m))
+        )
+        losses = PretrainLosses(
+            **contrast,
+            itm=itm_loss(itm_logits, labels),
+            mlm=mlm_loss(logits, logits_m, masked.labels, alpha),
+        )
+        return losses, image_m.image_feat, text_m.text_feat
+
+    def similarities(
+        self, image: ImageOutput, text: TextOutput, image_m: ImageOutput, text_m: TextOutput
+    ) -> Similarities:
+        """Scaled similarities to the teacher's features of the batch, then of the queue as it was before this batch."""
+        # Copies, so that enqueueing after the forward leaves the graph intact.
+        image_all = torch.cat([image_m.image_feat.T, self.queue.image_queue], dim=1)  # [E, B + Q]
+        text_all = torch.cat([text_m.text_feat.T, self.queue.text_queue], dim=1)
+        temperature = self.model.temp
+        return Similarities(
+            i2t=image.image_feat @ text_all / temperature,
+            t2i=text.text_feat @ image_all / temperature,
+            i2i=image.image_feat @ image_all / temperature,
+            t2t=text.text_feat @ text_all / temperature,
+            i2t_m=image_m.image_feat @ text_all / temperature.detach(),
+            t2i_m=text_m.text_feat @ image_all / temperature.detach(),
+        )
+
+    def local_features(self, image_m: ImageOutput, text_m: TextOutput) -> tuple[Tensor, Tensor]:
+        """The teacher's local features: pooled patches [B, cells, E], and the words after [CLS] [B, S - 1, E]."""
+        teacher = self.teacher.model
+        patches = teacher.project_image(image_m.image_embeds[:, 1:])
+        return pool_patches(patches, teacher.visual_encoder.grid_size), teacher.project_text(text_m.text_embeds[:, 1:])
+
+    def _contrast(
+        self,
+        sims: Similarities,
+        image: ImageOutput,
+        text: TextOutput,
+        image_m: ImageOutput,
+        text_m: TextOutput,
+        alpha: float,
+    ) -> dict[str, Tensor]:
+        positives = torch.eye(*sims.i2t.shape, device=sims.i2t.device)
+        with torch.no_grad():
+            image_local, text_local = self.local_features(image_m, text_m)
+        temperature = self.model.temp
+        return {
+            "cma_i2t": cma_loss(sims.i2t, sims.i2t_m, positives, alpha),
+            "cma_t2i": cma_loss(sims.t2i, sims.t2i_m, positives, alpha),
+            "imc_image": imc_loss(sims.i2i, positives),
+            "imc_text": imc_loss(sims.t2t, positives),
+            "lmi_image": lmi_loss(image.image_feat, image_local, temperature),
+            "lmi_text": lmi_loss(text.text_feat, text_local, temperature, text.attention_mask[:, 1:]),
+        }
+
+    def _fuse(
+        self, image: ImageOutput, text: TextOutput, masked_embeds: Tensor, negatives: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """ITM logits [3B, 2] of positives, texts with a negative image, images with a negative text; masked states [B, S, D].
+
+        Positives, negative texts and masked captions go with their own image and share its keys and values.
+        A batch of one has no negatives: its ITM rows are the positive alone.
+        """
+        model = self.model
+        images = model.image_key_values(image.image_embeds)
+        mask = text.attention_mask
+        if negatives is None:
+            fused = model.fuse(torch.cat([text.text_embeds, masked_embeds]), mask.repeat(2, 1), images)
+            positive, masked_states = fused.chunk(2)
+            return model.itm_head(positive[:, 0]), masked_states
+
+        image_of_text, text_of_image = negatives
+        own = torch.cat([text.text_embeds, text.text_embeds[text_of_image], masked_embeds])
+        own_mask = torch.cat([mask, mask[text_of_image], mask])
+        positive, negative_text, masked_states = model.fuse(own, own_mask, images).chunk(3)
+        negative_image = model.fuse(text.text_embeds, mask, [image.select(image_of_text) for image in images])
+        cls_states = torch.cat([positive[:, 0], negative_image[:, 0], negative_text[:, 0]])
+        return model.itm_head(cls_states), masked_states
