@@ -133,9 +133,13 @@ class CaptionTokenizer:
             learner.train_from_iterator(texts, trainer)
         return cls(_bert_style(learner.get_vocab()), "trained vocabulary")
 
+    def to_json(self) -> str:
+        """The whole tokenizer as text; equal tokenizers give equal text."""
+        return self._tokenizer.to_str(pretty=True)
+
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` into an existing folder."""
-        self._tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        (Path(folder) / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:
@@ -143,8 +147,8 @@ class CaptionTokenizer:
         return max(self._tokenizer.get_vocab().values()) + 1
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entries of token ids."""
-        return [self._tokenizer.id_to_token(int(token_id)) for token_id in ids]
+        """The vocabulary entries of token ids; an id beyond the vocabulary reads as `[UNK]`."""
+        return [self._tokenizer.id_to_token(int(token_id)) or "[UNK]" for token_id in ids]
 
     def __call__(
         self, texts: Sequence[str], max_length: int | None, clean: bool = True

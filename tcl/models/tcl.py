@@ -38,11 +38,14 @@ class TCL(nn.Module):
     """Image encoder, text encoder, fusion encoder and heads (section 3.1 of the paper, figure 2).
 
     Attributes:
+        config: the sizes it was built from.
         processor: turns files and strings into this model's inputs; set by `from_pretrained` and by training.
+        model_hash: identifies weights, sizes, vocabulary and preprocessing; set by loading and saving.
     """
 
-    processor: Processor
     config: ModelConfig
+    processor: Processor
+    model_hash: str
 
     def __init__(
         self, visual_encoder: VisionEncoder, text_encoder: BertForMaskedLM, embed_dim: int, temperature: float = 0.07

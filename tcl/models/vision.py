@@ -28,14 +28,13 @@ class VisionEncoder(nn.Module):
 
 
 def build_vision_encoder(
-    name: str, image_size: int | tuple[int, int], pretrained: bool = False, **arguments: float
+    name: str, image_size: int | tuple[int, int], **arguments: float
 ) -> VisionEncoder:
-    """A timm ViT by name.
+    """A timm ViT by name, with random weights.
 
     Args:
         name: timm model name, e.g. `deit_base_patch16_224`.
-        image_size: pixels; pretrained position embeddings are resampled to it.
-        pretrained: load timm's weights for `name`.
+        image_size: pixels.
         arguments: passed on to timm, e.g. `depth=4, embed_dim=128, num_heads=4, patch_size=8`.
 
     Raises:
@@ -50,9 +49,7 @@ def build_vision_encoder(
             hint=f"for example {', '.join(close)}" if close else "for example deit_base_patch16_224",
         )
     try:
-        vit = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, global_pool="", img_size=image_size, **arguments
-        )
+        vit = timm.create_model(name, num_classes=0, global_pool="", img_size=image_size, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"model.image_encoder: timm cannot build {name!r}: {error}") from error
     if getattr(vit, "cls_token", None) is None or getattr(vit, "num_prefix_tokens", 0) != 1:

@@ -1,0 +1,214 @@
+"""Models and training states on disk.
+
+    runs/<name>/checkpoints/step-00001000/    a model folder, and with it all that training needs to go on
+        model.safetensors  config.json  tokenizer.json  preprocess.json  README.md
+        train_state.pt     optimizer, teacher, queues, random generators (tensors only)
+        meta.json          step, epoch, resolved recipe, fingerprint of the data
+    runs/<name>/model/                        the model folder of the finished run
+
+Each folder is written under a temporary name and renamed, so one that has its name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import tcl
+from tcl.atomic import atomic_folder
+from tcl.config import ModelConfig
+from tcl.errors import CheckpointError, UsageError
+from tcl.models.tcl import TCL
+from tcl.processor import Processor
+from tcl.resolve import CONFIG_FILE, find_model, read_json
+
+WEIGHTS_FILE = "model.safetensors"
+STATE_FILE = "train_state.pt"
+META_FILE = "meta.json"
+FORMAT_VERSION = 1
+
+
+def save_model(model: TCL, folder: Path) -> None:
+    """Write a model folder, replacing the model that may be there.
+
+    Raises:
+        UsageError: the folder exists and holds something other than a model.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
+        raise UsageError(f"{folder} exists and is no model folder", hint="choose another folder")
+    with atomic_folder(folder, replace=True) as temporary:
+        write_model(model, temporary)
+
+
+def write_model(model: TCL, folder: Path) -> None:
+    """Write the files of a model folder into an existing folder."""
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS_FILE)
+    model.processor.save(folder)
+    model.model_hash = hash_model(model)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "tcl_version": tcl.__version__,
+        "model_hash": model.model_hash,
+        "vocab_size": model.text_encoder.bert.embeddings.word_embeddings.num_embeddings,
+        "model": model.config.model_dump(),
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(model), encoding="utf-8")
+
+
+def hash_model(model: TCL) -> str:
+    """SHA-256 of everything that decides a vector: weights, sizes, vocabulary, preprocessing."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(json.dumps(model.processor.settings(), sort_keys=True).encode())
+    digest.update(model.processor.tokenizer.to_json().encode())
+    return digest.hexdigest()
+
+
+def load_model(source: str | Path) -> TCL:
+    """Load a run, a model folder, a published `.pth` or a hub id; see `TCL.from_pretrained`."""
+    found = find_model(str(source))
+    if found.kind == "reference":
+        from tcl.convert import load_reference
+
+        return load_reference(found.path)
+    if found.kind == "bundle":
+        raise UsageError(
+            f"{found.location} is an exported bundle; its weights cannot be loaded back",
+            hint="give the run or model folder that it was exported from",
+        )
+    return load_model_folder(found.path if found.kind == "model" else _download(found.location))
+
+
+def load_model_folder(folder: Path) -> TCL:
+    """Load a model folder in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or the parts do not belong together.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    try:
+        model_config = ModelConfig.model_validate(config["model"])
+        vocab_size = int(str(config["vocab_size"]))
+        model = TCL.from_config(model_config, vocab_size)
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except KeyError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: lacks {error}") from error
+    except (ValidationError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {' '.join(str(error).split())}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from error
+    except RuntimeError as error:  # from load_state_dict
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {_first_lines(error)}") from error
+    model.processor = Processor.load(folder)
+    if model.processor.tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'}: its vocabulary has {model.processor.tokenizer.vocab_size} words, "
+            f"the model {vocab_size}",
+            hint="use the tokenizer the model was trained with",
+        )
+    model.model_hash = str(config.get("model_hash", ""))
+    return model.eval()
+
+
+def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
+    """Write `checkpoints/step-<step>` of a run and delete all but the newest `keep`.
+
+    Args:
+        run: the run folder.
+        model: the trained model.
+        state: tensors and plain values only.
+        meta: a JSON object with `step`.
+        keep: checkpoints to keep.
+    """
+    folder = run / "checkpoints" / f"step-{meta['step']:08d}"
+    if folder.is_dir():  # complete, and a resumed run computes the same again
+        return folder
+    with atomic_folder(folder) as temporary:
+        write_model(model, temporary)
+        torch.save(state, temporary / STATE_FILE)
+        (temporary / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Weights, training state and meta of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+        return weights, read_tensors(folder / STATE_FILE), read_json(folder / META_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: cannot be read: {error}", hint="delete this checkpoint folder to resume from the one before it"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """`torch.load` that never runs code from the file.
+
+    Raises:
+        CheckpointError: it is damaged, or holds more than tensors and plain values.
+    """
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it is no plain checkpoint, and loading it could run code",
+            hint="a checkpoint of tensors, numbers and strings is accepted; ask for one, or for safetensors",
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {_first_lines(error)}") from error
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    names = [WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", "preprocess.json"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=names))
+    except Exception as error:  # the hub client raises many kinds, from its HTTP library too
+        raise UsageError(
+            f"{hub_id}: neither a file or folder here nor a model that could be fetched from the hub: "
+            f"{_first_lines(error)}",
+            hint="check the name and the network, or give a folder",
+        ) from error
+
+
+def _first_lines(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 300 else text[:300] + " ..."
+
+
+def _model_card(model: TCL) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    height, width = model.processor.image_size
+    return (
+        "# A TCL model\n\n"
+        f"{parameters / 1e6:.1f} M parameters, {height}x{width} pixels, {model.processor.max_length} tokens, "
+        f"vectors of {model.config.embed_dim}, hash `{model.model_hash[:12]}`.\n\n"
+        "    tcl embed images/ --out vecs.npy --model THIS_FOLDER\n"
+        "    tcl export --model THIS_FOLDER\n"
+    )

@@ -1,0 +1,336 @@
+"""Built-in image-text pairs: rendered scenes of one to three coloured shapes. Imports no torch.
+
+Scene i of a (split, seed) is a pure function, so there are as many as anyone asks for and none is stored. One scene is
+named `scenes:SPLIT:SEED:INDEX`; a set of them, as `--data` takes it, `scenes:SPLIT:COUNT:SEED`.
+
+The eight pairs of `HELD_OUT` never appear in the split `train`; every scene of the split `val` shows at least one of
+them, so validation asks for combinations that no training image contained, of colours and shapes that many did.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from tcl.errors import UsageError
+
+PREFIX = "scenes:"
+IMAGE_SIZE = 96
+"""Side of a rendered image in pixels."""
+
+COLOURS = {
+    "red": (222, 40, 40),
+    "orange": (244, 138, 22),
+    "yellow": (238, 212, 28),
+    "green": (38, 158, 70),
+    "blue": (44, 92, 216),
+    "purple": (132, 54, 168),
+    "pink": (245, 132, 190),
+    "black": (34, 34, 36),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SIZES = {"small": 0.08, "large": 0.145}
+"""Half the width of a shape, as a fraction of the side of the image."""
+
+_HELD_OUT_SHAPES = ("square", "star", "circle", "cross", "triangle", "ring", "square", "circle")
+HELD_OUT = frozenset(zip(COLOURS, _HELD_OUT_SHAPES, strict=True))
+"""(colour, shape) pairs that the split `train` never shows."""
+
+DEFAULT_COUNT = {"train": 8192, "val": 256}
+
+PLACES = {
+    "in the top left corner": (0, 0),
+    "at the top": (1, 0),
+    "in the top right corner": (2, 0),
+    "on the left": (0, 1),
+    "in the center": (1, 1),
+    "on the right": (2, 1),
+    "in the bottom left corner": (0, 2),
+    "at the bottom": (1, 2),
+    "in the bottom right corner": (2, 2),
+}
+"""Where a single shape is, and that cell's (column, row) of a 3 x 3 grid."""
+
+_EDGE = 0.02  # nearest that a shape comes to the edge of the image
+_GAP = 0.045  # smallest distance between two shapes along the axis of their relation
+_SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape; `x`, `y` (its centre, y downwards) and `radius` are fractions of the side of the image."""
+
+    size: str
+    colour: str
+    kind: str
+    x: float = 0.0
+    y: float = 0.0
+    radius: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Size, colour and shape: `small red circle`."""
+        return f"{self.size} {self.colour} {self.kind}"
+
+    @property
+    def short_name(self) -> str:
+        """Colour and shape: `red circle`."""
+        return f"{self.colour} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one image shows.
+
+    Args:
+        shapes: one to three shapes, of different (colour, kind), in reading order of the layout.
+        layout: a key of `PLACES` for one shape; `row` (left to right) or `column` (top to bottom); `row above` or
+            `row below` for three: the first two are left and right of each other, and both above or below the third.
+        background: RGB.
+    """
+
+    shapes: tuple[Shape, ...]
+    layout: str
+    background: tuple[int, int, int]
+
+
+def scene(reference: str) -> Scene:
+    """The scene that a reference names.
+
+    Raises:
+        UsageError: the reference is malformed.
+    """
+    return _scene(*_parse_reference(reference))
+
+
+def describe(reference: str) -> list[str]:
+    """Two to four true captions of a scene; the first one names every size, colour and shape and where they are."""
+    split, seed, index = _parse_reference(reference)
+    captions = _captions(_scene(split, seed, index))
+    draw = random.Random(f"captions:{split}:{seed}:{index}")
+    return [captions[0], *draw.sample(captions[1:], draw.randint(1, 3))]
+
+
+def render(reference: str) -> Image.Image:
+    """Draw a scene, anti-aliased, as an RGB image of `IMAGE_SIZE` x `IMAGE_SIZE` pixels."""
+    drawn = scene(reference)
+    image = Image.new("RGB", (IMAGE_SIZE * _SUPERSAMPLING,) * 2, drawn.background)
+    canvas = ImageDraw.Draw(image)
+    for shape in drawn.shapes:
+        _draw(canvas, shape, image.width, drawn.background)
+    return image.reduce(_SUPERSAMPLING)
+
+
+def scene_rows(spec: str) -> Iterator[tuple[str, list[str]]]:
+    """References and captions of a set of scenes.
+
+    In the split `val` a scene whose first caption has been given to an earlier one of the set is passed over, so its
+    indices may have gaps: no two rows share their first caption.
+
+    Args:
+        spec: `scenes:`, `scenes:train`, `scenes:val:256` or `scenes:val:256:7` (split, count, seed); by default 8192
+            training scenes or 256 validation scenes of seed 0.
+
+    Raises:
+        UsageError: the specification is malformed.
+    """
+    split, count, seed = _parse_spec(spec)
+    return _rows(split, count, seed)
+
+
+def _rows(split: str, count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
+    seen: set[str] = set()
+    index = rows = 0
+    while rows < count:
+        reference = f"{PREFIX}{split}:{seed}:{index}"
+        captions = describe(reference)
+        index += 1
+        if split == "val":
+            if captions[0] in seen:
+                continue
+            seen.add(captions[0])
+        rows += 1
+        yield reference, captions
+
+
+def _parse_spec(spec: str) -> tuple[str, int, int]:
+    match = re.fullmatch(r"scenes:(?:(train|val)(?::([1-9][0-9]{0,8})(?::([0-9]{1,9}))?)?)?", spec)
+    if match is None:
+        raise UsageError(
+            f"not a set of scenes: {spec}",
+            hint="write scenes:SPLIT:COUNT:SEED, for example scenes:train:8192 or scenes:val:256:7 (SPLIT: train, val)",
+        )
+    split = match[1] or "train"
+    return split, int(match[2] or DEFAULT_COUNT[split]), int(match[3] or 0)
+
+
+def _parse_reference(reference: str) -> tuple[str, int, int]:
+    match = re.fullmatch(r"scenes:(train|val):([0-9]{1,9}):([0-9]{1,12})", reference)
+    if match is None:
+        raise UsageError(f"not a scene: {reference}", hint="write scenes:SPLIT:SEED:INDEX, for example scenes:val:0:17")
+    return match[1], int(match[2]), int(match[3])
+
+
+def _scene(split: str, seed: int, index: int) -> Scene:
+    draw = random.Random(f"scene:{split}:{seed}:{index}")
+    count = draw.choices((1, 2, 3), weights=(2, 5, 3))[0]
+    shapes = [Shape(draw.choice(tuple(SIZES)), colour, kind) for colour, kind in _draw_pairs(draw, split, count)]
+    if count == 1:
+        layout = draw.choice(tuple(PLACES))
+    elif count == 2:
+        layout = draw.choice(("row", "column"))
+    else:
+        layout = draw.choice(("row", "column", "row above", "row below"))
+    background = tuple(draw.randint(232, 250) for _ in range(3))
+    return Scene(tuple(_arrange(draw, shapes, layout)), layout, background)  # type: ignore[arg-type]
+
+
+def _draw_pairs(draw: random.Random, split: str, count: int) -> list[tuple[str, str]]:
+    """Different (colour, shape) pairs that the split allows."""
+    allowed = [(colour, kind) for colour in COLOURS for kind in SHAPES if (colour, kind) not in HELD_OUT]
+    if split == "train":
+        return draw.sample(allowed, count)
+    pairs = draw.sample(allowed, count - 1)
+    pairs.insert(draw.randrange(count), draw.choice(sorted(HELD_OUT)))
+    return pairs
+
+
+def _arrange(draw: random.Random, shapes: list[Shape], layout: str) -> list[Shape]:
+    radii = [SIZES[shape.size] * draw.uniform(0.92, 1.0) for shape in shapes]
+    if layout in PLACES:
+        centres = [_in_cell(draw, PLACES[layout], radii[0])]
+    elif layout == "row":
+        centres = list(zip(_spread(draw, radii), _level(draw, radii), strict=True))
+    elif layout == "column":
+        centres = list(zip(_level(draw, radii), _spread(draw, radii), strict=True))
+    else:
+        centres = _row_and_one(draw, radii, row_above=layout == "row above")
+    return [
+        Shape(shape.size, shape.colour, shape.kind, x, y, radius)
+        for shape, (x, y), radius in zip(shapes, centres, radii, strict=True)
+    ]
+
+
+def _in_cell(draw: random.Random, cell: tuple[int, int], radius: float) -> tuple[float, float]:
+    """A centre in one cell of the 3 x 3 grid: near the edges of the image for outer cells, near the middle else."""
+
+    def coordinate(position: int) -> float:
+        offset = draw.uniform(0.0, 0.06)
+        return (_EDGE + radius + offset, 0.47 + offset, 1 - _EDGE - radius - offset)[position]
+
+    return coordinate(cell[0]), coordinate(cell[1])
+
+
+def _spread(draw: random.Random, radii: list[float], start: float = _EDGE, stop: float = 1 - _EDGE) -> list[float]:
+    """Increasing centres between `start` and `stop`, with `_GAP` or more between neighbours."""
+    free = stop - start - 2 * sum(radii) - _GAP * (len(radii) - 1)
+    cuts = sorted(draw.uniform(0.0, free) for _ in radii)
+    centres = []
+    taken = start
+    for cut, radius in zip(cuts, radii, strict=True):
+        centres.append(taken + cut + radius)
+        taken += 2 * radius + _GAP
+    return centres
+
+
+def _level(draw: random.Random, radii: list[float]) -> list[float]:
+    """Nearly equal centres, so that the other axis alone tells the relation."""
+    inset = _EDGE + max(radii) + 0.03
+    base = draw.uniform(inset, 1 - inset)
+    return [base + draw.uniform(-0.03, 0.03) for _ in radii]
+
+
+def _row_and_one(draw: random.Random, radii: list[float], row_above: bool) -> list[tuple[float, float]]:
+    """Two shapes side by side, and the third below or above both, between their centres."""
+    xs = _spread(draw, radii[:2])
+    row = max(radii[:2])
+    if row_above:
+        row_y, third_y = _spread(draw, [row, radii[2]])
+    else:
+        third_y, row_y = _spread(draw, [radii[2], row])
+    return [(xs[0], row_y), (xs[1], row_y), (draw.uniform(*xs), third_y)]
+
+
+def _captions(scene: Scene) -> list[str]:
+    """The specific caption, then three other ways of saying it."""
+    names = [f"a {shape.name}" for shape in scene.shapes]
+    short = [shape.short_name for shape in scene.shapes]
+    a_short = [f"{'an' if shape.colour == 'orange' else 'a'} {shape.short_name}" for shape in scene.shapes]
+    if len(names) == 1:
+        place = scene.layout
+        return [
+            f"{names[0]} {place}",
+            f"there is {names[0]} {place}",
+            f"the only shape is {names[0]} {place}",
+            f"a picture of {names[0]} {place}",
+        ]
+    if len(names) == 2:
+        before, after, first, last = _words(scene.layout)
+        return [
+            f"{names[0]} {before} {names[1]}",
+            f"{names[1]} {after} {names[0]}",
+            f"there is {names[0]} {first} and {names[1]} {last}",
+            f"two shapes with the {short[0]} {first} and the {short[1]} {last}",
+        ]
+    a, b, c = names
+    if scene.layout in ("row", "column"):
+        _, _, first, last = _words(scene.layout)
+        order = "from left to right" if scene.layout == "row" else "from top to bottom"
+        return [
+            f"{a}, {b} and {c} {order}",
+            f"{b} between {a} {first} and {c} {last}",
+            f"three shapes {order}: {a}, {b} and {c}",
+            f"{a_short[0]}, {a_short[1]} and {a_short[2]} {order}",
+        ]
+    above, below = ("above", "below") if scene.layout == "row above" else ("below", "above")
+    return [
+        f"{a} left of {b}, both {above} {c}",
+        f"{c} {below} {a} and {b}",
+        f"{b} right of {a}, both {above} {c}",
+        f"{a_short[0]} left of {a_short[1]}, both {above} {a_short[2]}",
+    ]
+
+
+def _words(layout: str) -> tuple[str, str, str, str]:
+    if layout == "row":
+        return "left of", "right of", "on the left", "on the right"
+    return "above", "below", "at the top", "at the bottom"
+
+
+def _draw(canvas: ImageDraw.ImageDraw, shape: Shape, side: int, background: tuple[int, int, int]) -> None:
+    x, y, r = shape.x * side, shape.y * side, shape.radius * side
+    colour = COLOURS[shape.colour]
+    if shape.kind in ("circle", "ring"):
+        canvas.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        if shape.kind == "ring":
+            hole = 0.55 * r
+            canvas.ellipse((x - hole, y - hole, x + hole, y + hole), fill=background)
+        return
+    canvas.polygon([(x + dx * r, y + dy * r) for dx, dy in _OUTLINES[shape.kind]], fill=colour)
+
+
+def _star() -> list[tuple[float, float]]:
+    points = []
+    for i in range(10):
+        radius = 1.0 if i % 2 == 0 else 0.42
+        angle = math.pi * (i / 5 - 0.5)
+        points.append((radius * math.cos(angle), radius * math.sin(angle)))
+    return points
+
+
+_ARM = 0.34  # half the width of an arm of the cross
+_OUTLINES = {
+    "square": [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
+    "triangle": [(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)],
+    "star": _star(),
+    "cross": [
+        (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
+        (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
+    ],
+}  # fmt: skip
+"""Corners relative to the centre, in units of the radius, y downwards."""

@@ -1,0 +1,161 @@
+"""The one way out: data goes to stdout; messages, hints, errors and progress go to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import typer
+
+PLAIN_INTERVAL = 5.0  # seconds between progress lines when stderr is no terminal
+
+
+class Advance(Protocol):
+    """Reports progress: `n` more items are done; `info` (loss, samples_per_second, ...) is shown beside the bar."""
+
+    def __call__(self, n: int = 1, **info: object) -> None: ...
+
+
+class Console:
+    """What commands write with."""
+
+    def data(self, text: str) -> None:
+        """A line of the command's result, on stdout."""
+        typer.echo(text)
+
+    def json(self, values: Mapping[str, Any]) -> None:
+        """The command's result as one JSON object, on stdout."""
+        typer.echo(json.dumps(values, ensure_ascii=False))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+        """The command's result as a table: drawn on a terminal, tab-separated with a header line otherwise."""
+        if not sys.stdout.isatty():
+            for row in (columns, *rows):
+                typer.echo("\t".join(format_value(value) for value in row))
+            return
+        from rich import box
+        from rich.console import Console as RichConsole
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for name, sample in zip(columns, rows[0] if rows else columns, strict=True):
+            table.add_column(name, justify="right" if isinstance(sample, int | float) else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(format_value(value)) for value in row))
+        RichConsole().print(table)
+
+    def message(self, text: str) -> None:
+        """What the command did or is doing, on stderr."""
+        typer.echo(text, err=True)
+
+    def hint(self, text: str) -> None:
+        """What the user can do next, on stderr."""
+        typer.secho(f"  -> {text}", err=True, dim=True)
+
+    def warning(self, text: str) -> None:
+        """Something the user should know about, on stderr."""
+        typer.secho(f"Warning: {text}", err=True, fg="yellow")
+
+    def error(self, message: str, hint: str | None = None) -> None:
+        """Why the command failed and what to do next, on stderr."""
+        typer.secho("Error: ", err=True, fg="red", bold=True, nl=False)
+        typer.echo(message, err=True)
+        if hint:
+            self.hint(hint)
+
+    @contextmanager
+    def progress(self, description: str, total: int | None = None, initial: int = 0) -> Iterator[Advance]:
+        """Show the progress of long work: a bar on a terminal, otherwise a plain line every few seconds.
+
+        Args:
+            description: what is going on, e.g. `Embedding`.
+            total: items to do, when known.
+            initial: items done before, by the run that is resumed.
+
+        Yields:
+            `advance(n, **info)`.
+        """
+        if sys.stderr.isatty():
+            with _bar(description, total, initial) as advance:
+                yield advance
+        else:
+            lines = _PlainProgress(description, total, initial)
+            yield lines.advance
+            lines.finish()
+
+
+def format_value(value: object) -> str:
+    """A value as people read it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_seconds(seconds: float) -> str:
+    """`0:42`, `12:05` or `3:07:20`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _PlainProgress:
+    """One line every few seconds, for logs."""
+
+    def __init__(self, description: str, total: int | None, initial: int) -> None:
+        self.description, self.total, self.initial = description, total, initial
+        self.done = initial
+        self.info: dict[str, object] = {}
+        self.started = self.printed = time.monotonic()
+
+    def advance(self, n: int = 1, **info: object) -> None:
+        self.done += n
+        self.info |= info
+        if time.monotonic() - self.printed >= PLAIN_INTERVAL:
+            self._print()
+
+    def finish(self) -> None:
+        if self.printed > self.started:  # short work needs no line at all
+            self._print()
+
+    def _print(self) -> None:
+        self.printed = time.monotonic()
+        seconds = self.printed - self.started
+        rate = (self.done - self.initial) / seconds if seconds else 0.0
+        parts = [f"{self.description}: {self.done}" + (f"/{self.total}" if self.total else "")]
+        parts += [f"{name.replace('_', ' ')} {format_value(value)}" for name, value in self.info.items()]
+        parts.append(f"{rate:.1f}/s")
+        if self.total and rate and self.done < self.total:
+            parts.append(f"ETA {format_seconds((self.total - self.done) / rate)}")
+        typer.echo("  ".join(parts), err=True)
+
+
+@contextmanager
+def _bar(description: str, total: int | None, initial: int) -> Iterator[Advance]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[info]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    ]
+    shown: dict[str, object] = {}
+    with Progress(*columns, console=RichConsole(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, completed=initial, info="")
+
+        def advance(n: int = 1, **info: object) -> None:
+            shown.update(info)
+            text = "  ".join(f"{name.replace('_', ' ')} {format_value(value)}" for name, value in shown.items())
+            progress.update(task, advance=n, info=text)
+
+        yield advance
+
+
+out = Console()

@@ -1,0 +1,58 @@
+"""Options that several commands share, defined once so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+MODEL_PANEL = "Model"
+INPUT_PANEL = "Input"
+OUTPUT_PANEL = "Output"
+SPEED_PANEL = "Speed"
+
+
+class Backend(StrEnum):
+    """What computes the vectors."""
+
+    auto = "auto"
+    torch = "torch"
+    onnx = "onnx"
+
+
+class Device(StrEnum):
+    """Where torch computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A run, a model folder, an exported bundle, a published .pth or a hub id. "
+        "Default: $TCL_MODEL, else the newest finished run under ./runs.",
+        show_default=False,
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        "--backend",
+        help="What computes the vectors. auto: a bundle runs in ONNX Runtime, any other model in torch; onnx without "
+        "--model: the newest bundle under ./exports.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option("--device", help="Where torch computes. auto: a GPU when there is one.", rich_help_panel=MODEL_PANEL),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout instead.", rich_help_panel=OUTPUT_PANEL)
+]
