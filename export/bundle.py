@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,8 @@ def build_bundle(model: TCL, target: Path, *, check: bool = True, images: Sequen
     """
     from export.onnx import export_onnx
 
+    if target.exists():
+        raise UsageError(f"{target}: exists", hint="choose another --out")
     try:
         with atomic_folder(target) as folder:
             export_onnx(model, folder)
@@ -70,9 +72,7 @@ def build_bundle(model: TCL, target: Path, *, check: bool = True, images: Sequen
             verified = check and all(item.passed for item in checks)
             manifest = _manifest(model, folder, checks, verified)
             (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    except FileExistsError as error:
-        raise UsageError(f"{target}: exists", hint="choose another --out") from error
-    except PermissionError as error:
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{target}: cannot be written: {error.strerror}", hint="choose another --out") from error
     return Bundle(target, model.model_hash, model.config.embed_dim, "fp32", verified, checks)
 
@@ -115,14 +115,12 @@ def _manifest(model: TCL, folder: Path, checks: Sequence[Check], verified: bool)
         "embed_dim": model.config.embed_dim,
         "precisions": ["fp32"],
         "opset": OPSET,
-        "graphs": {
-            graph.name: graph.describe(model.config.embed_dim) for graph in graphs(model.processor.image_size)
-        },
+        "graphs": {graph.name: graph.describe(model.config.embed_dim) for graph in graphs(model.processor.image_size)},
         "preprocessing": model.processor.settings(),
         "verified": verified,
         "verification": {"bound": BOUND, "checks": [item.to_json() for item in checks]} if checks else None,
         "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
-        "tools": {"tcl": tcl.__version__} | {name: version(name) for name in TOOLS},
+        "tools": {"tcl": tcl.__version__} | {name: import_module(name).__version__ for name in TOOLS},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -1,4 +1,4 @@
-"""The graphs of a bundle: file, inputs, outputs, and which axes vary. Export, verification and runtime all read this."""
+"""The graphs of a bundle: file, inputs, outputs, and which axes vary. All of `export/` reads this."""
 
 from __future__ import annotations
 

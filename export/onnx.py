@@ -78,6 +78,7 @@ def _export(
     except torch.onnx.errors.OnnxExporterError as error:
         reason = " ".join(str(error).split())[:300]
         raise TclError(f"{graph.file}: torch cannot export this model: {reason}", hint="see --debug") from error
+    assert program is not None  # which is what the exporter returns unless it writes the file itself
     _set_metadata(program.model, model, graph)
     path = folder / graph.file
     with _quiet():

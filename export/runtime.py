@@ -181,10 +181,10 @@ def _find(model: str | None, bundles: bool) -> ModelSource:
     try:
         source = find_model(model)
     except UsageError as no_model:
-        source = _newest_bundle() if model is None and bundles else None
-        if source is None:
+        bundle = _newest_bundle() if model is None and bundles else None
+        if bundle is None:
             raise no_model
-        return source
+        return bundle
     if model is None and bundles and source.kind != "bundle" and find_spec("torch") is None:
         return _newest_bundle() or source
     return source

@@ -76,7 +76,9 @@ def verify(folder: Path, model: TCL, images: Sequence[str | Path] = (), bound: f
     cases = {image.name: _image_cases(model, images), text.name: _text_cases(model)}
     checks: list[Check] = []
     for graph in (image, text):
-        checks += _verify_graph(folder / graph.file, graph, encoder.embed_dim, reference[graph.name], cases[graph.name], bound)
+        checks += _verify_graph(
+            folder / graph.file, graph, encoder.embed_dim, reference[graph.name], cases[graph.name], bound
+        )
     return checks
 
 

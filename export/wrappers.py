@@ -1,7 +1,7 @@
 """The two graphs that are exported, as modules over a `TCL` model.
 
-Inside `tcl`, `image_embeds` are token states and `image_feat` is the projected, L2-normalised vector. At the boundary of a
-graph the vector is called `image_embeds`, and `text_embeds` likewise: these are the names that ONNX tools know.
+Inside `tcl`, `image_embeds` are token states and `image_feat` is the projected, L2-normalised vector. At the edge of
+a graph the vector is called `image_embeds`, and `text_embeds` likewise: these are the names that ONNX tools know.
 """
 
 from __future__ import annotations

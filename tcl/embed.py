@@ -108,10 +108,10 @@ def embed(
     restart: bool = False,
     progress: Callable[[int], object] = lambda n: None,
 ) -> EmbedReport:
-    """Write the vectors of `inputs` and what belongs to them (see `tcl.vectors`); memory does not grow with their number.
+    """Write the vectors of `inputs` and the files that belong to them, see `tcl.vectors`; memory stays flat.
 
-    Rows keep the order of the inputs, and which inputs share a batch depends on nothing but that order, so the result is
-    the same for any number of workers.
+    Rows keep the order of the inputs, and which inputs share a batch depends on nothing but that order, so the result
+    is the same for any number of workers.
 
     Args:
         inputs: from `list_inputs`.
@@ -131,7 +131,7 @@ def embed(
     check_output(out, restart)
     started = time.monotonic()
     clock = _Clock()
-    writer = VectorWriter(out, encoder.embed_dim, dtype, texts=inputs.kind == "text")
+    writer = VectorWriter(out, encoder.embed_dim, dtype, "text" if inputs.kind == "text" else "path")
     try:
         _run(inputs, encoder, writer, clock, batch_size, workers, on_error, progress)
         meta = _meta(inputs, encoder, writer, dtype)

@@ -5,7 +5,7 @@
 | folder | its images, sub-folders included, natural order | path relative to the folder |
 | glob, image file | the images | path relative to the folder the pattern starts in |
 | `.txt`, `.lst` | one sentence, or one image path, per line | line number; the path as written |
-| `.json`, `.jsonl`, `.csv`, `.tsv` | an image or text column | the column `id`, else the path as written or the row number |
+| `.json`, `.jsonl`, `.csv`, `.tsv` | an image or text column | the column `id`, else the path or the row number |
 | `scenes:` | rendered scenes or their captions | the scene's reference |
 
 A row with several texts gives several inputs: `3#1`, `3#2`.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -103,7 +102,9 @@ def _list(source: str, kind: Literal["auto", "image", "text"]) -> Inputs:
     if glob.has_magic(source):
         _no_text(source, kind)
         return _glob(source)
-    raise UsageError(f"{source}: no such file or folder", hint="check the path; quote a glob so that the shell keeps it")
+    raise UsageError(
+        f"{source}: no such file or folder", hint="check the path; quote a glob so that the shell keeps it"
+    )
 
 
 def _no_text(source: str, kind: str) -> None:
@@ -121,7 +122,9 @@ def _scenes(source: str, kind: str) -> Inputs:
     if kind != "text":
         references = [reference for reference, _ in scenes.scene_rows(source)]
         return Inputs("image", references, references, Path())
-    rows = [(f"{reference}#{n}", text) for reference, texts in scenes.scene_rows(source) for n, text in enumerate(texts, 1)]
+    rows = [
+        (f"{reference}#{n}", text) for reference, texts in scenes.scene_rows(source) for n, text in enumerate(texts, 1)
+    ]
     return Inputs("text", [row_id for row_id, _ in rows], [text for _, text in rows], Path())
 
 

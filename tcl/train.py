@@ -8,6 +8,7 @@ the checkpoint, so a resumed run computes what an uninterrupted one would have, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tcl.convert import load_pretrained_encoders
 from tcl.data.captions import CaptionTokenizer
 from tcl.data.index import PairIndex, read_pairs
 from tcl.data.loader import Batch, PairLoader
-from tcl.errors import ConfigError, DataError, NonFiniteError
+from tcl.errors import ConfigError, NonFiniteError, UsageError
 from tcl.models.tcl import TCL
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
@@ -289,6 +290,21 @@ class Training:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step = meta["step"]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` takes a GPU when there is one.
+
+    Raises:
+        UsageError: this machine has no such device, or several processes were started.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("training and evaluation run in one process as yet, but WORLD_SIZE is set", hint="leave torchrun out")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here", hint="use --device cpu, or install a CUDA build of torch")
+    return torch.device(name)
 
 
 def build_tokenizer(recipe: Recipe, index: PairIndex) -> CaptionTokenizer:

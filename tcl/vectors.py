@@ -1,17 +1,18 @@
 """Vectors on disk: what `tcl embed` writes and `tcl search` reads. Imports no torch.
 
     vecs.npy            float32 or float16 [N, E], L2-normalised
-    vecs.ids.jsonl      line i names row i: {"id", "status": "ok"}, and the text where it is one
+    vecs.ids.jsonl      line i names row i: {"id", "status": "ok"}, and the text, or the path where that is not the id
     vecs.errors.jsonl   inputs without a vector: {"id", "reason"}; only when there are any
     vecs.meta.json      model hash, preprocessing, backend, precision, counts
 
-With the suffix `.parquet` one file with the columns `id`, `vector` (and `text`) takes the place of the first two. The file
-of vectors gets its name last, so vectors that are there are complete.
+With the suffix `.parquet` one file with the columns `id`, `vector`, and `text` or `path`, takes the place of the first
+two. The file of vectors gets its name last, so vectors that are there are complete.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +35,8 @@ def check_output(out: Path, restart: bool = False) -> None:
     """Can vectors be written to `out`? Creates its folder.
 
     Raises:
-        UsageError: wrong suffix, `out` exists and `restart` does not allow to replace it, or the folder is not writable.
+        UsageError: wrong suffix; `out`, or what a killed job left of it, exists, and `restart` is not given; or its
+            folder is not writable.
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: vectors are written as .npy or .parquet", hint=f"for example --out {out.stem}.npy")
@@ -42,11 +44,14 @@ def check_output(out: Path, restart: bool = False) -> None:
         raise UsageError(f"{out}: is a folder", hint="choose another name")
     if out.exists() and not restart:
         raise UsageError(f"{out}: exists", hint="choose another name, or add --restart to replace it")
-    probe = _partial(out)
+    if _partial(out).exists() and not restart:
+        raise UsageError(
+            f"{_partial(out)}: left by a job that was killed, or is still running",
+            hint="if none is running, discard it with --restart",
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise UsageError(f"{out}: cannot be written: {error.strerror}", hint="choose another folder") from error
 
@@ -58,14 +63,15 @@ class VectorWriter:
         out: final name of the vectors, `.npy` or `.parquet`.
         dim: width E of a vector.
         dtype: `float32` or `float16`.
-        texts: rows are texts, which are written beside their ids.
+        value_name: `text` or `path`: what rows are made of.
     """
 
-    def __init__(self, out: Path, dim: int, dtype: str, texts: bool) -> None:
+    def __init__(self, out: Path, dim: int, dtype: str, value_name: str) -> None:
         self.out, self.dim, self.dtype = out, dim, np.dtype(dtype)
         self.count = self.failed = 0
-        self._texts = texts
+        self._value_name = value_name
         self._open: list[IO[Any]] = []
+        self._created = [out]
         self._errors: IO[str] | None = None
         self._parquet = self._create_parquet() if out.suffix == ".parquet" else None
         if self._parquet is None:
@@ -83,7 +89,9 @@ class VectorWriter:
             return
         self._vectors.write(vectors.tobytes())
         for row_id, value in zip(ids, values, strict=True):
-            row = {"id": row_id, "status": "ok"} | ({"text": value} if self._texts else {})
+            row = {"id": row_id, "status": "ok"}
+            if self._value_name == "text" or value != row_id:
+                row[self._value_name] = value
             self._ids.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def fail(self, row_id: str, reason: str) -> None:
@@ -103,7 +111,7 @@ class VectorWriter:
         self._close()
         self.out.unlink(missing_ok=True)  # from here on, and until the last rename, there are no vectors
         for path in _names(self.out):
-            if _partial(path).exists():
+            if path in self._created:
                 _partial(path).rename(path)
             else:
                 path.unlink(missing_ok=True)  # of an earlier run
@@ -111,12 +119,13 @@ class VectorWriter:
     def abandon(self) -> None:
         """Delete what was written; files of an earlier run stay."""
         self._close()
-        for path in _names(self.out):
+        for path in self._created:
             _partial(path).unlink(missing_ok=True)
 
     def _create(self, path: Path) -> IO[str]:
         file = _partial(path).open("w", encoding="utf-8")
         self._open.append(file)
+        self._created.append(path)
         return file
 
     def _create_parquet(self) -> Any:
@@ -124,9 +133,8 @@ class VectorWriter:
         from pyarrow.parquet import ParquetWriter
 
         value = pa.float16() if self.dtype == np.float16 else pa.float32()
-        columns = [("id", pa.string()), ("vector", pa.list_(value, self.dim))]
-        schema = pa.schema(columns + ([("text", pa.string())] if self._texts else []))
-        return ParquetWriter(_partial(self.out), schema)
+        columns = [("id", pa.string()), ("vector", pa.list_(value, self.dim)), (self._value_name, pa.string())]
+        return ParquetWriter(_partial(self.out), pa.schema(columns))
 
     def _close(self) -> None:
         if self._parquet is not None:
@@ -148,9 +156,8 @@ def _record_batch(schema: Any, ids: Sequence[str], values: Sequence[str], vector
     import pyarrow as pa
 
     flat = pa.array(vectors.reshape(-1))
-    columns = [pa.array(ids, pa.string()), pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])]
-    if "text" in schema.names:
-        columns.append(pa.array(values, pa.string()))
+    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    columns = [pa.array(ids, pa.string()), lists, pa.array(values, pa.string())]
     return pa.record_batch(columns, schema=schema)
 
 

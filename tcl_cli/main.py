@@ -5,20 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 import tcl
 from tcl.errors import MissingExtraError, TclError
+from tcl_cli import embed, export, pretrain, scenes, search
 from tcl_cli._console import out
-from tcl_cli.embed import embed
 from tcl_cli.eval import eval_app
-from tcl_cli.export import export
-from tcl_cli.pretrain import pretrain
 from tcl_cli.recipes import recipes_app
-from tcl_cli.scenes import scenes
-from tcl_cli.search import search
 
 INTERRUPTED = 130
 EXTRA_OF = {
@@ -32,15 +29,12 @@ EXTRA_OF = {
 }
 
 EPILOG = """\
-[bold]From nothing to search, on any machine:[/]
+[bold]From nothing to search, on any machine[/]
 
-  tcl pretrain                                            a small model on built-in data, a few minutes
-
-  tcl embed images/ --out vecs.npy                        vectors of a folder
-
-  tcl search "a small red circle" --index vecs.npy        the nearest images
-
-  tcl export                                              the same model as ONNX, verified
+  tcl pretrain                                       a small model
+  tcl embed images/ --out vecs.npy                   vectors of a folder
+  tcl search "a small red circle" --index vecs.npy   the nearest images
+  tcl export                                         ONNX, verified
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a verification failed, 130 interrupted.
 """
@@ -73,45 +67,47 @@ def options(
 
 
 TRAIN, USE, SETTINGS = "Train and evaluate", "Use a model", "Settings and data"
-app.command(rich_help_panel=TRAIN)(pretrain)
+app.command(epilog=pretrain.EPILOG, rich_help_panel=TRAIN)(pretrain.pretrain)
 app.add_typer(eval_app, name="eval", rich_help_panel=TRAIN)
-app.command(rich_help_panel=USE)(embed)
-app.command(rich_help_panel=USE)(search)
-app.command(rich_help_panel=USE)(export)
+app.command(epilog=embed.EPILOG, rich_help_panel=USE)(embed.embed)
+app.command(epilog=search.EPILOG, rich_help_panel=USE)(search.search)
+app.command(epilog=export.EPILOG, rich_help_panel=USE)(export.export)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=SETTINGS)
-app.command(rich_help_panel=SETTINGS)(scenes)
+app.command(epilog=scenes.EPILOG, rich_help_panel=SETTINGS)(scenes.scenes)
 
 
 def main() -> None:
     """The `tcl` command."""
-    arguments = sys.argv[1:]
-    debug = os.environ.get("TCL_DEBUG", "") not in ("", "0")
-    if "--debug" in arguments:  # people append it to the line that failed
-        debug = True
-        arguments.remove("--debug")
+    code = run(sys.argv[1:])
     try:
-        code = run(arguments)
-    except Exception as error:
-        if debug:
-            raise
-        code = _report(error)
-    _flush()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _close_stdout()
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line.
+    """Run one command line; every failure becomes one line on stderr.
 
     Returns:
-        The exit code. Failures other than wrong usage are raised.
+        The exit code.
     """
+    debug = os.environ.get("TCL_DEBUG", "") not in ("", "0")
+    if "--debug" in arguments:  # anywhere, as people append it to the line that failed
+        debug = True
+        arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(arguments, standalone_mode=False, prog_name="tcl")
     except typer.TyperException as error:  # wrong options and arguments, found by typer
-        out.error(error.format_message(), hint=_help_hint(error))
+        if type(error).__name__ != "NoArgsIsHelpError":  # that one has printed the help already
+            out.error(error.format_message(), hint=_help_hint(error))
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
     if code == INTERRUPTED:
         out.message("Interrupted.")
     return code if isinstance(code, int) else 0
@@ -138,13 +134,6 @@ def _report(error: Exception) -> int:
         return 1
     out.error(f"{type(error).__name__}: {' '.join(str(error).split())}", hint="run again with --debug to see where")
     return 1
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _close_stdout()
 
 
 def _close_stdout() -> int:

@@ -25,7 +25,7 @@ _ImageOp = Callable[[Image.Image], Image.Image]
 # Magnitude 7 of 10 in the published scale of each operation.
 ENHANCE = 0.7 * 1.8 + 0.1  # factor; 1 leaves the image as it is
 SHEAR = 0.7 * 0.3  # pixels along one axis per pixel along the other
-TRANSLATE = 0.7 * 10  # pixels, whatever the size of the image
+TRANSLATE = 7  # pixels, whatever the size of the image
 ROTATE = 0.7 * 30  # degrees
 FILL = 128
 
@@ -145,12 +145,12 @@ def shear_y(image: Image.Image, sign: int) -> Image.Image:
 
 def translate_x(image: Image.Image, sign: int) -> Image.Image:
     """Move sideways by `TRANSLATE` pixels."""
-    return _warp(image, [[1, 0, -sign * TRANSLATE], [0, 1, 0]])
+    return _move(image, (-sign * TRANSLATE, 0))
 
 
 def translate_y(image: Image.Image, sign: int) -> Image.Image:
     """Move up or down by `TRANSLATE` pixels."""
-    return _warp(image, [[1, 0, 0], [0, 1, -sign * TRANSLATE]])
+    return _move(image, (0, -sign * TRANSLATE))
 
 
 def rotate(image: Image.Image, sign: int) -> Image.Image:
@@ -158,6 +158,12 @@ def rotate(image: Image.Image, sign: int) -> Image.Image:
     cos, sin = math.cos(math.radians(ROTATE)), sign * math.sin(math.radians(ROTATE))
     x, y = image.width / 2, image.height / 2
     return _warp(image, [[cos, sin, (1 - cos) * x - sin * y], [-sin, cos, sin * x + (1 - cos) * y]])
+
+
+def _move(image: Image.Image, offset: tuple[int, int]) -> Image.Image:
+    moved = Image.new("RGB", image.size, (FILL, FILL, FILL))
+    moved.paste(image, offset)
+    return moved
 
 
 def _warp(image: Image.Image, matrix: Sequence[Sequence[float]]) -> Image.Image:

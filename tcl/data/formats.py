@@ -74,14 +74,20 @@ def read_csv(path: Path) -> Iterator[Row]:
     Raises:
         DataError: the file is malformed or not UTF-8.
     """
-    delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-    reader = csv.DictReader((line for _, line in numbered_lines(path)), delimiter=delimiter)
+    line_number = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal line_number
+        for line_number, line in numbered_lines(path):  # noqa: B007
+            yield line
+
+    reader = csv.DictReader(lines(), delimiter="," if path.suffix.lower() == ".csv" else "\t")
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
         for row in reader:
-            yield f"line {reader.line_num}", row
+            yield f"line {line_number}", row
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: malformed CSV: {error}", hint="repair that line") from error
+        raise DataError(f"{path} line {line_number}: malformed CSV: {error}", hint="repair that line") from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

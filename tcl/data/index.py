@@ -109,11 +109,21 @@ def read_pairs(sources: Sequence[str], images: str | None = None) -> PairIndex:
         raise UsageError(f"no such folder of images: {images}")
     builder = _Builder()
     for source in sources:
-        before, skipped_before = builder.rows, builder.skipped
+        kept, skipped, first_skipped = 0, 0, None
         for row in _read(source, images):
             builder.add(row)
-        if builder.rows == before:
-            raise _nothing_usable(source, builder.skipped - skipped_before, builder.reasons)
+            if isinstance(row, _Skipped):
+                skipped += 1
+                first_skipped = first_skipped or row
+            else:
+                kept += 1
+        if first_skipped and not kept:
+            raise DataError(
+                f"{source}: none of its {skipped} rows has an image and a caption",
+                hint=f"the first one is {first_skipped.place}: {first_skipped.reason}",
+            )
+        if not kept:
+            raise DataError(f"{source} holds no rows")
     return builder.finish()
 
 
@@ -121,7 +131,6 @@ class _Builder:
     """Collects rows in Arrow chunks, so that Python objects of one chunk only are alive."""
 
     def __init__(self) -> None:
-        self.rows = 0
         self.skipped = 0
         self.reasons: list[str] = []
         self._batches: list[pa.RecordBatch] = []
@@ -134,7 +143,6 @@ class _Builder:
             if len(self.reasons) < _REASONS_KEPT:
                 self.reasons.append(f"{row.place}: {row.reason}")
             return
-        self.rows += 1
         self._digest.update(json.dumps(row).encode())
         self._chunk.append(row)
         if len(self._chunk) == _CHUNK_ROWS:
@@ -153,15 +161,6 @@ class _Builder:
             ]
             self._batches.append(pa.record_batch(columns, schema=_SCHEMA))
             self._chunk = []
-
-
-def _nothing_usable(source: str, skipped: int, reasons: Sequence[str]) -> DataError:
-    if skipped:
-        return DataError(
-            f"{source}: none of its {skipped} rows has an image and a caption",
-            hint=f"the first one is {reasons[-1] if len(reasons) < _REASONS_KEPT else reasons[0]}",
-        )
-    return DataError(f"{source} holds no rows")
 
 
 def _read(source: str, images: str | None) -> Iterator[Pair | _Skipped]:

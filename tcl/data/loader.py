@@ -5,12 +5,15 @@ Shapes: B images of a batch, H x W pixels, S token ids of its longest caption.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import os
 import random
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -54,12 +57,13 @@ class Batch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        tensors = {
-            field.name: function(value)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        return replace(self, **tensors)
+        return replace(
+            self,
+            images=function(self.images),
+            images_aug=function(self.images_aug),
+            input_ids=function(self.input_ids),
+            attention_mask=function(self.attention_mask),
+        )
 
 
 def images_to_float(pixels: torch.Tensor) -> torch.Tensor:
@@ -122,6 +126,9 @@ class PairLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else iterating would draw from the generator of the training
         )
+        if workers:
+            # Before multiprocessing's own clean-up, which kills the workers, and torch then reports that they died.
+            atexit.register(_close_at_exit, weakref.ref(self))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -145,8 +152,16 @@ class PairLoader:
             yield batch
 
     def close(self) -> None:
-        """Stop the workers, for good; they also stop when the loader is garbage-collected or the process ends."""
-        del self._loader
+        """Stop the workers; they also stop when the process ends. Asking for batches again starts new ones."""
+        iterator = self._loader._iterator  # the DataLoader has no public way to stop persistent workers
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._iterator = None
+
+
+def _close_at_exit(loader: weakref.ref[PairLoader]) -> None:
+    if (alive := loader()) is not None:
+        alive.close()
 
 
 class _Draw(NamedTuple):
@@ -262,6 +277,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C and a stop of the job reach the whole process group: the training decides what happens, not the worker.
+    # Ctrl-C and a stop of the job go to the whole process group: the training decides what happens, not its workers.
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A handler inherited from the training would keep workers alive when the ending process terminates them.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,204 @@
+"""Every file becomes an upright RGB image or an ImageError with one line; nothing else."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tcl.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, decode, natural_key, resize
+
+LEFT_RIGHT = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1)  # red | blue, 8 x 16
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of which only the declared size exists."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def corner_colours(image: Image.Image) -> list[tuple[int, ...]]:
+    width, height = image.size
+    return [image.getpixel(at) for at in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1))]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA"])
+def test_formats(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.dat"
+    path.write_bytes(encoded(Image.fromarray(LEFT_RIGHT), format))
+    for source in (path, str(path), path.read_bytes(), Image.open(path)):
+        image = decode(source)
+        assert (image.mode, image.size) == ("RGB", (16, 8))
+        assert np.abs(np.asarray(image).astype(int) - LEFT_RIGHT)[:, [0, -1]].max() < 60
+        if isinstance(source, Image.Image):
+            source.close()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:4, :8], upright[:4, 8:], upright[4:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    # How the camera stored it, per the definition of the tag: where row 0 and column 0 lie in the scene.
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: np.rot90(upright, 1), 7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif))
+    assert np.array_equal(np.asarray(image), upright)
+
+
+def test_damaged_exif_does_not_cost_the_image() -> None:
+    data = encoded(Image.fromarray(LEFT_RIGHT), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01")
+    assert decode(data).size == (16, 8)
+
+
+def test_transparency_is_laid_over_white() -> None:
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    half.putpixel((0, 0), (10, 20, 30, 255))
+    for data in (encoded(half, "PNG"), encoded(half.convert("LA"), "PNG"), encoded(half, "WEBP", lossless=True)):
+        assert decode(data).getpixel((3, 3)) == (255, 255, 255)
+    assert decode(half).getpixel((0, 0)) == (10, 20, 30)
+    keyed = encoded(Image.new("RGB", (2, 2), (9, 9, 9)), "PNG", transparency=(9, 9, 9))
+    assert decode(keyed).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    assert decode(encoded(palette, "PNG")).getpixel((0, 0)) == (200, 100, 50)
+    assert decode(encoded(palette, "PNG", transparency=b"\xff\x00")).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 32768, 65535]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 2048, 4095]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 128, 255]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 32768, 65535]], np.int32), [0, 128, 255]),
+        (np.array([[-100, -40, 100]], np.int32), [0, 76, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 100, 255]], np.float32), [0, 100, 255]),
+        (np.array([[-1, -0.4, 1]], np.float32), [0, 76, 255]),
+        (np.array([[np.nan, np.inf, 1]], np.float32), [0, 0, 255]),
+    ],
+)
+def test_deep_samples_are_scaled_not_clipped(values: np.ndarray, expected: list[int]) -> None:
+    image = decode(encoded(Image.fromarray(values), "TIFF"))
+    assert np.asarray(image)[0].tolist() == [[value] * 3 for value in expected]
+
+
+def test_cmyk_grey_and_one_bit() -> None:
+    assert decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")).getpixel((4, 4))[0] > 200
+    assert decode(encoded(Image.new("L", (2, 2), 77), "PNG")).getpixel((0, 0)) == (77, 77, 77)
+    assert decode(encoded(Image.new("1", (2, 2), 1), "PNG")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for format in ("GIF", "PNG", "WEBP", "TIFF"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert decode(data).getpixel((0, 0)) == (255, 0, 0), format
+
+
+def test_scene_references_are_rendered() -> None:
+    assert decode("scenes:val:0:3").size == (96, 96)
+    with pytest.raises(ImageError, match="not a scene"):
+        decode("scenes:val:0:three")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+def test_truncated_files_are_refused(format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), format)
+    with pytest.raises(ImageError) as caught:
+        decode(data[: len(data) * 2 // 3])
+    assert caught.value.reason and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>404 Not Found</html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (png_header(30000, 30000), "pixels"),
+        (png_header(15000, 15000), "pixels"),
+        (b"P6\n0 4\n255\n", "."),
+        (png_header(64, 64), "."),
+    ],
+)
+def test_what_is_not_an_image_is_an_error_of_one_line(data: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(data)
+    for source in (path, data):
+        with pytest.raises(ImageError, match=reason) as caught:
+            decode(source)
+        assert "\n" not in caught.value.message
+    assert MAX_PIXELS < 15000 * 15000
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
+        decode(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError, match="folder"):
+        decode(tmp_path)
+    with pytest.raises(ImageError):
+        decode("nul\0byte")
+
+
+def test_resize_is_bicubic_and_squashes() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    pixels = resize(image, (8, 12))
+    assert (pixels.shape, pixels.dtype, pixels.flags.c_contiguous) == ((3, 8, 12), np.uint8, True)
+    expected = np.asarray(image.resize((12, 8), Image.Resampling.BICUBIC))
+    assert np.array_equal(pixels.transpose(1, 2, 0), expected)
+
+
+def test_natural_order() -> None:
+    ordered = [
+        "1.jpg",
+        "2.jpg",
+        "02.jpg",
+        "10.jpg",
+        "a/1.jpg",
+        "A/2.jpg",
+        "a/10/1.jpg",
+        "a2b3.jpg",
+        "a2b20.jpg",
+        "b.jpg",
+    ]
+    ordered.sort(key=natural_key)
+    assert ordered.index("2.jpg") < ordered.index("10.jpg")
+    assert ordered.index("a/1.jpg") < ordered.index("A/2.jpg")
+    assert ordered.index("a2b3.jpg") < ordered.index("a2b20.jpg")
+    assert natural_key("9" * 5000) < natural_key("1" + "0" * 5000)
+
+
+@given(st.lists(st.text(alphabet="aAbB019/.ßé²", max_size=8), max_size=6))
+def test_natural_order_is_total(paths: list[str]) -> None:
+    assert sorted(paths, key=natural_key) == sorted(sorted(paths), key=natural_key)
+    assert len({natural_key(path) for path in paths}) == len(set(paths))
+
+
+def test_common_suffixes_are_known() -> None:
+    assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"} <= IMAGE_SUFFIXES
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)

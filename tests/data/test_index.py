@@ -1,0 +1,211 @@
+"""Every source of pairs becomes the same rows; every kind of bad input says what and where."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from tcl.data.index import Pair, PairIndex, read_pairs
+from tcl.errors import DataError, UsageError
+
+ROWS = [
+    {"image": "a.jpg", "caption": "a dog", "split": "train"},
+    {"image": "sub/b.jpg", "caption": ["a cat", "the cat, again"], "image_id": 7, "split": "val"},
+]
+
+
+def write(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def jsonl(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def expected(folder: Path) -> list[Pair]:
+    return [
+        Pair(str(folder / "a.jpg"), ["a dog"], "a.jpg"),
+        Pair(str(folder / "sub/b.jpg"), ["a cat", "the cat, again"], "7"),
+    ]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json_and_jsonl(mark: str, tmp_path: Path) -> None:
+    for source in (
+        write(tmp_path / "pairs.json", mark + json.dumps(ROWS)),
+        write(tmp_path / "pairs.jsonl", mark + jsonl(*ROWS) + "\n\n"),
+    ):
+        index = read_pairs([source])
+        assert list(index) == [index[0], index[1]] == expected(tmp_path)
+        assert (len(index), index.skipped, index.skipped_reasons) == (2, 0, [])
+
+
+@pytest.mark.parametrize(("suffix", "comma"), [(".csv", ","), (".tsv", "\t"), (".CSV", ",")])
+def test_csv_and_tsv(suffix: str, comma: str, tmp_path: Path) -> None:
+    lines = [
+        ["file_name", " text ", "image_id", "other"],
+        ["a.jpg", "a dog", "", "x"],
+        ["sub/b.jpg", '"a cat, ""it"""', "7", ""],
+    ]
+    source = write(tmp_path / f"pairs{suffix}", "\ufeff" + "\r\n".join(comma.join(line) for line in lines))
+    assert list(read_pairs([source])) == [
+        expected(tmp_path)[0],
+        Pair(str(tmp_path / "sub/b.jpg"), ['a cat, "it"'], "7"),
+    ]
+
+
+@pytest.mark.parametrize("image_key", ["image", "image_path", "filepath", "file_name", "path"])
+@pytest.mark.parametrize("caption_key", ["caption", "captions", "text"])
+def test_names_of_columns(image_key: str, caption_key: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", jsonl({image_key: "/data/a.jpg", caption_key: "a dog"}))
+    assert read_pairs([source])[0] == Pair("/data/a.jpg", ["a dog"], "/data/a.jpg")
+
+
+def test_images_folder_overrides_the_folder_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    source = write(tmp_path / "pairs.json", json.dumps([*ROWS, {"image": "scenes:val:0:1", "caption": "x"}]))
+    index = read_pairs([source], images=str(tmp_path / "photos"))
+    assert list(index)[:2] == expected(tmp_path / "photos")
+    assert index[2].image == "scenes:val:0:1"
+    with pytest.raises(UsageError, match="no such folder"):
+        read_pairs([source], images=str(tmp_path / "absent"))
+
+
+def test_folder_with_sidecars(tmp_path: Path) -> None:
+    for name in ("10.jpg", "2.png", "sub/1.JPEG", ".hidden.jpg", "notes.md", "lonely.jpg", "blank.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, "")
+    for name in ("10", "2", "sub/1"):
+        write(tmp_path / f"{name}.txt", f"\ufeffcaption {name}\n\n  another one  \n")
+    write(tmp_path / "blank.txt", "\n ...\n")
+    index = read_pairs([str(tmp_path)])
+    assert [pair.image_id for pair in index] == ["2.png", "10.jpg", "sub/1.JPEG"]
+    assert index[0] == Pair(str(tmp_path / "2.png"), ["caption 2", "another one"], "2.png")
+    assert index.skipped == 2
+    assert any("lonely.jpg: no lonely.txt" in reason for reason in index.skipped_reasons)
+
+
+def test_several_sources_keep_their_order(tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", jsonl(*ROWS))
+    index = read_pairs(["scenes:val:3:1", source, "scenes:train:2"])
+    assert [pair.image_id for pair in index][0::3] == ["scenes:val:1:0", "a.jpg", "scenes:train:0:1"]
+    assert len(index) == 7
+    with pytest.raises(IndexError):
+        index[7]
+
+
+def test_conditions_select_rows(tmp_path: Path) -> None:
+    for source in (
+        write(tmp_path / "pairs.jsonl", jsonl(*ROWS)),
+        write(tmp_path / "pairs.json", json.dumps(ROWS)),
+        write(tmp_path / "pairs.csv", "image,caption,split\na.jpg,a dog,train\nb.jpg,a cat,val\n"),
+    ):
+        index = read_pairs([f"{source}#split=train"])
+        assert (len(index), index.skipped, index[0].captions) == (1, 0, ["a dog"])
+        with pytest.raises(DataError) as caught:
+            read_pairs([f"{source}#split=test"])
+        assert "split=test" in caught.value.message and "train, val" in caught.value.hint
+        with pytest.raises(UsageError, match="not a condition"):
+            read_pairs([f"{source}#train"])
+    odd = write(tmp_path / "a#b=c.jsonl", jsonl(*ROWS))
+    assert len(read_pairs([odd])) == 2
+
+
+def test_rows_without_image_or_caption_are_counted_with_their_place(tmp_path: Path) -> None:
+    bad = [
+        {"caption": "no image"},
+        {"image": "x.jpg"},
+        {"image": "x.jpg", "caption": "..."},
+        {"image": "", "caption": "x"},
+    ]
+    bad += [{"image": "x.jpg", "caption": []}, {"image": "x.jpg", "caption": 5}, 3, {"image": 5, "caption": "x"}]
+    index = read_pairs([write(tmp_path / "pairs.jsonl", jsonl(ROWS[0], *bad, ROWS[1]))])
+    assert list(index) == expected(tmp_path)
+    assert index.skipped == len(bad)
+    assert index.skipped_reasons[0] == f"{tmp_path / 'pairs.jsonl'} line 2: no image"
+    assert "line 4: no words in the caption" in index.skipped_reasons[2]
+    index = read_pairs([write(tmp_path / "pairs.json", json.dumps([ROWS[0], *bad]))])
+    assert "row 3: no caption" in index.skipped_reasons[1]
+    with pytest.raises(DataError, match="none of its 8 rows") as caught:
+        read_pairs([write(tmp_path / "bad.jsonl", jsonl(*bad))])
+    assert "line 1: no image" in caught.value.hint
+
+
+def test_an_unquoted_comma_does_not_cut_a_caption_silently(tmp_path: Path) -> None:
+    index = read_pairs([write(tmp_path / "pairs.csv", "image,caption\na.jpg,a dog\nb.jpg,a cat, sleeping\nc.jpg\n")])
+    assert (len(index), index.skipped) == (1, 2)
+    assert "line 3: more cells than columns" in index.skipped_reasons[0]
+
+
+def test_empty_captions_in_a_list_are_dropped(tmp_path: Path) -> None:
+    index = read_pairs([write(tmp_path / "pairs.jsonl", jsonl({"image": "a", "captions": ["", "!", None, "a dog"]}))])
+    assert index[0].captions == ["a dog"] and index.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pairs.json", '[\n{"image": "a"},\n{"image": }\n]', r"pairs\.json line 3: malformed JSON"),
+        ("pairs.json", '{"image": "a"}\n{"image": "b"}', r"line 2: malformed JSON"),
+        ("pairs.json", '{"image": "a", "caption": "b"}', "expected a list of rows, found dict"),
+        ("pairs.json", "", "line 1: malformed JSON"),
+        ("pairs.json", "[]", "no rows"),
+        ("pairs.json", b'[\n"\xff"]', "line 2: not UTF-8"),
+        ("pairs.jsonl", jsonl(ROWS[0]) + '{"image": "b', r"pairs\.jsonl line 2: malformed JSON"),
+        ("pairs.jsonl", "", "no rows"),
+        ("pairs.jsonl", jsonl(ROWS[0]).encode() + b"\xe9\n", "line 2: not UTF-8"),
+        ("pairs.csv", "picture,caption\na,b\n", "no image column; its columns are picture, caption"),
+        ("pairs.csv", "image,words\na,b\n", "no caption column; its columns are image, words"),
+        ("pairs.csv", "image,caption\n", "no rows"),
+        ("pairs.csv", "", "no rows"),
+        ("pairs.csv", b"image,caption\na,caf\xe9\n", "line 2: not UTF-8"),
+        ("pairs.csv", "image,caption\na," + "x" * 200_000 + "\n", "line 2: malformed CSV"),
+        ("pairs.csv", "image,caption\na,b".encode("utf-16"), "line 1: not UTF-8"),
+    ],
+)
+def test_malformed_files(name: str, content: str | bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_pairs([write(tmp_path / name, content)])
+    assert caught.value.exit_code == 1 and "\n" not in caught.value.message
+
+
+def test_missing_and_empty_places(tmp_path: Path) -> None:
+    for source in (str(tmp_path / "absent.json"), str(tmp_path / "absent"), str(tmp_path / "absent.json#split=train")):
+        with pytest.raises(UsageError, match="no such file or folder"):
+            read_pairs([source])
+    with pytest.raises(DataError, match="no images") as caught:
+        read_pairs([str(tmp_path)])
+    assert ".jpg" in caught.value.hint
+    write(tmp_path / "a.jpg", "")
+    with pytest.raises(DataError, match="none of its 1 images has a caption file") as caught:
+        read_pairs([str(tmp_path)])
+    assert "a.txt" in caught.value.hint
+    with pytest.raises(UsageError, match=r"unknown data format '\.xlsx'"):
+        read_pairs([write(tmp_path / "pairs.xlsx", "")])
+    with pytest.raises(UsageError, match="no data"):
+        read_pairs([])
+    with pytest.raises(UsageError, match="not a set of scenes"):
+        read_pairs(["scenes:nowhere"])
+
+
+def test_the_fingerprint_identifies_the_rows(tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", jsonl(*ROWS))
+    first = read_pairs([source]).fingerprint
+    assert len(first) == 64 and first == read_pairs([write(tmp_path / "pairs.json", json.dumps(ROWS))]).fingerprint
+    swapped = read_pairs([write(tmp_path / "swapped.jsonl", jsonl(*reversed(ROWS)))]).fingerprint
+    changed = read_pairs(
+        [write(tmp_path / "changed.jsonl", jsonl(ROWS[0], {**ROWS[1], "caption": "a cat"}))]
+    ).fingerprint
+    assert len({first, swapped, changed}) == 3
+
+
+def test_large_sources_arrive_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcl.data.index._CHUNK_ROWS", 4)
+    index = read_pairs(["scenes:train:11"])
+    assert len(index) == len(list(index)) == 11
+    copy: PairIndex = pickle.loads(pickle.dumps(index))
+    assert list(copy) == [index[i] for i in range(11)]

@@ -1,0 +1,168 @@
+"""Batches depend on (seed, epoch, position) only: not on workers, not on where an epoch is entered."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tcl.data.captions import CaptionTokenizer, clean_caption
+from tcl.data.index import PairIndex, read_pairs
+from tcl.data.loader import Batch, PairLoader, images_to_float
+from tcl.errors import DataError
+
+SCENES = read_pairs(["scenes:train:23"])
+TOKENIZER = CaptionTokenizer.train([text for pair in SCENES for text in pair.captions], 200)
+
+
+def loader(index: PairIndex = SCENES, **changes: object) -> PairLoader:
+    settings = {"image_size": 32, "max_length": 25, "batch_size": 4, "workers": 0, "augment": "mild", "seed": 3}
+    return PairLoader(index, TOKENIZER, **{**settings, **changes})
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    tensors = ("images", "images_aug", "input_ids", "attention_mask")
+    return len(a) == len(b) and all(
+        x.sample_ids == y.sample_ids
+        and x.bad == y.bad
+        and all(torch.equal(getattr(x, n), getattr(y, n)) for n in tensors)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def with_bad_images(folder: Path, good: int, bad: int) -> PairIndex:
+    lines = ["image,caption"] + [f"absent{i}.jpg,absent {i}" for i in range(bad)]
+    lines += [f"scenes:val:0:{i},scene {i}" for i in range(good)]
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    return read_pairs([str(folder / "pairs.csv")])
+
+
+def test_a_batch() -> None:
+    batches = list(loader().batches(0))
+    assert len(batches) == loader().steps_per_epoch == 23 // 4
+    for batch in batches:
+        assert batch.images.shape == batch.images_aug.shape == (4, 3, 32, 32)
+        assert batch.images.dtype == batch.images_aug.dtype == torch.uint8
+        assert not torch.equal(batch.images, batch.images_aug)
+        assert (batch.input_ids.dtype, batch.attention_mask.dtype) == (torch.int64, torch.bool)
+        assert batch.input_ids.shape == batch.attention_mask.shape and batch.attention_mask.any(0).all()
+        assert torch.equal(batch.attention_mask, batch.input_ids != TOKENIZER.pad_id)
+        assert batch.bad == []
+        assert batch.to("cpu").sample_ids == batch.sample_ids
+
+
+def test_captions_belong_to_their_images_and_change_with_the_epoch() -> None:
+    captions = {pair.image: {clean_caption(text) for text in pair.captions} for pair in SCENES}
+    chosen = []
+    for epoch in range(3):
+        seen = {}
+        for batch in loader(max_length=60).batches(epoch):
+            for name, ids, mask in zip(batch.sample_ids, batch.input_ids, batch.attention_mask, strict=True):
+                seen[name] = TOKENIZER.tokens(ids[mask].tolist())[1:]
+                assert seen[name] in [TOKENIZER.tokens(TOKENIZER([t], None)[0][0])[1:] for t in captions[name]]
+        assert len(seen) == 20  # 5 batches of 4 different pairs
+        chosen.append(seen)
+    assert list(chosen[0]) != list(chosen[1])
+    assert any(chosen[0][name] != chosen[1][name] for name in chosen[0].keys() & chosen[1].keys())
+
+
+@pytest.mark.parametrize("augment", ["mild", "published"])
+def test_batches_do_not_depend_on_workers(augment: str) -> None:
+    alone = list(loader(augment=augment).batches(1))
+    for workers in (1, 2):
+        crowd = loader(augment=augment, workers=workers)
+        assert same(list(crowd.batches(1)), alone)
+        for _ in crowd.batches(0):
+            break  # leaves batches in flight
+        assert same(list(crowd.batches(1, start=2)), alone[2:])
+        crowd.close()
+
+
+def test_start_skips_without_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(loader().batches(2))
+    read = []
+    from tcl.data import loader as module
+
+    original = module.decode
+    monkeypatch.setattr(module, "decode", lambda source: read.append(source) or original(source))
+    for start in range(6):
+        read.clear()
+        assert same(list(loader().batches(2, start=start)), whole[start:])
+        assert len(read) == 4 * (5 - start)
+
+
+def test_seeds_differ() -> None:
+    assert same(list(loader().batches(0)), list(loader().batches(0)))
+    assert not same(list(loader().batches(0)), list(loader(seed=4).batches(0)))
+    assert not same(list(loader().batches(0)), list(loader().batches(1)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_random_state_of_the_training_is_left_alone(workers: int) -> None:
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    reading = loader(workers=workers, augment="published")
+    for _ in reading.batches(0):
+        torch.rand(3)
+    reading.close()
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    for _ in range(5):
+        torch.rand(3)
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert state[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_fewer_pairs_than_a_batch_make_one_batch_of_all() -> None:
+    small = loader(batch_size=64)
+    assert (small.steps_per_epoch, small.batch_size) == (1, 23)
+    (batch,) = small.batches(0)
+    assert sorted(batch.sample_ids) == sorted(pair.image for pair in SCENES)
+    assert loader(batch_size=1).steps_per_epoch == 23
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_replaced_and_reported(workers: int, tmp_path: Path) -> None:
+    reading = loader(with_bad_images(tmp_path, good=6, bad=3), batch_size=3, workers=workers)
+    batches = list(reading.batches(0))
+    reading.close()
+    assert [len(batch.sample_ids) for batch in batches] == [3, 3, 3]
+    assert all("scenes:" in name for batch in batches for name in batch.sample_ids)
+    bad = [entry for batch in batches for entry in batch.bad]
+    assert {Path(entry["image"]).name for entry in bad} == {f"absent{i}.jpg" for i in range(3)}
+    assert {entry["reason"] for entry in bad} == {"no such file"}
+    assert same(batches, list(loader(with_bad_images(tmp_path, good=6, bad=3), batch_size=3).batches(0)))
+
+
+def test_one_good_image_among_few_is_found(tmp_path: Path) -> None:
+    (batch,) = loader(with_bad_images(tmp_path, good=1, bad=15), batch_size=16).batches(0)
+    assert set(batch.sample_ids) == {"scenes:val:0:0"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_is_an_error_of_one_line(workers: int, tmp_path: Path) -> None:
+    reading = loader(with_bad_images(tmp_path, good=0, bad=30), workers=workers)
+    with pytest.raises(DataError, match=r"no readable image in 2\d tries.*absent\d+\.jpg: no such file") as caught:
+        list(reading.batches(0))
+    assert "\n" not in caught.value.message and "--images" in caught.value.hint
+    reading.close()
+
+
+def test_an_empty_index_is_refused() -> None:
+    with pytest.raises(DataError, match="no pairs"):
+        loader(PairIndex(SCENES.table.slice(0, 0), ""))
+
+
+def test_normalisation() -> None:
+    pixels = torch.randint(256, (2, 3, 4, 5), dtype=torch.uint8)
+    result = images_to_float(pixels)
+    mean = np.array([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = np.array([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.numpy(), (pixels.numpy() / 255 - mean) / std, atol=1e-5)

@@ -1,0 +1,215 @@
+"""Runs from the outside: they learn, they resume exactly, and a kill at any moment loses nothing that was saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tcl.atomic import atomic_folder
+from tcl.checkpoint import checkpoints, load_model
+from tcl.config import Recipe, build_recipe
+from tcl.errors import ConfigError, NonFiniteError
+from tcl.train import Reporter, Training
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+
+
+def tiny_recipe(**train: Any) -> Recipe:
+    return build_recipe(
+        {
+            "model": TINY,
+            "loss": {"queue_size": 13, "momentum": 0.9},
+            "optim": {"lr": 1e-3, "warmup_lr": 1e-4, "min_lr": 1e-4, "warmup_steps": 2, "clip_norm": 1.0},
+            "data": {"train": ["scenes:train:22"], "batch_size": 4, "workers": 0, "augment": "mild"},
+            "train": {"steps": 8, "checkpoint_every": 3, "log_every": 1, "keep": 10} | train,
+        }
+    )
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+
+
+def assert_same_run(actual: Path, expected: Path) -> None:
+    assert metrics(actual) == metrics(expected)
+    last, also_last = checkpoints(actual)[-1], checkpoints(expected)[-1]
+    assert last.name == also_last.name
+    assert (last / "model.safetensors").read_bytes() == (also_last / "model.safetensors").read_bytes()
+    state, other = (torch.load(path / "train_state.pt", weights_only=True) for path in (last, also_last))
+    for part in ("teacher", "queue"):
+        assert all(torch.equal(state[part][name], other[part][name]) for name in other[part])
+    assert torch.equal(state["torch_rng"], other["torch_rng"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    result = Training(tiny_recipe(), CPU).fit(run)
+    assert result.finished and result.step == 8
+    return run
+
+
+def test_run_folder(uninterrupted: Path) -> None:
+    assert [path.name for path in checkpoints(uninterrupted)] == [f"step-{step:08d}" for step in (3, 6, 8)]
+    assert (uninterrupted.parent / "latest").resolve() == uninterrupted
+    assert Recipe.model_validate(yaml.safe_load((uninterrupted / "config.yaml").read_text())) == tiny_recipe()
+    model = load_model(uninterrupted)
+    weights = load_file(checkpoints(uninterrupted)[-1] / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert load_model(checkpoints(uninterrupted)[0]).model_hash != model.model_hash
+
+
+def test_two_runs_with_one_seed_are_identical(uninterrupted: Path, tmp_path: Path) -> None:
+    Training(tiny_recipe(), CPU).fit(tmp_path / "again")
+    assert_same_run(tmp_path / "again", uninterrupted)
+
+
+@pytest.mark.parametrize("stop_after", [3, 5])
+def test_stopped_and_resumed_equals_never_stopped(uninterrupted: Path, tmp_path: Path, stop_after: int) -> None:
+    run = tmp_path / "run"
+
+    class Stopper(Reporter):
+        def stepped(self, step: int) -> None:
+            if step == stop_after:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    result = Training(tiny_recipe(), CPU, reporter=Stopper()).fit(run)
+    assert not result.finished and result.step == stop_after
+    assert not (run / "model").exists()
+    result = Training(tiny_recipe(), CPU, checkpoints(run)[-1]).fit(run)
+    assert result.finished
+    assert_same_run(run, uninterrupted)
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.test_train import CPU, tiny_recipe
+from tcl import atomic, checkpoint
+from tcl.train import Reporter, Training
+
+where, run = sys.argv[1], Path(sys.argv[2])
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+class Killer(Reporter):
+    def stepped(self, step):
+        if where == "between checkpoints" and step == 5:
+            kill()
+
+count = 0
+def killing_sync(folder):
+    global count
+    count += 1
+    if where == "while a checkpoint is written" and count == 2:
+        (folder / "train_state.pt").write_bytes(b"half")
+        kill()
+
+atomic._sync = killing_sync
+last = (checkpoint.checkpoints(run) or [None])[-1]
+Training(tiny_recipe(), CPU, last, Killer()).fit(run)
+"""
+
+
+@pytest.mark.parametrize("where", ["between checkpoints", "while a checkpoint is written"])
+def test_killed_and_resumed_equals_never_stopped(uninterrupted: Path, tmp_path: Path, where: str) -> None:
+    run = tmp_path / "run"
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", KILLED_RUN, where, str(run)]
+    killed = subprocess.run(command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in checkpoints(run)] == ["step-00000003"]
+    Training(tiny_recipe(), CPU, checkpoints(run)[-1]).fit(run)
+    assert_same_run(run, uninterrupted)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_resume_refuses_another_model(uninterrupted: Path) -> None:
+    recipe = tiny_recipe()
+    larger = recipe.model_copy(update={"model": recipe.model.model_copy(update={"embed_dim": 32})})
+    with pytest.raises(ConfigError, match=r"model.embed_dim is 32 now, but 16"):
+        Training(larger, CPU, checkpoints(uninterrupted)[0])
+
+
+def test_a_batch_of_one_and_a_data_set_smaller_than_a_batch(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=2)
+    for name, changes in {"one": {"batch_size": 1}, "few": {"train": ["scenes:train:3"], "batch_size": 64}}.items():
+        data = recipe.data.model_copy(update=changes)
+        Training(recipe.model_copy(update={"data": data}), CPU).fit(tmp_path / name)
+        assert all(torch.isfinite(torch.tensor(line["loss"])) for line in metrics(tmp_path / name))
+
+
+def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(tmp_path: Path) -> None:
+    training = Training(tiny_recipe(), CPU)
+    training.train_step(next(training.loader.batches(0)))
+    with torch.no_grad():
+        training.model.itm_head.weight[0, 0] = float("inf")
+    before = {name: p.clone() for name, p in training.model.named_parameters()}
+    run = tmp_path / "run"
+    with pytest.raises(NonFiniteError, match=r"not finite at step 2; .*scenes:train:0:\d+"):
+        training.fit(run)
+    for name, parameter in training.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    samples = json.loads((run / "nonfinite_samples.json").read_text())["samples"]
+    assert len(samples) >= 4 and all(sample.startswith("scenes:train:0:") for sample in samples)
+    assert not checkpoints(run)
+
+
+def test_checkpoints_beyond_keep_are_deleted(tmp_path: Path) -> None:
+    Training(tiny_recipe(keep=1), CPU).fit(tmp_path / "run")
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000008"]
+
+
+def test_an_unreadable_image_is_replaced_and_listed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("a", "b", "c", "d"):
+        Image.new("RGB", (40, 40), "red").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a red picture\n")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
+    recipe = tiny_recipe(steps=2)
+    data = recipe.data.model_copy(update={"train": [str(tmp_path)]})
+    run = tmp_path / "run"
+    Training(recipe.model_copy(update={"data": data}), CPU).fit(run)
+    bad = [json.loads(line) for line in (run / "bad_samples.jsonl").read_text().splitlines()]
+    assert {Path(line["image"]).name for line in bad} == {"b.png"} and all(line["reason"] for line in bad)
+
+
+def test_it_learns() -> None:
+    """The loss falls, and every parameter has moved."""
+    recipe = tiny_recipe(steps=40)
+    training = Training(recipe, CPU)
+    before = {name: p.clone() for name, p in training.model.named_parameters()}
+    losses: list[float] = []
+    for epoch in range(8):
+        losses += [training.train_step(batch).total.item() for batch in training.loader.batches(epoch)]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+    assert all(not torch.equal(p, before[name]) for name, p in training.model.named_parameters())
+
+
+def test_atomic_folder_leaves_nothing_behind_a_failure(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+        (folder / "file").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(target) as folder:
+        (folder / "file").write_text("whole")
+    with pytest.raises(FileExistsError), atomic_folder(target):
+        pass
+    with atomic_folder(target, replace=True) as folder:
+        (folder / "other").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["other"] and list(tmp_path.iterdir()) == [target]
