@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +172,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged, or holds more than tensors and plain values.
     """
-    import pickle
-
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # torch comments on the pickle's protocol; ours is to refuse or not
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused: it is no plain checkpoint, and loading it could run code",

@@ -1,7 +1,7 @@
 """Recipes: five typed sections, read strictly from YAML, changed by `key=value`, written back as resolved.
 
-Every field says what it is; `tcl recipes show` prints these lines. Wrong recipes are reported whole: all errors at once, each with
-its key, and an unknown key with the nearest name.
+Every field says what it is. Wrong recipes are reported whole: all errors at once, each with its key, and an unknown key
+with the nearest name.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class LossConfig(Section):
     temperature: float = Field(0.07, ge=0.001, le=0.5, description="initial contrastive temperature; it is learned")
     momentum: float = Field(0.995, ge=0, lt=1, description="of the teacher's moving average")
     queue_size: int = Field(65536, ge=1, description="teacher features kept as negatives")
-    alpha: float = Field(0.4, ge=0, le=1, description="weight of the teacher's soft targets, ramped up over the first epoch")
+    alpha: float = Field(
+        0.4, ge=0, le=1, description="weight of the teacher's soft targets, ramped up over the first epoch"
+    )
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict")
 
 
@@ -83,7 +85,8 @@ class OptimConfig(Section):
     min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
     warmup_steps: int = Field(2000, ge=0, description="steps from warmup_lr to lr")
     schedule: Literal["smooth", "published"] = Field(
-        "smooth", description="smooth: every step moves; published: the reference's stairs, one per 100 steps, then per epoch"
+        "smooth",
+        description="smooth: every step moves; published: the reference's stairs, one per 100 steps, then per epoch",
     )
     weight_decay: float = Field(0.02, ge=0, description="of matrices; biases and norms have none")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null does not clip")
@@ -94,7 +97,9 @@ class DataConfig(Section):
 
     train: list[str] = Field([], description="sources of training pairs: JSON, JSONL, CSV, TSV, image folders, scenes:")
     val: list[str] = Field([], description="sources of validation pairs; none skips validation")
-    images: str | None = Field(None, description="folder that relative image paths start from; default: the source's own")
+    images: str | None = Field(
+        None, description="folder that relative image paths start from; default: the source's own"
+    )
     batch_size: int = Field(64, ge=1, description="pairs per device and step")
     workers: int = Field(4, ge=0, description="loader processes")
     augment: Literal["published", "mild", "none"] = Field(
@@ -108,7 +113,9 @@ class TrainConfig(Section):
     epochs: int = Field(30, ge=1, description="passes over the training pairs")
     steps: int | None = Field(None, ge=1, description="stop after this many steps instead")
     seed: int = Field(42, ge=0, lt=2**32, description="of weights, order, augmentation, masking and dropout")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 autocast on GPUs that have it; losses stay fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "bf16", description="bf16 autocast on GPUs that have it; losses stay fp32"
+    )
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     eval_every: int = Field(1000, ge=1, description="steps between validations")
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
@@ -181,7 +188,9 @@ def build_recipe(values: dict[str, Any], overrides: Sequence[str] = (), place: s
         return Recipe.model_validate(values)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
-        raise ConfigError("\n".join([f"{place}: {len(lines)} wrong setting{'s' * (len(lines) > 1)}", *lines])) from error
+        raise ConfigError(
+            "\n".join([f"{place}: {len(lines)} wrong setting{'s' * (len(lines) > 1)}", *lines])
+        ) from error
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

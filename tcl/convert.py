@@ -1,4 +1,4 @@
-"""Weights from elsewhere: published TCL and ALBEF checkpoints, and the encoders that published pre-training starts from."""
+"""Weights from elsewhere: published TCL and ALBEF checkpoints, and the encoders that pre-training starts from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tcl.models.vision import resize_position_embeddings
 from tcl.processor import Processor
 
 # Of a published checkpoint these are not the model: the teacher, the queues, and copies of tied weights.
-NOT_THE_MODEL = re.compile(r"^(\w+_m\.|(image|text|idx)_queue$|queue_ptr$|.*\.position_ids$|.*\.cls\.predictions\.decoder\.)")
+NOT_THE_MODEL = re.compile(
+    r"^(\w+_m\.|(image|text|idx)_queue$|queue_ptr$|.*\.position_ids$|.*\.cls\.predictions\.decoder\.)"
+)
 # Downstream checkpoints of the published code have no MLM head; embedding and matching do without.
 OPTIONAL = "text_encoder.cls."
 

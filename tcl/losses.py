@@ -51,9 +51,9 @@ def imc_loss(sim: Tensor, positives: Tensor) -> Tensor:
 def lmi_loss(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask: Tensor | None = None) -> Tensor:
     """Local mutual information (eqs. 5-6): a global feature against the local features of its own sample.
 
-    A sample's local feature is the positive, all local features of the other samples are the negatives. The negatives of
-    one anchor are the same for each of its positives, so a single log-sum-exp serves them all and nothing larger than
-    [B, B * L] exists. Samples without any local feature (a caption that is [CLS] alone) are left out of the mean.
+    A sample's local feature is the positive, all local features of the other samples are the negatives. The negatives
+    of one anchor are the same for each of its positives, so a single log-sum-exp serves them all and nothing larger
+    than [B, B * L] exists. Samples without any local feature (a caption that is [CLS] alone) are left out of the mean.
 
     Args:
         global_feat: anchors [B, E].

@@ -15,7 +15,7 @@ def recall_at(ranks: NDArray[np.int64], prefix: str) -> dict[str, float]:
     return {f"{prefix}_r{k}": float(100.0 * np.mean(ranks < k)) for k in RANKS}
 
 
-def positive_ranks(scores: NDArray[np.floating], positives: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def positive_ranks(scores: NDArray[np.floating], positives: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Position of each query's best positive, from 0.
 
     A negative with the same score counts as ahead of it, so ties never flatter.
@@ -26,8 +26,8 @@ def positive_ranks(scores: NDArray[np.floating], positives: Sequence[Sequence[in
     """
     ranks = np.empty(len(scores), np.int64)
     for query, (row, own) in enumerate(zip(scores, positives, strict=True)):
-        best = row[list(own)].max()
-        ranks[query] = np.count_nonzero(row >= best) - np.count_nonzero(row[list(own)] >= best)
+        best = row[own].max()
+        ranks[query] = np.count_nonzero(row >= best) - np.count_nonzero(row[own] >= best)
     return ranks
 
 
@@ -44,8 +44,8 @@ def retrieval_metrics(
     Returns:
         `i2t_r1` ... `t2i_r10` (image to text is the papers' TR, text to image their IR), and `r_mean` of the six.
     """
-    texts_of_image = [np.flatnonzero(image_of_text == image) for image in range(len(score_i2t))]
+    texts_of_image: list[NDArray[np.int64]] = [np.flatnonzero(image_of_text == i) for i in range(len(score_i2t))]
     result = recall_at(positive_ranks(score_i2t, texts_of_image), "i2t")
-    result |= recall_at(positive_ranks(score_t2i, image_of_text[:, None]), "t2i")
+    result |= recall_at(positive_ranks(score_t2i, list(image_of_text[:, None])), "t2i")
     result["r_mean"] = float(np.mean(list(result.values())))
     return result

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class MomentumTeacher(nn.Module):
     """An exponential moving average of a model's encoders and projections; it is never trained.
 
-    It follows the model's training mode: the published teacher has dropout while training, which is what makes a text and its
-    twin differ (IMC).
+    It follows the model's training mode: the published teacher has dropout while training, which is what makes a text
+    and its twin differ (IMC).
     """
 
     def __init__(self, model: TCL) -> None:

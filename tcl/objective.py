@@ -179,7 +179,8 @@ class PretrainObjective(nn.Module):
     def _fuse(
         self, image: ImageOutput, text: TextOutput, masked_embeds: Tensor, negatives: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """ITM logits [3B, 2] of positives, texts with a negative image, images with a negative text; masked states [B, S, D].
+        """ITM logits [3B, 2] (positives, texts with a negative image, images with a negative text) and the fused
+        states of the masked captions [B, S, D].
 
         Positives, negative texts and masked captions go with their own image and share its keys and values.
         A batch of one has no negatives: its ITM rows are the positive alone.

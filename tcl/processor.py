@@ -78,4 +78,6 @@ class Processor:
             height, width = settings["image_size"]
             return cls(CaptionTokenizer.load(folder), (height, width), int(settings["max_length"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / PREPROCESS_FILE}: {error}", hint="export or save the model again") from error
+            raise CheckpointError(
+                f"{folder / PREPROCESS_FILE}: {error}", hint="export or save the model again"
+            ) from error

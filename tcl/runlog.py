@@ -1,4 +1,4 @@
-"""The files a run writes as it goes, and the wish to stop it."""
+"""What a run tells the outside as it goes: its files, its listener, and the wish to stop it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+
+class Reporter:
+    """Hears what a run does; this one keeps quiet."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""
+
+    def started(self, first_step: int, total_steps: int) -> None:
+        """The loop begins after `first_step` steps that are done already."""
+
+    def stepped(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def logged(self, record: Mapping[str, Any]) -> None:
+        """A line of `metrics.jsonl` was written."""
 
 
 class RunLog:
@@ -63,7 +79,9 @@ class StopRequest:
         while self._previous:
             signal.signal(*self._previous.popitem())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._restore()
 
 

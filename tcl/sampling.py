@@ -29,8 +29,8 @@ def mask_tokens(
 ) -> MaskedTokens:
     """Choose words to predict, as published: 80 % become [MASK], 10 % any word of the vocabulary, 10 % stay.
 
-    Padding and [CLS] are never chosen; [SEP] and [UNK] may be. Runs where the generator is, so keep both on the CPU: the
-    number of masked positions is then known without waiting for a device.
+    Padding and [CLS] are never chosen; [SEP] and [UNK] may be. Runs where the generator is, so keep both on the CPU:
+    the number of masked positions is then known without waiting for a device.
 
     Args:
         input_ids: int64 [B, S].
@@ -69,8 +69,9 @@ def sample_negatives(sim: Tensor, generator: torch.Generator | None = None) -> T
 def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Average neighbouring patches for LMI.
 
-    A side of n patches becomes int(sqrt(n)) cells of n // int(sqrt(n)) patches each: 16x16 gives 4x4 as published, and every
-    other size works too. Patches left over at the far edge belong to no cell, as in the published code at 288 pixels.
+    A side of n patches becomes int(sqrt(n)) cells of n // int(sqrt(n)) patches each: 16x16 gives 4x4 as published, and
+    every other size works too. Patches left over at the far edge belong to no cell, as in the published code at 288
+    pixels.
 
     Args:
         patches: [B, rows * columns, E].

@@ -1,8 +1,8 @@
 """Pre-training: build or resume, then one loop.
 
-The order of a step is that of the published code: clamp the temperature, move the teacher, forward, backward, clip, update,
-enqueue. Order of data, augmentation and masking are functions of the seed and the step, and everything else that changes is in
-the checkpoint, so a resumed run computes what an uninterrupted one would have, bit for bit on a CPU.
+The order of a step is that of the published code: clamp the temperature, move the teacher, forward, backward, clip,
+update, enqueue. Order of data and augmentation are functions of the seed and the step, and everything else that changes
+is in the checkpoint, so a resumed run computes what an uninterrupted one would have, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tcl.checkpoint import checkpoints, load_state, save_checkpoint, save_model
+from tcl.checkpoint import load_state, save_checkpoint, save_model
 from tcl.config import Recipe
 from tcl.convert import load_pretrained_encoders
 from tcl.data.captions import CaptionTokenizer
@@ -29,27 +29,11 @@ from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
 from tcl.processor import Processor
-from tcl.runlog import RunLog, StopRequest, point_latest_at
+from tcl.runlog import Reporter, RunLog, StopRequest, point_latest_at
 from tcl.sampling import mask_tokens
 from tcl.tasks.retrieval import evaluate_retrieval
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # of the learned temperature, as published
-
-
-class Reporter:
-    """Hears what a run does; this one keeps quiet."""
-
-    def message(self, text: str) -> None:
-        """Something worth a line."""
-
-    def started(self, first_step: int, total_steps: int) -> None:
-        """The loop begins after `first_step` steps that are done already."""
-
-    def stepped(self, step: int) -> None:
-        """`step` steps are done."""
-
-    def logged(self, record: Mapping[str, Any]) -> None:
-        """A line of `metrics.jsonl` was written."""
 
 
 @dataclass
@@ -89,9 +73,7 @@ class Training:
         self.index = self._read(recipe.data.train)
         self.val_index = self._read(recipe.data.val) if recipe.data.val else None
         model_config = recipe.model
-        tokenizer = (
-            CaptionTokenizer.load(checkpoint) if checkpoint else build_tokenizer(recipe, self.index)
-        )
+        tokenizer = CaptionTokenizer.load(checkpoint) if checkpoint else build_tokenizer(recipe, self.index)
         self.loader = PairLoader(
             self.index,
             tokenizer,
@@ -172,7 +154,7 @@ class Training:
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm if clip_norm else float("inf"))
         bad = (~torch.isfinite(self.grad_norm + losses.total.detach())).float()
         # The fused optimizer skips the update where `found_inf` is set, without the host having to wait and look.
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.nonfinite += bad
@@ -191,7 +173,7 @@ class Training:
         raise NonFiniteError(
             f"the loss or its gradient is not finite at step {self.step}; the update was not applied. "
             f"Samples: {', '.join(samples[:3])}{', ...' if len(samples) > 3 else ''} (all in {place})",
-            hint=f"look at these samples, or lower optim.lr or set optim.clip_norm=1.0, and continue with --resume --out {run}",
+            hint=f"look at these samples, or lower optim.lr, then continue with --resume --out {run}",
         )
 
     # --- the run -------------------------------------------------------------------------------------------------
@@ -299,11 +281,15 @@ def choose_device(name: str = "auto") -> torch.device:
         UsageError: this machine has no such device, or several processes were started.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training and evaluation run in one process as yet, but WORLD_SIZE is set", hint="leave torchrun out")
+        raise UsageError(
+            "training and evaluation run in one process as yet, but WORLD_SIZE is set", hint="leave torchrun out"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no GPU here", hint="use --device cpu, or install a CUDA build of torch")
+        raise UsageError(
+            "--device cuda: torch sees no GPU here", hint="use --device cpu, or install a CUDA build of torch"
+        )
     return torch.device(name)
 
 

@@ -83,5 +83,7 @@ def retrieval(
         for name, metrics in named.items()
         if metrics
     ]
-    out.message(f"{source.location}: {result.images} images, {result.texts} texts; TR image to text, IR text to image, %")
+    out.message(
+        f"{source.location}: {result.images} images, {result.texts} texts; TR image to text, IR text to image, %"
+    )
     out.table(columns, rows)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcl.errors import UsageError
+from tcl.runlog import Reporter
 from tcl_cli._console import Advance, out
-from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, Device, DeviceOption
+from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, Device, DeviceOption
 
 if TYPE_CHECKING:
     from tcl.config import Recipe
@@ -109,7 +110,9 @@ def pretrain(
         training = Training(recipe, choose_device(device.value), checkpoint, reporter)
         describe(training)
         if resume:
-            start = f"Continuing {run} at step {training.step}." if checkpoint else f"Nothing to resume in {run}: starting."
+            start = (
+                f"Continuing {run} at step {training.step}." if checkpoint else f"Nothing to resume in {run}: starting."
+            )
             out.message(start)
         if dry_run:
             out.message("Dry run: nothing was written.")
@@ -184,9 +187,15 @@ def describe(training: Training) -> None:
     recipe, loader = training.recipe, training.loader
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     if len(training.index) < recipe.data.batch_size:
-        out.warning(f"{len(training.index)} pairs are fewer than batch_size {recipe.data.batch_size}: each step sees all")
-    out.message(f"Model      {parameters / 1e6:.1f} M parameters, {training.model.config.image_size} px, on {training.device}")
-    out.message(f"Data       {len(training.index)} pairs, {loader.steps_per_epoch} steps of {loader.batch_size} per epoch")
+        out.warning(
+            f"{len(training.index)} pairs are fewer than batch_size {recipe.data.batch_size}: each step sees all"
+        )
+    out.message(
+        f"Model      {parameters / 1e6:.1f} M parameters, {training.model.config.image_size} px, on {training.device}"
+    )
+    out.message(
+        f"Data       {len(training.index)} pairs, {loader.steps_per_epoch} steps of {loader.batch_size} per epoch"
+    )
     epochs = training.total_steps / loader.steps_per_epoch
     out.message(f"Training   {training.total_steps} steps ({epochs:.3g} epochs)")
 
@@ -202,13 +211,19 @@ def write_demo_images() -> None:
     out.message(f"Wrote {count} held-out scenes with captions to {folder}/, to try the model on.")
 
 
-class ConsoleReporter(ExitStack):
-    """A run's progress on the terminal."""
+class ConsoleReporter(Reporter):
+    """A run's progress on the terminal; its display ends with `with`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._display = ExitStack()
         self._advance: Advance | None = None
         self._step = 0
+
+    def __enter__(self) -> ConsoleReporter:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._display.__exit__(*error)
 
     def message(self, text: str) -> None:
         """Something worth a line."""
@@ -217,7 +232,7 @@ class ConsoleReporter(ExitStack):
     def started(self, first_step: int, total_steps: int) -> None:
         """Begin the progress display."""
         self._step = first_step
-        self._advance = self.enter_context(out.progress("Training", total=total_steps, initial=first_step))
+        self._advance = self._display.enter_context(out.progress("Training", total=total_steps, initial=first_step))
 
     def stepped(self, step: int) -> None:
         """Move it."""

@@ -86,9 +86,7 @@ def test_cma_is_the_distilled_cross_entropy(size: int, queue: int, alpha: float,
         p = alpha * sim_m[i].softmax(0) + (1 - alpha) * positives[i]
         rows.append(-(p * sim[i].log_softmax(0)).sum())
     torch.testing.assert_close(cma_loss(sim, sim_m, positives, alpha), torch.stack(rows).mean(), rtol=2e-5, atol=2e-5)
-    torch.testing.assert_close(
-        imc_loss(sim, positives), F.cross_entropy(sim, torch.arange(size)), rtol=2e-5, atol=2e-5
-    )
+    torch.testing.assert_close(imc_loss(sim, positives), F.cross_entropy(sim, torch.arange(size)), rtol=2e-5, atol=2e-5)
 
 
 def test_the_teacher_gets_no_gradient() -> None:

@@ -207,7 +207,10 @@ def test_fusion_itm_and_mlm_logits(case: Case) -> None:
     close(model.itm_head(states[:, 0]), t["mid/vl_output"], "vl_output")
     close(model.match(encoded.image, encoded.text), t["mid/vl_output"][:4], "match")
 
-    for net, image, name in ((model, encoded.image, "mlm_logits"), (case.teacher.model, encoded.image_m, "mlm_logits_m")):
+    for net, image, name in (
+        (model, encoded.image, "mlm_logits"),
+        (case.teacher.model, encoded.image_m, "mlm_logits_m"),
+    ):
         masked = net.encode_text(t["draw/mlm_input_ids"], mask)
         fused = net.fuse(masked.text_embeds, mask, net.image_key_values(image.image_embeds))
         close(net.text_encoder.mlm_logits(fused), t[f"mid/{name}"], name)
@@ -353,5 +356,9 @@ def test_retrieval_metric_alone(golden: Any) -> None:
 
 
 def _same_metrics(actual: dict[str, float], recorded: dict[str, float]) -> None:
-    published = {f"{ours}_r{k}": recorded[f"{theirs}_r{k}"] for ours, theirs in (("i2t", "txt"), ("t2i", "img")) for k in (1, 5, 10)}
+    published = {
+        f"{ours}_r{k}": recorded[f"{theirs}_r{k}"]
+        for ours, theirs in (("i2t", "txt"), ("t2i", "img"))
+        for k in (1, 5, 10)
+    }
     assert {name: actual[name] for name in published} == pytest.approx(published)

@@ -11,7 +11,7 @@ from tcl.sampling import mask_tokens, negative_weights, pool_patches, sample_neg
 CLS, MASK, VOCAB = 2, 4, 50
 
 
-def draw(input_ids: torch.Tensor, attention_mask: torch.Tensor, probability: float, seed: int):  # noqa: ANN201
+def draw(input_ids: torch.Tensor, attention_mask: torch.Tensor, probability: float, seed: int):
     return mask_tokens(
         input_ids,
         attention_mask,

@@ -19,7 +19,8 @@ from tcl.atomic import atomic_folder
 from tcl.checkpoint import checkpoints, load_model
 from tcl.config import Recipe, build_recipe
 from tcl.errors import ConfigError, NonFiniteError
-from tcl.train import Reporter, Training
+from tcl.runlog import Reporter
+from tcl.train import Training
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -100,7 +101,8 @@ import torch
 torch.set_num_threads(1)
 from tests.test_train import CPU, tiny_recipe
 from tcl import atomic, checkpoint
-from tcl.train import Reporter, Training
+from tcl.runlog import Reporter
+from tcl.train import Training
 
 where, run = sys.argv[1], Path(sys.argv[2])
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)

@@ -68,7 +68,8 @@ class CaptionTokenizer:
                 f"{source}: the vocabulary has no {', '.join(missing)}",
                 hint="use a BERT-style vocabulary: it lists [PAD], [UNK], [CLS], [SEP] and [MASK]",
             )
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
+        known = (token_id for token_id in ids.values() if token_id is not None)  # in the order of SPECIAL_TOKENS
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = known
         # A special token counts as one only where it stands alone between spaces, as in the published tokenizer.
         tokenizer.add_special_tokens(
             [AddedToken(token, single_word=True, normalized=False, special=True) for token in SPECIAL_TOKENS]

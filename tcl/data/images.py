@@ -16,9 +16,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tcl.data import scenes
 from tcl.errors import DataError, UsageError
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: 0.5 GB as RGB, the limit at which Pillow suspects an attack."""
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tcl.data.augment import AugmentName, Transform, build_transform
 from tcl.data.captions import CaptionTokenizer
-from tcl.data.images import MEAN, STD, ImageError, decode
+from tcl.data.images import ImageError, decode
 from tcl.data.index import PairIndex
 from tcl.errors import DataError
 
@@ -64,20 +64,6 @@ class Batch:
             input_ids=function(self.input_ids),
             attention_mask=function(self.attention_mask),
         )
-
-
-def images_to_float(pixels: torch.Tensor) -> torch.Tensor:
-    """Normalise pixels as the published model expects them.
-
-    Args:
-        pixels: [B, 3, H, W], uint8, on any device.
-
-    Returns:
-        [B, 3, H, W], float32, on the same device.
-    """
-    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
-    return (pixels.float() / 255 - mean) / std
 
 
 class PairLoader:

@@ -1,7 +1,8 @@
 """BERT as TCL uses it: a text encoder, a fusion encoder with cross-attention to image tokens, and the MLM head.
 
-Layers `[0, fusion_layer)` read text alone; layers `[fusion_layer, L)` also attend to the image. Module names are BERT's, so
-published checkpoints load by name. Shapes: B images, R rows of text, S tokens, N image tokens, D width, H heads, Dh head width.
+Layers `[0, fusion_layer)` read text alone; layers `[fusion_layer, L)` also attend to the image. Module names are BERT's,
+so published checkpoints load by name. Shapes: B images, R rows of text, S tokens, N image tokens, D width, H heads, Dh
+head width.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, context: KeyValue | None = None) -> Tensor:
         """Attend from `x` [R, S, D] to itself under `mask` [R, 1, 1, S] (True = attend), or to `context`.
 
-        With a context of B images, R is a multiple of B and row r attends to image r % B. Rows of one image become one long
-        query, so its keys and values are never copied.
+        With a context of B images, R is a multiple of B and row r attends to image r % B. Rows of one image become one
+        long query, so its keys and values are never copied.
         """
         query = self._heads(self.self.query(x))  # [R, H, S, Dh]
         dropout = self.dropout if self.training else 0.0
@@ -178,7 +179,8 @@ class Bert(nn.Module):
 
     def image_key_values(self, image_embeds: Tensor) -> list[KeyValue]:
         """Keys and values of the images [B, N, Dv] for each fusion layer."""
-        return [layer.crossattention.key_value(image_embeds) for layer in self.encoder.layer[self.fusion_layer :]]
+        fusion_layers = self.encoder.layer[self.fusion_layer :]
+        return [layer.crossattention.key_value(image_embeds) for layer in fusion_layers]  # type: ignore[union-attr, operator]
 
     def fuse(self, text_embeds: Tensor, attention_mask: Tensor, images: list[KeyValue]) -> Tensor:
         """Text states [R, S, D] with the images of `image_key_values` [B, ...]; row r goes with image r % B."""

@@ -1,4 +1,4 @@
-"""The TCL model: two encoders, a fusion encoder over both, and their heads. No loss, no teacher, no sampling, no files."""
+"""The TCL model: two encoders, a fusion encoder over both, and their heads. No loss, no teacher, no sampling."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ class TCL(nn.Module):
     config: ModelConfig
     processor: Processor
     model_hash: str
+    pixel_mean: Tensor  # [3, 1, 1]
+    pixel_std: Tensor  # [3, 1, 1]
 
     def __init__(
         self, visual_encoder: VisionEncoder, text_encoder: BertForMaskedLM, embed_dim: int, temperature: float = 0.07
@@ -140,7 +142,7 @@ class TCL(nn.Module):
         return self.text_encoder.bert.image_key_values(image_embeds)
 
     def fuse(self, text_embeds: Tensor, attention_mask: Tensor, images: list[KeyValue]) -> Tensor:
-        """Fused states [R, S, D] of texts [R, S, D] with B images; R is a multiple of B, row r goes with image r % B."""
+        """Fused states [R, S, D] of texts [R, S, D] with B images; R is a multiple of B, row r meets image r % B."""
         return self.text_encoder.bert.fuse(text_embeds, attention_mask, images)
 
     def match(self, image: ImageOutput, text: TextOutput) -> Tensor:

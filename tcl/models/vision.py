@@ -19,17 +19,15 @@ class VisionEncoder(nn.Module):
 
     def tokens(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] to token states [B, 1 + N, D], class token first, after the final norm."""
-        return self.forward_features(pixel_values)
+        return self.forward_features(pixel_values)  # type: ignore[operator]
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """Patches (rows, columns); N = rows * columns, in row-major order."""
-        return self.patch_embed.grid_size
+        return self.patch_embed.grid_size  # type: ignore[union-attr, return-value]
 
 
-def build_vision_encoder(
-    name: str, image_size: int | tuple[int, int], **arguments: float
-) -> VisionEncoder:
+def build_vision_encoder(name: str, image_size: int | tuple[int, int], **arguments: float) -> VisionEncoder:
     """A timm ViT by name, with random weights.
 
     Args:
@@ -75,7 +73,9 @@ def resize_position_embeddings(pos_embed: Tensor, grid_size: tuple[int, int]) ->
     cls_token, patches = pos_embed[:, :1], pos_embed[:, 1:]
     side = round(patches.shape[1] ** 0.5)
     if side * side != patches.shape[1]:
-        raise ConfigError(f"position embeddings for {patches.shape[1]} patches are no square grid and cannot be resized")
+        raise ConfigError(
+            f"position embeddings for {patches.shape[1]} patches are no square grid and cannot be resized"
+        )
     if (side, side) == tuple(grid_size):
         return pos_embed
     grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)

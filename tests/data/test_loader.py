@@ -11,7 +11,7 @@ import torch
 
 from tcl.data.captions import CaptionTokenizer, clean_caption
 from tcl.data.index import PairIndex, read_pairs
-from tcl.data.loader import Batch, PairLoader, images_to_float
+from tcl.data.loader import Batch, PairLoader
 from tcl.errors import DataError
 
 SCENES = read_pairs(["scenes:train:23"])
@@ -157,12 +157,3 @@ def test_nothing_readable_is_an_error_of_one_line(workers: int, tmp_path: Path) 
 def test_an_empty_index_is_refused() -> None:
     with pytest.raises(DataError, match="no pairs"):
         loader(PairIndex(SCENES.table.slice(0, 0), ""))
-
-
-def test_normalisation() -> None:
-    pixels = torch.randint(256, (2, 3, 4, 5), dtype=torch.uint8)
-    result = images_to_float(pixels)
-    mean = np.array([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-    std = np.array([0.26862954, 0.26130258, 0.27577711])[:, None, None]
-    assert result.dtype == torch.float32
-    np.testing.assert_allclose(result.numpy(), (pixels.numpy() / 255 - mean) / std, atol=1e-5)

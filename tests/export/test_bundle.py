@@ -24,7 +24,10 @@ def test_manifest(bundle: Bundle) -> None:
     assert manifest["precisions"] == ["fp32"]
     assert manifest["verified"] is True
     assert set(manifest["files"]) == {"image_encoder.onnx", "text_encoder.onnx", "tokenizer.json", "preprocess.json"}
-    assert manifest["graphs"]["text_encoder"]["inputs"]["input_ids"] == {"dtype": "int64", "shape": ["batch", "sequence"]}
+    assert manifest["graphs"]["text_encoder"]["inputs"]["input_ids"] == {
+        "dtype": "int64",
+        "shape": ["batch", "sequence"],
+    }
     assert manifest["preprocessing"]["image_size"] == [32, 32]
     assert {"torch", "onnx", "onnxruntime", "tcl"} <= set(manifest["tools"])
 

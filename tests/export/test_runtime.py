@@ -104,7 +104,11 @@ sys.exit(code)
 def test_embedding_and_search_with_a_bundle_need_no_torch(bundle: Bundle, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH, str(bundle.folder)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", NO_TORCH, str(bundle.folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "v.npy").shape == (5, 16)

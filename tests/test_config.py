@@ -1,0 +1,127 @@
+"""Recipes: strict, typed, all errors at once, and written back as they were read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tcl.config import Recipe, build_recipe, find_recipe, load_recipe, settings, shipped_recipes
+from tcl.errors import ConfigError
+
+
+def message(error: pytest.ExceptionInfo[ConfigError]) -> str:
+    return error.value.message
+
+
+def test_every_shipped_recipe_loads_and_says_how_to_run_it() -> None:
+    shipped = shipped_recipes()
+    assert {"demo", "small", "tcl-4m"} <= set(shipped)
+    for name, path in shipped.items():
+        assert path.read_text(encoding="utf-8").startswith("# tcl pretrain"), name
+        load_recipe(name)
+
+
+def test_the_published_settings() -> None:
+    recipe = load_recipe("tcl-4m")
+    assert (recipe.model.image_encoder, recipe.model.image_size) == ("deit_base_patch16_224", 256)
+    assert (recipe.model.text_encoder, recipe.model.fusion_layer, recipe.model.embed_dim) == (
+        "bert-base-uncased",
+        6,
+        256,
+    )
+    assert (recipe.loss.temperature, recipe.loss.momentum, recipe.loss.queue_size) == (0.07, 0.995, 65536)
+    assert (recipe.loss.alpha, recipe.loss.mlm_probability) == (0.4, 0.15)
+    assert (recipe.optim.lr, recipe.optim.warmup_lr, recipe.optim.min_lr) == (1e-4, 1e-5, 1e-5)
+    assert (recipe.optim.warmup_steps, recipe.optim.weight_decay, recipe.optim.clip_norm) == (2000, 0.02, None)
+    assert (recipe.data.batch_size, recipe.data.augment, recipe.train.epochs) == (64, "published", 30)
+
+
+def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    """YAML 1.1 reads `1e-4` as a string; the declared type decides."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("optim: {lr: 1e-4}\n")
+    assert yaml.safe_load("1e-4") == "1e-4"
+    assert load_recipe(path).optim.lr == 1e-4
+    assert load_recipe(path, ["optim.lr=3e-5"]).optim.lr == 3e-5
+
+
+def test_resolved_recipes_read_back_unchanged(tmp_path: Path) -> None:
+    for name in shipped_recipes():
+        recipe = load_recipe(name, ["train.seed=7", "optim.clip_norm=null", "data.train=[a.csv, b.csv]"])
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(recipe.to_yaml())
+        assert load_recipe(path) == recipe
+
+
+def test_all_errors_at_once_with_the_nearest_names() -> None:
+    values = {
+        "optim": {"learning_rate": 1, "lr": "fast", "weigth_decay": 0.1},
+        "loss": {"alpha": 1.5},
+        "data": {"epochs": 3},
+        "trian": {},
+    }
+    with pytest.raises(ConfigError) as error:
+        build_recipe(values, place="my.yaml")
+    lines = message(error).splitlines()
+    assert lines[0] == "my.yaml: 6 wrong settings"
+    text = message(error)
+    assert "optim.weigth_decay: no such setting; did you mean optim.weight_decay?" in text
+    assert "data.epochs: no such setting; did you mean train.epochs?" in text
+    assert "trian: no such setting" in text
+    assert "optim.lr: input should be a valid number" in text and "not 'fast'" in text
+    assert "loss.alpha: input should be less than or equal to 1, not 1.5" in text
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lr", "is no setting"),
+        ("optim.lr=[", "not valid YAML"),
+        ("optim.lr=-1", "optim.lr: input should be greater than 0, not -1"),
+        ("train.precision=fp8", "train.precision"),
+        ("model.fusion_layer=12", "model: fusion_layer 12 leaves no fusion layer of 12"),
+        ("model.text_encoder_args.num_attention_heads=5", "hidden_size 768 is no multiple of 5 heads"),
+        ("model.max_length=600", "max_length 600 exceeds"),
+        ("loss.queue_size=0", "loss.queue_size: input should be greater than or equal to 1, not 0"),
+        ("optim.lr=.nan", "optim.lr: input should be a finite number"),
+        ("data.batch_size=1.5", "data.batch_size: input should be a valid integer"),
+        ("optim=3", "optim: input should be"),
+        ("optim.lr.x=3", "holds a value, not settings"),
+    ],
+)
+def test_wrong_overrides(override: str, expected: str) -> None:
+    values = {"optim": {"lr": 1e-3}}
+    with pytest.raises(ConfigError) as error:
+        build_recipe(values, [override])
+    assert expected in message(error)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    for name, content, expected in (
+        ("list.yaml", "- 1\n", "a recipe is a mapping"),
+        ("broken.yaml", "optim: {lr: 1\n", "not valid YAML"),
+        ("binary.yaml", b"\xff\xfe\x00", "not valid YAML"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(ConfigError, match=expected):
+            load_recipe(path)
+    with pytest.raises(ConfigError) as error:
+        find_recipe("dmo")
+    assert error.value.hint == "did you mean 'demo'?"
+
+
+def test_an_empty_recipe_is_the_published_default(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load_recipe(path) == Recipe()
+
+
+def test_every_setting_is_documented() -> None:
+    described = dict(settings())
+    assert len(described) > 35
+    assert all(described.values())
+    assert "model.text_encoder_args.hidden_size" in described
