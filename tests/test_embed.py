@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def encoder(tiny_model: TCL) -> TorchEncoder:
+def encoder(tiny_model: TCL, tiny_model_folder: Path) -> TorchEncoder:  # saving sets the model's hash
     return TorchEncoder(tiny_model)
 
 

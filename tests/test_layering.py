@@ -1,0 +1,70 @@
+"""`tcl_cli` stands on `export`, `export` on `tcl`; what a deployer runs loads without torch."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+FORBIDDEN = {
+    "tcl": {"export", "tcl_cli", "typer", "rich", "onnx", "onnxruntime"},
+    "export": {"tcl_cli", "typer", "rich"},
+}
+HEAVY = ["torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime"]
+TORCH_FREE = [
+    "tcl",
+    "tcl.config",
+    "tcl.embed",
+    "tcl.errors",
+    "tcl.inputs",
+    "tcl.processor",
+    "tcl.rerank",
+    "tcl.resolve",
+    "tcl.search",
+    "tcl.vectors",
+    "tcl.data.captions",
+    "tcl.data.images",
+    "tcl.data.index",
+    "tcl.data.scenes",
+    "export.bundle",
+    "export.formats",
+    "export.onnx",
+    "export.runtime",
+    "export.verify",
+    "tcl_cli.main",
+]
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_import_points_upwards(package: str) -> None:
+    files = list((REPOSITORY / package).rglob("*.py"))
+    assert files
+    wrong = {str(path): names for path in files if (names := _imported(path) & FORBIDDEN[package])}
+    assert not wrong
+
+
+def test_what_a_deployer_runs_loads_without_torch() -> None:
+    script = (
+        "import importlib, sys\n"
+        f"for name in {HEAVY}: sys.modules[name] = None\n"
+        f"for name in {TORCH_FREE}: importlib.import_module(name)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """BERT as TCL uses it: a text encoder, a fusion encoder with cross-attention to image tokens, and the MLM head.
 
-Layers `[0, fusion_layer)` read text alone; layers `[fusion_layer, L)` also attend to the image. Module names are BERT's,
+Layers `[0, fusion_layer)` read text alone; layers `[fusion_layer, L)` also attend to the image. Names of modules are BERT's,
 so published checkpoints load by name. Shapes: B images, R rows of text, S tokens, N image tokens, D width, H heads, Dh
 head width.
 """
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tcl.models.vision import init_gain
 
 
 class KeyValue(NamedTuple):
@@ -231,15 +233,13 @@ class BertForMaskedLM(nn.Module):
         words = bert.embeddings.word_embeddings
         self.bert = bert
         self.cls = MlmHead(words.num_embeddings, words.embedding_dim, bert.embeddings.LayerNorm.eps)
-        self.apply(_init_bert)
+        gain = init_gain(words.embedding_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02 * gain)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     def mlm_logits(self, states: Tensor) -> Tensor:
         """Vocabulary logits [..., V] of token states [..., D]; give it only the masked positions."""
         return self.cls.predictions(states, self.bert.embeddings.word_embeddings.weight)
-
-
-def _init_bert(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

@@ -12,6 +12,15 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as published; of pix
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def init_gain(width: int) -> float:
+    """Factor on the usual initial standard deviation of 0.02, which is made for a width of 768.
+
+    A layer of another width keeps the gain of the published one. Without it, attention in narrow models starts out too weak
+    for the class token to see anything, and the contrastive loss does not move for hundreds of steps.
+    """
+    return (768 / width) ** 0.5
+
+
 class VisionEncoder(nn.Module):
     """What TCL asks of an image encoder. `build_vision_encoder` gives a timm model these two members."""
 
@@ -55,6 +64,10 @@ def build_vision_encoder(name: str, image_size: int | tuple[int, int], **argumen
             f"model.image_encoder: {name!r} has no single class token, which TCL projects as the image feature",
             hint="use a plain ViT or DeiT, e.g. deit_base_patch16_224 or vit_small_patch16_224",
         )
+    with torch.no_grad():
+        for module in vit.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(init_gain(vit.embed_dim))
     # Subclassing in place, rather than wrapping, keeps timm's parameter names, which are also the published ones.
     vit.__class__ = type("VisionEncoder", (VisionEncoder, type(vit)), {})
     return vit

@@ -1,0 +1,169 @@
+"""Streams, exit codes, one line per failure, and a start without heavy imports."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tcl
+from tcl.errors import DataError, VerificationError
+from tcl_cli import main
+from tcl_cli.main import app, run
+
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS = [
+    [],
+    ["pretrain"],
+    ["eval"],
+    ["eval", "retrieval"],
+    ["embed"],
+    ["search"],
+    ["export"],
+    ["scenes"],
+    ["recipes"],
+    *(["recipes", name] for name in ("ls", "show", "cp", "validate")),
+]
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """What the command raises: put it in the list."""
+    errors: list[BaseException] = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors[0]
+
+    monkeypatch.setattr(main, "app", fail)
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (DataError("x.csv: bad", hint="repair it"), 1, ["Error: x.csv: bad", "  -> repair it"]),
+        (VerificationError("off"), 3, ["Error: off"]),
+        (OSError(errno.ENOSPC, "No space left on device", "v.npy"), 1, ["Error: v.npy: No space left on device"]),
+        (KeyError("a"), 1, ["Error: KeyError: 'a'", "  -> run again with --debug to see where"]),
+        (
+            ModuleNotFoundError("no", name="onnxscript.ir"),
+            2,
+            ["Error: this needs onnxscript, which is not installed", "  -> pip install 'tcl-vision-language[onnx]'"],
+        ),
+        (KeyboardInterrupt(), 130, ["Interrupted."]),
+    ],
+)
+def test_failures(
+    failing: list[BaseException],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    lines: list[str],
+) -> None:
+    failing.append(error)
+    assert run(["embed"]) == code
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == lines
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "embed"], ["embed", "--debug"]])
+def test_debug_shows_the_traceback(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    failing.append(DataError("bad"))
+    assert run(arguments) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_debug_by_environment(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TCL_DEBUG", "1")
+    failing.append(DataError("bad"))
+    assert run([]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"tcl {tcl.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["embd"], "No such command 'embd'. Did you mean 'embed'?", "tcl --help"),
+        (["embed"], "Missing argument 'SOURCE'.", "tcl embed --help"),
+        (["embed", "x", "--out", "y.npy", "--batch-size", "0"], "Invalid value for '--batch-size'", "tcl embed --help"),
+        (["search", "x", "--inde", "y"], "No such option: --inde", "tcl search --help"),
+    ],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, hint: str) -> None:
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"Error: {message}")
+    assert captured.err.endswith(f"  -> {hint}\n")
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("command", [*COMMANDS], ids=lambda command: " ".join(command) or "tcl")
+@pytest.mark.parametrize("width", [80, 120])
+def test_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run([*command, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.lstrip().startswith(f"Usage: {' '.join(['tcl', *command])}")
+    assert captured.err == ""
+    assert max(map(len, captured.out.splitlines())) <= width
+
+
+def test_every_registered_command_is_tested() -> None:
+    names = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    names |= {info.name for info in app.registered_groups if isinstance(info.name, str)}
+    assert names == {command[0] for command in COMMANDS if command}
+
+
+LIGHT = """
+import sys
+from tcl_cli.main import run
+for command in {commands}:
+    assert run([*command, "--help"]) == 0
+heavy = {{"torch", "numpy", "pyarrow", "PIL", "onnx", "onnxruntime", "timm", "transformers"}}
+found = heavy & set(sys.modules)
+assert not found, found
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    script = LIGHT.format(commands=COMMANDS)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_fast(tmp_path: Path) -> None:
+    # With bytecode, as an installed tcl has it; the first run writes it.
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    seconds = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "tcl_cli", "--help"], env=environment, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(seconds) <= 0.6, seconds  # 0.3 on a quiet machine; the double on a busy one
+
+
+def test_a_reader_that_goes_away(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = f"{sys.executable} -m tcl_cli recipes show demo --keys | true"
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
