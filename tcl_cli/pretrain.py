@@ -117,6 +117,9 @@ def pretrain(
         if dry_run:
             out.message("Dry run: nothing was written.")
             return
+        if training.step >= training.total_steps and (run / "model").is_dir():
+            out.message(f"{run} is finished: {training.step} steps, and its model is there.")
+            return
         result = training.fit(run)
     if not result.finished:
         out.message(f"Stopped at step {result.step} of {training.total_steps}; everything is saved in {run}.")
@@ -207,7 +210,7 @@ def write_demo_images() -> None:
         return
     from tcl_cli.scenes import write_scenes
 
-    count = write_scenes("scenes:val:64", folder)
+    count = write_scenes("scenes:val:256", folder)
     out.message(f"Wrote {count} held-out scenes with captions to {folder}/, to try the model on.")
 
 

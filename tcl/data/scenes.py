@@ -34,8 +34,15 @@ COLOURS = {
     "black": (34, 34, 36),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": 0.08, "large": 0.145}
-"""Half the width of a shape, as a fraction of the side of the image."""
+SIZES = ("small", "large")
+SMALL_RADIUS = 0.1
+"""Half the width of a small shape, as a fraction of the side of the image."""
+
+LARGE_RADIUS = {"single": 0.26, "row": 0.2, "column": 0.2, "row above": 0.18, "row below": 0.18}
+"""The same of a large one: as large as the layout allows, since models learn from what fills the image."""
+
+LARGE_RADIUS_OF_THREE = 0.14
+"""The same, for three in a row or column."""
 
 _HELD_OUT_SHAPES = ("square", "star", "circle", "cross", "triangle", "ring", "square", "circle")
 HELD_OUT = frozenset(zip(COLOURS, _HELD_OUT_SHAPES, strict=True))
@@ -179,7 +186,7 @@ def _parse_reference(reference: str) -> tuple[str, int, int]:
 def _scene(split: str, seed: int, index: int) -> Scene:
     draw = random.Random(f"scene:{split}:{seed}:{index}")
     count = draw.choices((1, 2, 3), weights=(2, 5, 3))[0]
-    shapes = [Shape(draw.choice(tuple(SIZES)), colour, kind) for colour, kind in _draw_pairs(draw, split, count)]
+    shapes = [Shape(draw.choice(SIZES), colour, kind) for colour, kind in _draw_pairs(draw, split, count)]
     if count == 1:
         layout = draw.choice(tuple(PLACES))
     elif count == 2:
@@ -201,7 +208,10 @@ def _draw_pairs(draw: random.Random, split: str, count: int) -> list[tuple[str, 
 
 
 def _arrange(draw: random.Random, shapes: list[Shape], layout: str) -> list[Shape]:
-    radii = [SIZES[shape.size] * draw.uniform(0.92, 1.0) for shape in shapes]
+    large = LARGE_RADIUS["single" if layout in PLACES else layout]
+    if len(shapes) == 3 and layout in ("row", "column"):
+        large = LARGE_RADIUS_OF_THREE
+    radii = [(SMALL_RADIUS if shape.size == "small" else large) * draw.uniform(0.92, 1.0) for shape in shapes]
     if layout in PLACES:
         centres = [_in_cell(draw, PLACES[layout], radii[0])]
     elif layout == "row":

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tcl_cli.main import run
+
+
+@dataclass
+class Result:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def tcl(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`tcl("embed", "images/")` runs a command line, errors and exit code included."""
+
+    def call(*arguments: str) -> Result:
+        capfd.readouterr()
+        code = run(list(arguments))
+        return Result(code, *capfd.readouterr())
+
+    return call
 
 
 @pytest.fixture
