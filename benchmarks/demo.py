@@ -1,6 +1,6 @@
 """The whole chain on built-in scenes, from pre-training to search, in a new folder; ends with what was reached.
 
-    python benchmarks/demo.py [FOLDER]          # `make demo` runs it
+python benchmarks/demo.py [FOLDER]          # `make demo` runs it
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl.devices import choose_device
 from tcl.embed import Encoder
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 from tcl.processor import Processor
@@ -160,20 +161,6 @@ def open_encoder(
     from tcl.checkpoint import load_model
 
     return TorchEncoder(load_model(source.location), choose_device(device))
-
-
-def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """`cpu` or `cuda` for `auto`, by what this machine has.
-
-    Raises:
-        UsageError: a GPU was asked for and there is none.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UsageError("--device cuda: torch sees no GPU", hint="check `nvidia-smi`, or use --device cpu")
-    return "cuda" if device == "cuda" or (device == "auto" and available) else "cpu"
 
 
 def _find(model: str | None, bundles: bool) -> ModelSource:

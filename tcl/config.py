@@ -88,8 +88,14 @@ class OptimConfig(Section):
         "smooth",
         description="smooth: every step moves; published: the reference's stairs, one per 100 steps, then per epoch",
     )
-    weight_decay: float = Field(0.02, ge=0, description="of matrices; biases and norms have none")
+    weight_decay: float = Field(0.02, ge=0, description="of all parameters but biases and others with one dimension")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null does not clip")
+
+    @model_validator(mode="after")
+    def _whole_stairs(self) -> Self:
+        if self.schedule == "published" and self.warmup_steps % 100:
+            raise ValueError(f"the published schedule warms up in stairs of 100 steps, not {self.warmup_steps}")
+        return self
 
 
 class DataConfig(Section):
@@ -114,7 +120,7 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1, description="stop after this many steps instead")
     seed: int = Field(42, ge=0, lt=2**32, description="of weights, order, augmentation, masking and dropout")
     precision: Literal["fp32", "bf16"] = Field(
-        "bf16", description="bf16 autocast on GPUs that have it; losses stay fp32"
+        "bf16", description="bf16: autocast on a GPU, losses in fp32; a CPU computes in fp32"
     )
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     eval_every: int = Field(1000, ge=1, description="steps between validations")

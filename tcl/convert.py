@@ -22,6 +22,8 @@ NOT_THE_MODEL = re.compile(
 # Downstream checkpoints of the published code have no MLM head; embedding and matching do without.
 OPTIONAL = "text_encoder.cls."
 
+EVALUATION_LENGTH = 30  # tokens that published retrieval evaluation keeps
+
 
 def rename_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Keys of a published pre-training or retrieval checkpoint to this model's; teacher and queues are dropped."""
@@ -90,6 +92,7 @@ def infer_config(state: dict[str, Tensor], place: str) -> tuple[ModelConfig, int
             pretrained=False,
             fusion_layer=min(fused, default=len(layers)),
             embed_dim=state["vision_proj.weight"].shape[0],
+            max_length=EVALUATION_LENGTH,
         )
     except KeyError as error:
         raise CheckpointError(f"{place}: no TCL or ALBEF model: {error.args[0]} is missing") from error

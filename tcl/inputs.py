@@ -13,16 +13,14 @@ A row with several texts gives several inputs: `3#1`, `3#2`.
 
 from __future__ import annotations
 
-import csv
 import glob
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from tcl.data import scenes
-from tcl.data.formats import CAPTION_KEYS, IMAGE_KEYS, images_below, numbered_lines, read_json, read_jsonl
+from tcl.data.formats import CAPTION_KEYS, IMAGE_KEYS, READERS, images_below, numbered_lines
 from tcl.data.images import IMAGE_SUFFIXES, natural_key
 from tcl.errors import DataError, UsageError
 
@@ -93,7 +91,7 @@ def _list(source: str, kind: Literal["auto", "image", "text"]) -> Inputs:
             return Inputs("image", [path.name], [path.name], path.parent)
         if suffix in (".txt", ".lst"):
             return _lines(path, kind)
-        if suffix in _TABLES:
+        if suffix in READERS:
             return _table(path, kind)
         raise UsageError(
             f"{source}: unknown kind of source {suffix or path.name!r}",
@@ -153,30 +151,11 @@ def _lines(path: Path, kind: str) -> Inputs:
     return Inputs("text", [str(number) for number, _ in rows], values, path.parent)
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-    reader = csv.DictReader((line for _, line in numbered_lines(path)), delimiter=delimiter)
-    try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        for row in reader:
-            yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: malformed CSV: {error}", hint="repair that line") from error
-
-
-_TABLES: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
-    ".json": read_json,
-    ".jsonl": read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-}
-
-
 def _table(path: Path, kind: str) -> Inputs:
     """Rows with an image or text column; the first row decides which where `kind` is auto."""
     ids: list[str] = []
     values: list[str] = []
-    for number, (place, row) in enumerate(_TABLES[path.suffix.lower()](path), 1):
+    for number, (place, row) in enumerate(READERS[path.suffix.lower()](path), 1):
         if not isinstance(row, dict):
             raise DataError(f"{path} {place}: expected an object, found {type(row).__name__}")
         if kind == "auto":
@@ -188,7 +167,11 @@ def _table(path: Path, kind: str) -> Inputs:
                 hint=f"name it {', '.join(IMAGE_KEYS if kind == 'image' else TEXT_KEYS)}, or change --kind",
             )
         value = row[key]
-        row_id = row.get("id") or (value if kind == "image" else number)
+        row_id = row.get("id")
+        if row_id in (None, ""):
+            row_id = value if kind == "image" else number
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if isinstance(value, list):
             ids += [f"{row_id}#{n}" for n in range(1, len(value) + 1)]
             values += [str(item) for item in value]

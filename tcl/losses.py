@@ -1,7 +1,7 @@
 """The losses of TCL as pure functions: tensors in, a scalar out, float32 inside.
 
 Letters: B samples, Q queued features, E feature width, L local features of a sample, V vocabulary, M masked positions.
-Equation numbers are those of the paper (arXiv 2202.10401). `docs/method.md` puts each beside its function.
+Names are those of the paper (arXiv 2202.10401, section 3); `docs/method.md` puts each formula beside its function.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def distilled_targets(teacher_logits: Tensor, positives: Tensor, alpha: float) -
 
 
 def cma_loss(sim: Tensor, sim_m: Tensor, positives: Tensor, alpha: float) -> Tensor:
-    """Cross-modal alignment, one direction (eqs. 2-3): image to text, or text to image, with distilled targets.
+    """Cross-modal alignment, one direction: image to text, or text to image, with distilled targets.
 
     Args:
         sim: similarities of this model to batch and queue, divided by the temperature [B, B + Q].
@@ -39,7 +39,7 @@ def cma_loss(sim: Tensor, sim_m: Tensor, positives: Tensor, alpha: float) -> Ten
 
 
 def imc_loss(sim: Tensor, positives: Tensor) -> Tensor:
-    """Intra-modal contrast (eq. 4): a view against the other view, or a text against its dropout twin; hard targets.
+    """Intra-modal contrast: a view against the other view, or a text against its dropout twin; hard targets.
 
     Args:
         sim: similarities within one modality, divided by the temperature [B, B + Q].
@@ -49,7 +49,7 @@ def imc_loss(sim: Tensor, positives: Tensor) -> Tensor:
 
 
 def lmi_loss(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Local mutual information (eqs. 5-6): a global feature against the local features of its own sample.
+    """Local mutual information: a global feature against the local features of its own sample.
 
     A sample's local feature is the positive, all local features of the other samples are the negatives. The negatives
     of one anchor are the same for each of its positives, so a single log-sum-exp serves them all and nothing larger
@@ -79,12 +79,12 @@ def lmi_loss(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask:
 
 
 def itm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Image-text matching (eq. 7): cross entropy over no match / match. `logits` [R, 2], `labels` [R] in {0, 1}."""
+    """Image-text matching: cross entropy over no match / match. `logits` [R, 2], `labels` [R] in {0, 1}."""
     return F.cross_entropy(logits.float(), labels)
 
 
 def mlm_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
-    """Masked language modelling (eq. 8), distilled; zero when nothing is masked.
+    """Masked language modelling, distilled; zero when nothing is masked.
 
     Args:
         logits: at the masked positions only [M, V].

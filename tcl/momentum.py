@@ -33,10 +33,6 @@ class MomentumTeacher(nn.Module):
         names, averages = zip(*self.model.named_parameters(), strict=True)
         torch._foreach_lerp_(list(averages), [online[name] for name in names], 1 - momentum)
 
-    def load_from(self, model: TCL) -> None:
-        """Start from `model`'s weights."""
-        self.update(model, momentum=0.0)
-
 
 class FeatureQueue(nn.Module):
     """The newest teacher features of images and texts, as columns of a ring; any batch size fits any queue size."""

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -42,15 +43,21 @@ class RunLog:
 
     def metrics(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append one line; training records gain their speed since the one before."""
-        now = time.perf_counter()
         if "samples" in record:
+            now = time.perf_counter()
             if self._samples is not None:
                 speed = (record["samples"] - self._samples) / (now - self._clock)
                 record = {**record, "samples_per_second": round(speed, 2)}
-            self._samples = record["samples"]
-        self._clock = now
+            self._clock, self._samples = now, record["samples"]
         _append(self._metrics, [record])
         return record
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
 
     def bad_samples(self, step: int, samples: Sequence[dict[str, str]]) -> None:
         """Append what could not be read in the batch of `step`, and why."""

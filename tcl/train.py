@@ -8,7 +8,6 @@ is in the checkpoint, so a resumed run computes what an uninterrupted one would 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tcl.convert import load_pretrained_encoders
 from tcl.data.captions import CaptionTokenizer
 from tcl.data.index import PairIndex, read_pairs
 from tcl.data.loader import Batch, PairLoader
-from tcl.errors import ConfigError, NonFiniteError, UsageError
+from tcl.errors import ConfigError, NonFiniteError
 from tcl.models.tcl import TCL
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
@@ -55,7 +54,7 @@ class Training:
     """Everything a run consists of, built from its recipe; nothing is written before `fit`."""
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, checkpoint: Path | None = None, reporter: Reporter | None = None
+        self, recipe: Recipe, device: str = "cpu", checkpoint: Path | None = None, reporter: Reporter | None = None
     ) -> None:
         """Read the data, build the model, and continue from `checkpoint` when given.
 
@@ -63,7 +62,7 @@ class Training:
             ConfigError: the recipe names no data, does not fit it, or does not fit the checkpoint.
         """
         self.recipe = recipe
-        self.device = device
+        self.device = torch.device(device)
         self.reporter = reporter or Reporter()
         self.step = 0
         torch.manual_seed(recipe.train.seed)
@@ -90,15 +89,15 @@ class Training:
         if model_config.pretrained and checkpoint is None:
             load_pretrained_encoders(model)
         queue = FeatureQueue(model_config.embed_dim, recipe.loss.queue_size)
-        self.objective = PretrainObjective(model, MomentumTeacher(model), queue).to(device).train()
+        self.objective = PretrainObjective(model, MomentumTeacher(model), queue).to(self.device).train()
         self.model, self.teacher, self.queue = model, self.objective.teacher, queue
         model.processor = Processor(tokenizer, (model_config.image_size,) * 2, model_config.max_length)
         self.optimizer = build_optimizer(model, recipe.optim)
         self.mask_generator = torch.Generator().manual_seed(recipe.train.seed)
-        self.negative_generator = torch.Generator(device).manual_seed(recipe.train.seed)
-        self.nonfinite = torch.zeros((), device=device)  # updates that were withheld
+        self.negative_generator = torch.Generator(self.device).manual_seed(recipe.train.seed)
+        self.nonfinite = torch.zeros((), device=self.device)  # updates that were withheld
         self.unchecked: list[str] = []  # samples seen since the last look at it
-        self.grad_norm = torch.zeros((), device=device)
+        self.grad_norm = torch.zeros((), device=self.device)
         if checkpoint:
             self._restore(checkpoint)
 
@@ -191,26 +190,29 @@ class Training:
         log = RunLog(run, self.step)
         self.reporter.started(self.step, self.total_steps)
         with StopRequest() as stop:
-            while self.step < self.total_steps and not stop.requested:
+            stopping = False
+            while self.step < self.total_steps and not stopping:
                 epoch, start = divmod(self.step, self.loader.steps_per_epoch)
                 batches = self.loader.batches(epoch, start)
                 for batch in batches:
                     log.bad_samples(self.step + 1, batch.bad)
                     losses = self.train_step(batch)
-                    finished = self.step >= self.total_steps
+                    finished, stopping = self.step >= self.total_steps, stop.requested
                     logs = finished or self.step % train.log_every == 0
                     evaluates = self.val_index and (finished or self.step % train.eval_every == 0)
-                    saves = finished or stop.requested or self.step % train.checkpoint_every == 0
+                    saves = finished or stopping or self.step % train.checkpoint_every == 0
                     if self.device.type == "cpu" or logs or saves:
                         self._raise_if_nonfinite(run)
                     self.reporter.stepped(self.step)
                     if logs:
                         self.reporter.logged(log.metrics(self._record(losses)))
                     if evaluates:
-                        self.reporter.logged(log.metrics(self._validate()))
+                        with log.paused():
+                            record = self._validate()
+                        self.reporter.logged(log.metrics(record))
                     if saves:
                         self.save(run)
-                    if finished or stop.requested:
+                    if finished or stopping:
                         break
         if self.step >= self.total_steps:
             save_model(self.model, run / "model")
@@ -262,6 +264,10 @@ class Training:
         check_same_model(self.recipe, meta["recipe"], checkpoint)
         if meta["data_fingerprint"] != self.index.fingerprint:
             self.reporter.message("the training pairs changed since the checkpoint: their order will differ from it")
+        for section, key in (("data", "batch_size"), ("data", "augment"), ("train", "seed")):
+            before, now = meta["recipe"][section][key], getattr(getattr(self.recipe, section), key)
+            if before != now:
+                self.reporter.message(f"{section}.{key} is {now} now, but was {before}: batches will differ from then")
         self.model.load_state_dict(weights)
         self.teacher.load_state_dict(state["teacher"])
         self.queue.load_state_dict(state["queue"])
@@ -272,25 +278,6 @@ class Training:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step = meta["step"]
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` takes a GPU when there is one.
-
-    Raises:
-        UsageError: this machine has no such device, or several processes were started.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "training and evaluation run in one process as yet, but WORLD_SIZE is set", hint="leave torchrun out"
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(
-            "--device cuda: torch sees no GPU here", hint="use --device cpu, or install a CUDA build of torch"
-        )
-    return torch.device(name)
 
 
 def build_tokenizer(recipe: Recipe, index: PairIndex) -> CaptionTokenizer:

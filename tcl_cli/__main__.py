@@ -1,4 +1,4 @@
-"""`python -m tcl_cli`, the form `torchrun -m` needs."""
+"""`python -m tcl_cli`, for where the `tcl` script is not on the PATH."""
 
 from __future__ import annotations
 

@@ -59,12 +59,14 @@ def retrieval(
     """Recall at 1, 5 and 10 from image to text and back, by vectors alone and re-ranked."""
     from tcl.checkpoint import load_model
     from tcl.data.index import read_pairs
+    from tcl.devices import choose_device
     from tcl.resolve import find_model
     from tcl.tasks.retrieval import evaluate_retrieval
-    from tcl.train import choose_device
 
     source = find_model(model)
     index = read_pairs(data, images)
+    if index.skipped:
+        out.warning(f"{index.skipped} rows skipped; the first: {index.skipped_reasons[0]}")
     loaded = load_model(source.location).to(choose_device(device.value))
     with out.progress("Evaluating") as advance:
         result = evaluate_retrieval(
@@ -77,7 +79,7 @@ def retrieval(
         out.json({"task": "retrieval", "model": source.location, "data": data, **asdict(result)})
         return
     columns = ["", "TR R@1", "R@5", "R@10", "IR R@1", "R@5", "R@10"]
-    named = {"vectors alone": result.vectors, f"re-ranked {rerank}": result.reranked}
+    named = {"vectors alone": result.vectors, f"best {rerank} re-ranked": result.reranked}
     rows = [
         [name, *(round(metrics[f"{way}_r{k}"], 1) for way in ("i2t", "t2i") for k in (1, 5, 10))]
         for name, metrics in named.items()

@@ -96,15 +96,13 @@ def pretrain(
     changes = {"data.train": data, "data.images": images, "data.val": val}
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None and value != []]
     recipe_name, given = split_arguments(arguments or [])
-    overrides += given
-    is_demo = not recipe_name and not overrides
-    run = choose_run(run, recipe_name or ("small" if data else "demo"), resume)
-    checkpoint = None
-    if run.exists():
-        checkpoint = check_existing(run, resume)
-    recipe = resolve_recipe(run, recipe_name, overrides, "small" if data else "demo")
+    default = "small" if data else "demo"
+    run = choose_run(run, recipe_name or default, resume)
+    checkpoint = check_existing(run, resume) if run.exists() else None
+    recipe = resolve_recipe(run, recipe_name, overrides + given, default)
 
-    from tcl.train import Training, choose_device
+    from tcl.devices import choose_device
+    from tcl.train import Training
 
     with ConsoleReporter() as reporter:
         training = Training(recipe, choose_device(device.value), checkpoint, reporter)
@@ -126,7 +124,7 @@ def pretrain(
         out.hint(f"tcl pretrain --resume --out {run}")
         raise typer.Exit(130)
     out.message(f"Finished: {run / 'model'}")
-    if is_demo:
+    if recipe_name is None and all(source.startswith("scenes:") for source in recipe.data.train):
         write_demo_images()
     out.hint("tcl embed images/ --out vecs.npy")
     out.hint("tcl export")

@@ -18,13 +18,17 @@ FORBIDDEN = {
 HEAVY = ["torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime"]
 TORCH_FREE = [
     "tcl",
+    "tcl.atomic",
     "tcl.config",
+    "tcl.data.formats",
     "tcl.embed",
     "tcl.errors",
     "tcl.inputs",
+    "tcl.metrics",
     "tcl.processor",
     "tcl.rerank",
     "tcl.resolve",
+    "tcl.runlog",
     "tcl.search",
     "tcl.vectors",
     "tcl.data.captions",

@@ -13,7 +13,7 @@ from tcl.losses import cma_loss, imc_loss, lmi_loss, mlm_loss, soft_cross_entrop
 
 
 def plain_lmi(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:
-    """One softmax per local feature, in Python loops (equation 5)."""
+    """One softmax per local feature, in Python loops."""
     per_sample = []
     for i in range(len(global_feat)):
         terms = []

@@ -23,7 +23,7 @@ from tcl.runlog import Reporter
 from tcl.train import Training
 from tests.conftest import TINY
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 def tiny_recipe(**train: Any) -> Recipe:

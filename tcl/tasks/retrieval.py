@@ -83,7 +83,8 @@ def evaluate_retrieval(
     pairs = RetrievalSet.from_pairs(index)
     images, pairs, bad = _encode_images(model, pairs, batch_size, workers, progress)
     texts = _encode_texts(model, pairs.texts, batch_size)
-    sims = images.image_feat @ texts.text_feat.T
+    with torch.autocast(model.device.type, enabled=False):
+        sims = images.image_feat @ texts.text_feat.T
     scores = sims.cpu().numpy()
     vectors = retrieval_metrics(scores, scores.T, pairs.image_of_text)
     reranked = None

@@ -165,7 +165,9 @@ def test_fewer_pairs_than_a_batch_trains_and_says_so(recipe: str, tcl: Any) -> N
     assert result.code == 0 and "3 pairs are fewer than batch_size 4" in result.stderr
 
 
-def test_evaluation_leaves_out_what_it_cannot_read(recipe: str, tcl: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_evaluation_leaves_out_what_it_cannot_read(
+    recipe: str, tcl: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
     pairs = write_pairs(tmp_path / "data")
     (tmp_path / "data/2.png").write_bytes(b"\x89PNG no more")
     result = tcl("eval", "retrieval", "--model", str(tiny_model_folder), "--data", str(pairs))
