@@ -1,8 +1,8 @@
 """BERT as TCL uses it: a text encoder, a fusion encoder with cross-attention to image tokens, and the MLM head.
 
-Layers `[0, fusion_layer)` read text alone; layers `[fusion_layer, L)` also attend to the image. Names of modules are BERT's,
-so published checkpoints load by name. Shapes: B images, R rows of text, S tokens, N image tokens, D width, H heads, Dh
-head width.
+Layers `[0, fusion_layer)` read text alone; layers `[fusion_layer, L)` also attend to the image. Modules have BERT's
+names, so published checkpoints load by name. Shapes: B images, R rows of text, S tokens, N image tokens, D width, H
+heads, Dh head width.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 def init_gain(width: int) -> float:
     """Factor on the usual initial standard deviation of 0.02, which is made for a width of 768.
 
-    A layer of another width keeps the gain of the published one. Without it, attention in narrow models starts out too weak
-    for the class token to see anything, and the contrastive loss does not move for hundreds of steps.
+    A layer of another width keeps the gain of the published one. Without it, attention in narrow models starts out too
+    weak for the class token to see anything, and the contrastive loss does not move for hundreds of steps.
     """
     return (768 / width) ** 0.5
 
