@@ -96,10 +96,11 @@ class Training:
         self.mask_generator = torch.Generator().manual_seed(recipe.train.seed)
         self.negative_generator = torch.Generator(self.device).manual_seed(recipe.train.seed)
         self.nonfinite = torch.zeros((), device=self.device)  # updates that were withheld
-        self.unchecked: list[str] = []  # samples seen since the last look at it
+        self.unchecked: list[str] = []  # samples seen since the last look at it, which was after `checked_step`
         self.grad_norm = torch.zeros((), device=self.device)
         if checkpoint:
             self._restore(checkpoint)
+        self.checked_step = self.step
 
     def _read(self, sources: list[str]) -> PairIndex:
         index = read_pairs(sources, self.recipe.data.images)
@@ -165,12 +166,14 @@ class Training:
 
     def _raise_if_nonfinite(self, run: Path) -> None:
         samples, self.unchecked = self.unchecked, []
+        first, self.checked_step = self.checked_step + 1, self.step
         if self.nonfinite.item() == 0:
             return
+        when = f"at step {self.step}" if first == self.step else f"between steps {first} and {self.step}"
         place = run / "nonfinite_samples.json"
         place.write_text(json.dumps({"step": self.step, "samples": samples}, indent=2) + "\n", encoding="utf-8")
         raise NonFiniteError(
-            f"the loss or its gradient is not finite at step {self.step}; the update was not applied. "
+            f"the loss or its gradient is not finite {when}; the update was not applied. "
             f"Samples: {', '.join(samples[:3])}{', ...' if len(samples) > 3 else ''} (all in {place})",
             hint=f"look at these samples, or lower optim.lr, then continue with --resume --out {run}",
         )
@@ -214,6 +217,7 @@ class Training:
                         self.save(run)
                     if finished or stopping:
                         break
+        self.loader.close()
         if self.step >= self.total_steps:
             save_model(self.model, run / "model")
         return TrainResult(run, self.step, self.step >= self.total_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -98,6 +99,7 @@ def pretrain(
     recipe_name, given = split_arguments(arguments or [])
     default = "small" if data else "demo"
     run = choose_run(run, recipe_name or default, resume)
+    check_writable(run)
     checkpoint = check_existing(run, resume) if run.exists() else None
     recipe = resolve_recipe(run, recipe_name, overrides + given, default)
 
@@ -154,6 +156,19 @@ def choose_run(run: Path | None, name: str, resume: bool) -> Path:
         return first
     candidates = (first.with_name(f"{first.name}-{number}") for number in range(2, 10**6))
     return first if not first.exists() else next(path for path in candidates if not path.exists())
+
+
+def check_writable(run: Path) -> None:
+    """Could the run folder be created? Nothing is left behind by asking.
+
+    Raises:
+        UsageError: no, and why.
+    """
+    parent = next(path for path in run.absolute().parents if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise UsageError(f"{run}: cannot be written: {error.strerror}", hint="choose another --out") from error
 
 
 def check_existing(run: Path, resume: bool) -> Path | None:

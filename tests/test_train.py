@@ -161,7 +161,7 @@ def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(tmp_path: 
         training.model.itm_head.weight[0, 0] = float("inf")
     before = {name: p.clone() for name, p in training.model.named_parameters()}
     run = tmp_path / "run"
-    with pytest.raises(NonFiniteError, match=r"not finite at step 2; .*scenes:train:0:\d+"):
+    with pytest.raises(NonFiniteError, match=r"not finite between steps 1 and 2; .*scenes:train:0:\d+"):
         training.fit(run)
     for name, parameter in training.model.named_parameters():
         assert torch.equal(parameter, before[name]), name

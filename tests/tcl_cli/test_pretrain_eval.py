@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -62,6 +63,18 @@ def test_train_then_evaluate_with_no_argument_but_the_recipe(recipe: str, tcl: A
     assert again.code == 0 and Path("runs/tiny-2/model").is_dir()
 
 
+def test_three_commands_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tcl: Any) -> None:
+    """The README's first lines; only the training is cut short."""
+    monkeypatch.chdir(tmp_path)
+    short = ["train.steps=1", "data.workers=0", "data.train=[scenes:train:16]", "data.val=[]"]
+    for command in (["pretrain", *short], ["embed", "images/", "--out", "vecs.npy"], ["export"]):
+        result = tcl(*command)
+        assert result.code == 0, result.stderr
+    ids = Path("vecs.ids.jsonl").read_text().splitlines()
+    assert np.load("vecs.npy").shape == (256, 64) and len(ids) == 256
+    assert json.loads(Path("exports/demo/bundle.json").read_text())["verified"] is True
+
+
 def test_own_pairs_and_overrides(recipe: str, tcl: Any, tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "data")
     result = tcl("pretrain", recipe, "--data", str(pairs), "train.steps=2", "model.max_length=8", "--out", "runs/own")
@@ -69,6 +82,7 @@ def test_own_pairs_and_overrides(recipe: str, tcl: Any, tmp_path: Path) -> None:
     resolved = yaml.safe_load(Path("runs/own/config.yaml").read_text())
     assert resolved["data"]["train"] == [str(pairs)] and resolved["train"]["steps"] == 2
     assert resolved["model"]["max_length"] == 8
+    assert not Path("images").exists()  # those are for the demo
 
 
 def test_dry_run_writes_nothing(recipe: str, tcl: Any) -> None:
