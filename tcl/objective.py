@@ -41,9 +41,9 @@ class PretrainLosses:
         return self.contrastive + self.itm + self.mlm
 
     def named(self) -> dict[str, Tensor]:
-        """Every part and the total, detached, for the log."""
+        """The total, the mean of the contrastive parts, and every part, detached, for the log."""
         parts = {field.name: getattr(self, field.name).detach() for field in fields(self)}
-        return {"loss": self.total.detach(), **parts}
+        return {"loss": self.total.detach(), "contrastive": self.contrastive.detach(), **parts}
 
 
 @dataclass

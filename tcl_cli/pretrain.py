@@ -32,7 +32,7 @@ EPILOG = """\
   tcl pretrain --data pairs.csv --out runs/mine --resume          start, or continue what was interrupted
 """
 
-SHOWN = ("loss", "samples_per_second")  # beside the progress bar; metrics.jsonl has everything
+SHOWN = ("loss", "contrastive", "itm", "mlm")  # beside the progress bar; metrics.jsonl has every part
 
 
 def pretrain(
@@ -259,9 +259,11 @@ class ConsoleReporter(Reporter):
     def logged(self, record: Mapping[str, Any]) -> None:
         """Show the losses; print validation results, which should stay in sight."""
         if self._advance and "loss" in record:
-            self._advance(0, **{name: record[name] for name in SHOWN if name in record})
+            speed = record.get("samples_per_second")
+            self._advance(0, **{name: record[name] for name in SHOWN}, **({"samples/s": speed} if speed else {}))
         elif "val_r_mean" in record:
-            out.message(
-                f"step {record['step']:>6}  validation R@1  text to image {record['val_t2i_r1']:.1f} %  "
-                f"image to text {record['val_i2t_r1']:.1f} %"
-            )
+            recalls = {
+                way: " / ".join(f"{record[f'val_{way}_r{k}']:.1f}" for k in (1, 5, 10)) for way in ("t2i", "i2t")
+            }
+            ways = f"text to image {recalls['t2i']}  image to text {recalls['i2t']}"
+            out.message(f"step {record['step']:>6}  R@1/5/10 %  {ways}")

@@ -51,7 +51,7 @@ def test_train_then_evaluate_with_no_argument_but_the_recipe(recipe: str, tcl: A
     assert [line["step"] for line in lines if "val_t2i_r1" in line] == [2, 4]
     parts = {"cma_i2t", "cma_t2i", "imc_image", "imc_text", "lmi_image", "lmi_text", "itm", "mlm"}
     assert parts <= set(lines[0])
-    assert "step      2  validation R@1" in result.stderr
+    assert "step      2  R@1/5/10 %  text to image " in result.stderr
 
     result = tcl("eval", "retrieval", "--data", "scenes:val:8", "--rerank", "4", "--json")
     assert result.code == 0, result.stderr
