@@ -59,7 +59,7 @@ def build_transform(name: AugmentName, image_size: int, min_scale: float = 0.2) 
     if name == "mild":
         return _View(
             [
-                v2.RandomResizedCrop(scale=(0.8, 1.0), ratio=(0.95, 1.05), **crop_to),
+                _CropKeepingShape(image_size),
                 v2.ColorJitter(brightness=0.1, contrast=0.1),
             ],
             image_size,
@@ -78,6 +78,23 @@ class _View:
         for operation in self.operations:
             image = operation(image)
         return torch.from_numpy(resize(image, self.size))  # copies only, where a crop has given the size already
+
+
+class _CropKeepingShape:
+    """Crop 80 to 100 % of the area, of nearly the image's own shape, then squash it to a square as evaluation does.
+
+    A square crop of a wide image would never show its sides, which evaluation does show.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.size = (image_size, image_size)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        area, stretch = _uniform(0.8, 1.0), math.exp(_uniform(-0.05, 0.05))
+        width = image.width * min(math.sqrt(area * stretch), 1.0)
+        height = image.height * min(math.sqrt(area / stretch), 1.0)
+        left, top = _uniform(0.0, image.width - width), _uniform(0.0, image.height - height)
+        return image.resize(self.size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
 
 
 def _uniform(low: float = 0.0, high: float = 1.0) -> float:

@@ -123,6 +123,15 @@ def test_mild_keeps_colour_and_side() -> None:
         assert abs(int(view[0, 16, 4]) - 200) < 60
 
 
+def test_mild_shows_nearly_the_whole_of_a_wide_image() -> None:
+    ramp = Image.fromarray(np.arange(200, dtype=np.uint8)[None, :, None].repeat(50, 0).repeat(3, 2))
+    torch.manual_seed(0)
+    transform = build_transform("mild", 32)
+    spans = [int(view[0].max()) - int(view[0].min()) for view in (transform(ramp) for _ in range(40))]
+    # The sides are 89 to 100 % of the image's, and brightness and contrast change the span by at most a fifth.
+    assert min(spans) > 0.6 * 200 and np.mean(spans) > 0.85 * 200
+
+
 def test_min_scale_bounds_the_crop() -> None:
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(256, 0).repeat(3, 2))
 
