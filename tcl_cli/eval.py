@@ -15,11 +15,9 @@ eval_app = typer.Typer(help="Evaluate a model with the published metrics of a ta
 EPILOG = """\
 [bold]Examples[/]
 
-  tcl eval retrieval --data scenes:val:256                            the newest model on held-out scenes
-
-  tcl eval retrieval --data test.jsonl --images photos/ --rerank 128  your own pairs, 128 candidates re-ranked
-
-  tcl eval retrieval --data scenes:val:64 --json                      for scripts
+  tcl eval retrieval --data scenes:val:256
+  tcl eval retrieval --data test.jsonl --images photos/ --rerank 128
+  tcl eval retrieval --data scenes:val:64 --model runs/demo --json
 """
 
 

@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 EPILOG = """\
 [bold]Examples[/]
 
-  tcl pretrain                                                    the demo: built-in scenes, a few minutes on 2 cores
+  tcl pretrain
+  tcl pretrain --data pairs.csv --val held_out.csv --images photos/
+  tcl pretrain tcl-4m --data pairs.jsonl data.batch_size=128
+  tcl pretrain --data pairs.csv --out runs/mine --resume
 
-  tcl pretrain --data pairs.csv --images photos/                  a small model on your own pairs
-
-  tcl pretrain tcl-4m --data pairs.jsonl data.batch_size=128      the published settings, one of them changed
-
-  tcl pretrain --data pairs.csv --out runs/mine --resume          start, or continue what was interrupted
+The first is the demo: built-in scenes, a few minutes on two cores. The last one starts a run, or continues it.
 """
 
 SHOWN = ("loss", "contrastive", "itm", "mlm")  # beside the progress bar; metrics.jsonl has every part
@@ -39,7 +38,7 @@ def pretrain(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...",
+            metavar="RECIPE|KEY=VALUE",
             help="A recipe file or the name of a shipped one (`tcl recipes ls`), and settings that replace its own. "
             "Default: `demo`, or `small` when there is --data.",
             show_default=False,

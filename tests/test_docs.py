@@ -1,0 +1,60 @@
+"""Commands in the README, the docs, the recipes and the help screens name commands and options that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from tcl.config import settings
+from tcl_cli.main import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").rglob("*.yaml"))]
+
+
+def commands_in(text: str) -> list[str]:
+    """Lines that begin with `tcl`, at most behind a comment mark or a prompt; a backslash continues a line."""
+    return re.findall(r"^(?:# |\$ |    )?(tcl .+)$", text.replace("\\\n", " "), flags=re.MULTILINE)
+
+
+def documented() -> list[str]:
+    found = [command for page in PAGES for command in commands_in(page.read_text(encoding="utf-8"))]
+    return [*found, *(command for path in (ROOT / "tcl_cli").glob("*.py") for command in commands_in(path.read_text()))]
+
+
+def check(command: str) -> None:
+    words = shlex.split(command, comments=True)[1:]
+    group = typer.main.get_command(app)
+    while words and hasattr(group, "commands") and words[0] in group.commands:
+        group = group.commands[words.pop(0)]
+    assert not hasattr(group, "commands"), f"no such command: {command}"
+    options = {name for parameter in group.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    for word in words:
+        name = word.partition("=")[0]
+        if word.startswith("-"):
+            assert name in options, f"{name} is no option of: {command}"
+        elif re.fullmatch(r"[a-z]+\.[a-z_.]+", name) and "=" in word:
+            assert name in dict(settings()), f"{name} is no setting: {command}"
+
+
+def test_documented_commands_exist() -> None:
+    commands = documented()
+    assert len(commands) > 30 and any("--rerank" in command for command in commands)
+    for command in commands:
+        check(command)
+
+
+@pytest.mark.parametrize("command", ["tcl pretrain --epochs 3", "tcl train", "tcl pretrain optim.learning_rate=1"])
+def test_a_wrong_command_would_be_noticed(command: str) -> None:
+    with pytest.raises(AssertionError):
+        check(command)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
