@@ -43,6 +43,13 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it, so that it is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def _sync(folder: Path) -> None:
     """Flush every file, so that a rename never survives a power cut that its content did not."""
     for path in (p for p in folder.rglob("*") if p.is_file()):

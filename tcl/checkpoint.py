@@ -37,6 +37,7 @@ WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "train_state.pt"
 META_FILE = "meta.json"
 FORMAT_VERSION = 1
+AGAIN = "copy the model folder again, or take a checkpoint of its run"
 
 
 def save_model(model: TCL, folder: Path) -> None:
@@ -106,13 +107,15 @@ def load_model_folder(folder: Path) -> TCL:
         model = TCL.from_config(model_config, vocab_size)
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except KeyError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: lacks {error}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: lacks {error}", hint=AGAIN) from error
     except (ValidationError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {' '.join(str(error).split())}", hint=AGAIN) from error
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from error
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}", hint=AGAIN) from error
     except RuntimeError as error:  # from load_state_dict
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {_first_lines(error)}") from error
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {_first_lines(error)}", hint=AGAIN
+        ) from error
     model.processor = Processor.load(folder)
     if model.processor.tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
@@ -120,7 +123,8 @@ def load_model_folder(folder: Path) -> TCL:
             f"the model {vocab_size}",
             hint="use the tokenizer the model was trained with",
         )
-    model.model_hash = str(config.get("model_hash", ""))
+    # Computed, not read: a file that was changed by hand must not pass for the model it was.
+    model.model_hash = hash_model(model)
     return model.eval()
 
 
@@ -142,7 +146,9 @@ def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str
         torch.save(state, temporary / STATE_FILE)
         (temporary / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        doomed = old.with_name(f".{old.name}.old")  # half deleted, it must not pass for a checkpoint
+        old.rename(doomed)
+        shutil.rmtree(doomed)
     return folder
 
 
@@ -183,7 +189,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             hint="a checkpoint of tensors, numbers and strings is accepted; ask for one, or for safetensors",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {_first_lines(error)}") from error
+        raise CheckpointError(f"{path}: cannot be read: {_first_lines(error)}", hint="is the file complete?") from error
 
 
 def _download(hub_id: str) -> Path:

@@ -7,6 +7,7 @@ with the nearest name.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -159,9 +160,8 @@ def find_recipe(recipe: str | Path) -> Path:
     Raises:
         ConfigError: neither exists.
     """
-    path = Path(recipe)
-    if path.is_file():
-        return path
+    if os.path.isfile(recipe):
+        return Path(recipe)
     shipped = shipped_recipes()
     if str(recipe) in shipped:
         return shipped[str(recipe)]
@@ -180,7 +180,9 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{path}: not valid YAML: {' '.join(str(error).split())}", hint="tcl recipes show demo prints a valid one"
+        ) from error
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: a recipe is a mapping with the sections {', '.join(Recipe.model_fields)}")
     return build_recipe(values or {}, overrides, place=str(path))
@@ -195,7 +197,8 @@ def build_recipe(values: dict[str, Any], overrides: Sequence[str] = (), place: s
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise ConfigError(
-            "\n".join([f"{place}: {len(lines)} wrong setting{'s' * (len(lines) > 1)}", *lines])
+            "\n".join([f"{place}: {len(lines)} wrong setting{'s' * (len(lines) > 1)}", *lines]),
+            hint="tcl recipes show demo --keys lists every setting with its meaning",
         ) from error
 
 

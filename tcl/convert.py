@@ -41,10 +41,13 @@ def load_reference(path: Path) -> TCL:
     Raises:
         CheckpointError: pickled code (refused), not such a checkpoint, or keys without a place; the message lists them.
     """
-    state = read_tensors(path)
-    state = state.get("model", state)
+    content = read_tensors(path)
+    state = content.get("model", content) if isinstance(content, dict) else {}
     if not isinstance(state, dict) or "visual_encoder.pos_embed" not in state:
-        raise CheckpointError(f"{path}: holds no TCL or ALBEF model (no visual_encoder.pos_embed in it)")
+        raise CheckpointError(
+            f"{path}: holds no TCL or ALBEF model (no visual_encoder.pos_embed in it)", hint="is it the right file?"
+        )
+    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     state = rename_reference(state)
     beside = any((path.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     tokenizer = CaptionTokenizer.load(path.parent if beside else "bert-base-uncased")
@@ -95,7 +98,9 @@ def infer_config(state: dict[str, Tensor], place: str) -> tuple[ModelConfig, int
             max_length=EVALUATION_LENGTH,
         )
     except KeyError as error:
-        raise CheckpointError(f"{place}: no TCL or ALBEF model: {error.args[0]} is missing") from error
+        raise CheckpointError(
+            f"{place}: no TCL or ALBEF model: {error.args[0]} is missing", hint="is it the right file?"
+        ) from error
     except ValueError as error:
         raise CheckpointError(f"{place}: no TCL or ALBEF model: {' '.join(str(error).split())}") from error
     return config, words.shape[0]
@@ -120,7 +125,10 @@ def load_exactly(model: TCL, state: dict[str, Tensor], place: str) -> None:
         if names
     ]
     if problems:
-        raise CheckpointError(f"{place}: its weights do not fit this model: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{place}: its weights do not fit this model: {'; '.join(problems)}",
+            hint="pre-training and retrieval checkpoints of TCL and ALBEF load; those of other tasks do not yet",
+        )
     model.load_state_dict(state, strict=False)
 
 

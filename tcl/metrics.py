@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl.errors import DataError
+
 RANKS = (1, 5, 10)
+NAN_HINT = "evaluate an earlier checkpoint of the run"
 
 
 def recall_at(ranks: NDArray[np.int64], prefix: str) -> dict[str, float]:
@@ -20,10 +23,15 @@ def positive_ranks(scores: NDArray[np.floating], positives: Sequence[NDArray[np.
 
     A negative with the same score counts as ahead of it, so ties never flatter.
 
+    Raises:
+        DataError: a score is not a number.
+
     Args:
         scores: [queries, candidates].
         positives: candidates that belong to each query.
     """
+    if np.isnan(scores).any():
+        raise DataError("similarities are not numbers: the model's weights or inputs are not finite", hint=NAN_HINT)
     ranks = np.empty(len(scores), np.int64)
     for query, (row, own) in enumerate(zip(scores, positives, strict=True)):
         best = row[own].max()

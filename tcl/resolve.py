@@ -116,7 +116,9 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}", hint="copy the folder again, or make it again"
+        ) from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
+        raise CheckpointError(f"{path}: holds no JSON object", hint="copy the folder again, or make it again")
     return values

@@ -93,10 +93,11 @@ class StopRequest:
 
 
 def point_latest_at(run: Path) -> None:
-    """Make `latest` beside the run a link to it."""
+    """Make `runs/latest` a link to a run under `runs`; runs elsewhere are named when they are wanted."""
+    run = run.resolve()
     link = run.parent / "latest"
-    if link.exists() and not link.is_symlink():
-        return  # somebody's own folder
+    if run.parent.name != "runs" or (link.exists() and not link.is_symlink()):
+        return
     temporary = run.parent / ".latest.partial"
     temporary.unlink(missing_ok=True)
     os.symlink(run.name, temporary)

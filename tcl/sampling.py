@@ -62,8 +62,13 @@ def negative_weights(sim: Tensor) -> Tensor:
 
 
 def sample_negatives(sim: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One hard negative for each row of `sim` [B, B], by `negative_weights`: indices [B], never the row's own."""
-    return torch.multinomial(negative_weights(sim), 1, generator=generator).squeeze(1)
+    """One hard negative for each row of `sim` [B, B], by `negative_weights`: indices [B], never the row's own.
+
+    The first arrival of exponential ones at these rates is the same draw as `torch.multinomial`, which makes the host
+    wait for the device, and raises on what is not finite ahead of the check that names the samples.
+    """
+    weights = negative_weights(sim)
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=1)
 
 
 def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
+from tcl.atomic import write_whole
 from tcl.checkpoint import load_state, save_checkpoint, save_model
 from tcl.config import Recipe
 from tcl.convert import load_pretrained_encoders
 from tcl.data.captions import CaptionTokenizer
+from tcl.data.images import ImageError, decode
 from tcl.data.index import PairIndex, read_pairs
 from tcl.data.loader import Batch, PairLoader
-from tcl.errors import ConfigError, NonFiniteError
+from tcl.errors import ConfigError, DataError, NonFiniteError
 from tcl.models.tcl import TCL
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
@@ -71,6 +73,8 @@ class Training:
             raise ConfigError("data.train names no pairs", hint="give --data SOURCE, for example --data pairs.csv")
         self.index = self._read(recipe.data.train)
         self.val_index = self._read(recipe.data.val) if recipe.data.val else None
+        if self.val_index:
+            check_readable(self.val_index)
         model_config = recipe.model
         tokenizer = CaptionTokenizer.load(checkpoint) if checkpoint else build_tokenizer(recipe, self.index)
         self.loader = PairLoader(
@@ -188,7 +192,7 @@ class Training:
         """
         train = self.recipe.train
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        write_whole(run / "config.yaml", self.recipe.to_yaml())
         point_latest_at(run)
         log = RunLog(run, self.step)
         self.reporter.started(self.step, self.total_steps)
@@ -209,12 +213,12 @@ class Training:
                     self.reporter.stepped(self.step)
                     if logs:
                         self.reporter.logged(log.metrics(self._record(losses)))
+                    if saves:  # before validation, which may fail
+                        self.save(run)
                     if evaluates:
                         with log.paused():
                             record = self._validate()
                         self.reporter.logged(log.metrics(record))
-                    if saves:
-                        self.save(run)
                     if finished or stopping:
                         break
         self.loader.close()
@@ -276,6 +280,9 @@ class Training:
         self.teacher.load_state_dict(state["teacher"])
         self.queue.load_state_dict(state["queue"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[1]["weight_decay"] = (
+            self.recipe.optim.weight_decay
+        )  # a setting: it may have changed
         self.mask_generator.set_state(state["mask_generator"])
         self.negative_generator.set_state(state["negative_generator"])
         torch.set_rng_state(state["torch_rng"])
@@ -289,6 +296,27 @@ def build_tokenizer(recipe: Recipe, index: PairIndex) -> CaptionTokenizer:
     if recipe.model.tokenizer == "train":
         return CaptionTokenizer.train((text for pair in index for text in pair.captions), recipe.model.vocab_size)
     return CaptionTokenizer.load(recipe.model.tokenizer)
+
+
+def check_readable(index: PairIndex) -> None:
+    """A wrong folder of validation images should show now, not when the first validation is due.
+
+    Raises:
+        DataError: none of the first images can be read.
+    """
+    first = [index[row].image for row in range(min(len(index), 8))]
+    readable = 0
+    for image in first:
+        try:
+            decode(image)
+            readable += 1
+        except ImageError as error:
+            reason = error.reason
+    if not readable:
+        raise DataError(
+            f"validation: none of the first {len(first)} images can be read; the last is {first[-1]}: {reason}",
+            hint="relative paths start from --images, else from the folder of the data file",
+        )
 
 
 def check_same_model(recipe: Recipe, saved: Mapping[str, Any], checkpoint: Path) -> None:

@@ -42,8 +42,10 @@ def check_output(out: Path, restart: bool = False) -> None:
         raise UsageError(f"{out}: vectors are written as .npy or .parquet", hint=f"for example --out {out.stem}.npy")
     if out.is_dir():
         raise UsageError(f"{out}: is a folder", hint="choose another name")
-    if out.exists() and not restart:
-        raise UsageError(f"{out}: exists", hint="choose another name, or add --restart to replace it")
+    # Vectors of the other format share their sidecar files, so they are in the way too.
+    for path in (out, *(out.with_suffix(suffix) for suffix in SUFFIXES), *_names(out)):
+        if path.exists() and not restart:
+            raise UsageError(f"{path}: exists", hint="choose another name, or add --restart to replace it")
     if _partial(out).exists() and not restart:
         raise UsageError(
             f"{_partial(out)}: left by a job that was killed, or is still running",
@@ -109,7 +111,9 @@ class VectorWriter:
         meta_file = self._create(sidecar(self.out, "meta.json"))
         meta_file.write(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
         self._close()
-        self.out.unlink(missing_ok=True)  # from here on, and until the last rename, there are no vectors
+        # From here on, and until the last rename, there are no vectors.
+        for suffix in SUFFIXES:
+            self.out.with_suffix(suffix).unlink(missing_ok=True)  # its sidecar files are about to be replaced
         for path in _names(self.out):
             if path in self._created:
                 _partial(path).rename(path)
@@ -123,7 +127,8 @@ class VectorWriter:
             _partial(path).unlink(missing_ok=True)
 
     def _create(self, path: Path) -> IO[str]:
-        file = _partial(path).open("w", encoding="utf-8")
+        # A name that is no Unicode is written as the JSON escape that reads back as the same name.
+        file = _partial(path).open("w", encoding="utf-8", errors="backslashreplace")
         self._open.append(file)
         self._created.append(path)
         return file
@@ -157,7 +162,11 @@ def _record_batch(schema: Any, ids: Sequence[str], values: Sequence[str], vector
 
     flat = pa.array(vectors.reshape(-1))
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    columns = [pa.array(ids, pa.string()), lists, pa.array(values, pa.string())]
+    names, inputs = (
+        pa.array([text.encode("utf-8", "backslashreplace") for text in texts], pa.binary()).cast(pa.string())
+        for texts in (ids, values)
+    )
+    columns = [names, lists, inputs]
     return pa.record_batch(columns, schema=schema)
 
 

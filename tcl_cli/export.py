@@ -103,10 +103,18 @@ def _free_name(name: str) -> Path:
 
 
 def _images(source: str) -> list[str]:
+    from tcl.data.images import ImageError, decode
     from tcl.inputs import list_inputs
 
     inputs = list_inputs(source, "image")
-    return [inputs.location(row) for row in range(min(len(inputs), VERIFY_IMAGES))]
+    readable = []
+    for image in (inputs.location(row) for row in range(min(len(inputs), VERIFY_IMAGES))):
+        try:
+            decode(image)
+            readable.append(image)
+        except ImageError as error:
+            console.warning(f"not used for verification: {error.message}")
+    return readable
 
 
 def _show(bundle: Bundle, json: bool) -> None:

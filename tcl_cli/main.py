@@ -130,9 +130,16 @@ def _report(error: Exception) -> int:
         if error.errno == errno.EPIPE:  # the reader of our output has gone, as in `tcl ... | head`
             return _close_stdout()
         place = f"{error.filename}: " if error.filename else ""
-        out.error(f"{place}{error.strerror or error}")
+        full = error.errno == errno.ENOSPC
+        out.error(
+            f"{place}{error.strerror or error}",
+            hint="free some space; a run continues with --resume" if full else "check the path and its permissions",
+        )
         return 1
-    out.error(f"{type(error).__name__}: {' '.join(str(error).split())}", hint="run again with --debug to see where")
+    # Of an error that a worker process passes on, torch's text is the whole traceback; its last line is what happened.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+    out.error(f"{type(error).__name__}: {text}", hint="run again with --debug to see where")
     return 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -94,7 +95,11 @@ def pretrain(
 ) -> None:
     """Pre-train a model on image-text pairs; without arguments, the demo."""
     changes = {"data.train": data, "data.images": images, "data.val": val}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None and value != []]
+    overrides = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in changes.items()
+        if value is not None and value != []
+    ]
     recipe_name, given = split_arguments(arguments or [])
     default = "small" if data else "demo"
     run = choose_run(run, recipe_name or default, resume)
@@ -137,7 +142,7 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     Raises:
         UsageError: two recipes.
     """
-    recipes = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
+    recipes = [argument for argument in arguments if "=" not in argument or os.path.isfile(argument)]
     if len(recipes) > 1:
         raise UsageError(f"more than one recipe: {', '.join(recipes)}", hint="a setting is written section.key=value")
     return (recipes[0] if recipes else None), [argument for argument in arguments if argument not in recipes]
@@ -163,7 +168,8 @@ def check_writable(run: Path) -> None:
     Raises:
         UsageError: no, and why.
     """
-    parent = next(path for path in run.absolute().parents if path.exists())
+    place = run.absolute()
+    parent = next(path for path in (place, *place.parents) if path.exists() and not path.is_file())
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:

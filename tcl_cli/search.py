@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,7 +100,7 @@ def _is_image(query: str) -> bool:
     from tcl.data.scenes import PREFIX
     from tcl.errors import UsageError
 
-    if query.startswith(PREFIX) or (len(query) < 1024 and Path(query).is_file()):
+    if query.startswith(PREFIX) or os.path.isfile(query):
         return True
     if Path(query).suffix.lower() in IMAGE_SUFFIXES:
         raise UsageError(f"{query}: no such image", hint="a query is a text, or the path of an image that exists")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tcl.checkpoint import hash_model
 from tcl.config import ModelConfig
 from tcl.data.captions import CaptionTokenizer
 from tcl.models.tcl import TCL
@@ -70,6 +71,7 @@ def make_tiny_model(seed: int = 0, **changes: Any) -> TCL:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.processor = Processor(tokenizer, (config.image_size, config.image_size), config.max_length)
+    model.model_hash = hash_model(model)
     return model.eval()
 
 

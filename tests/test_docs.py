@@ -13,7 +13,12 @@ from tcl.config import settings
 from tcl_cli.main import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").rglob("*.yaml"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").rglob("*.yaml")),
+]
 
 
 def commands_in(text: str) -> list[str]:
@@ -56,5 +61,6 @@ def test_a_wrong_command_would_be_noticed(command: str) -> None:
 
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
+        assert page.stat().st_size > 200, f"{page.name} says nothing"
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tcl.atomic import atomic_folder
 from tcl.checkpoint import checkpoints, load_model
 from tcl.config import Recipe, build_recipe
-from tcl.errors import ConfigError, NonFiniteError
-from tcl.runlog import Reporter
+from tcl.errors import ConfigError, DataError, NonFiniteError
+from tcl.runlog import Reporter, point_latest_at
 from tcl.train import Training
 from tests.conftest import TINY
 
@@ -51,6 +51,8 @@ def assert_same_run(actual: Path, expected: Path) -> None:
     state, other = (torch.load(path / "train_state.pt", weights_only=True) for path in (last, also_last))
     for part in ("teacher", "queue"):
         assert all(torch.equal(state[part][name], other[part][name]) for name in other[part])
+    for number, moments in other["optimizer"]["state"].items():
+        assert all(torch.equal(state["optimizer"]["state"][number][name], value) for name, value in moments.items())
     assert torch.equal(state["torch_rng"], other["torch_rng"])
 
 
@@ -154,11 +156,12 @@ def test_a_batch_of_one_and_a_data_set_smaller_than_a_batch(tmp_path: Path) -> N
         assert all(torch.isfinite(torch.tensor(line["loss"])) for line in metrics(tmp_path / name))
 
 
-def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight", ["itm_head.weight", "visual_encoder.blocks.0.mlp.fc1.weight"])
+def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(tmp_path: Path, weight: str) -> None:
     training = Training(tiny_recipe(), CPU)
     training.train_step(next(training.loader.batches(0)))
     with torch.no_grad():
-        training.model.itm_head.weight[0, 0] = float("inf")
+        training.model.get_parameter(weight)[0, 0] = float("inf")
     before = {name: p.clone() for name, p in training.model.named_parameters()}
     run = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=r"not finite between steps 1 and 2; .*scenes:train:0:\d+"):
@@ -168,6 +171,34 @@ def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(tmp_path: 
     samples = json.loads((run / "nonfinite_samples.json").read_text())["samples"]
     assert len(samples) >= 4 and all(sample.startswith("scenes:train:0:") for sample in samples)
     assert not checkpoints(run)
+
+
+def test_settings_that_may_change_on_resume_do(uninterrupted: Path) -> None:
+    recipe = tiny_recipe()
+    optim = recipe.optim.model_copy(update={"weight_decay": 0.5, "lr": 1e-2})
+    training = Training(recipe.model_copy(update={"optim": optim}), CPU, checkpoints(uninterrupted)[0])
+    training.train_step(next(training.loader.batches(0)))
+    assert [group["weight_decay"] for group in training.optimizer.param_groups] == [0.0, 0.5]
+    assert training.optimizer.param_groups[0]["lr"] > 5e-3
+
+
+def test_validation_images_are_looked_at_before_training(tmp_path: Path) -> None:
+    (tmp_path / "val.jsonl").write_text('{"image": "gone.png", "caption": "a thing"}\n')
+    recipe = tiny_recipe()
+    data = recipe.data.model_copy(update={"val": [str(tmp_path / "val.jsonl")]})
+    with pytest.raises(DataError, match=r"validation: none of the first 1 images .*gone.png"):
+        Training(recipe.model_copy(update={"data": data}), CPU)
+
+
+def test_latest_points_at_runs_and_never_at_itself(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    point_latest_at(run)
+    point_latest_at(tmp_path / "runs" / "latest")
+    assert (tmp_path / "runs" / "latest").resolve() == run
+    (tmp_path / "elsewhere").mkdir()
+    point_latest_at(tmp_path / "elsewhere")
+    assert not (tmp_path / "latest").exists()
 
 
 def test_checkpoints_beyond_keep_are_deleted(tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ _PUNCTUATION = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _WHITESPACE_RUN = re.compile(r"\s{2,}")
 
 
+def readable(text: str) -> str:
+    """The text with half of a surrogate pair, as a cut emoji leaves behind, turned into a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def clean_caption(text: str, max_words: int = 30) -> str:
     """Lower-case a caption, remove punctuation, and cut it after `max_words` words.
 
@@ -32,7 +37,7 @@ def clean_caption(text: str, max_words: int = 30) -> str:
     Returns:
         the text the tokenizer sees.
     """
-    text = text.lower().translate(_PUNCTUATION).replace("<person>", "person")
+    text = readable(text).lower().translate(_PUNCTUATION).replace("<person>", "person")
     text = _WHITESPACE_RUN.sub(" ", text).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:max_words])
 
@@ -44,7 +49,7 @@ def clean_question(text: str, max_words: int = 50) -> str:
         text: the question as it was written.
         max_words: words kept, counted between single spaces.
     """
-    text = text.lower().translate(_PUNCTUATION).rstrip(" ")
+    text = readable(text).lower().translate(_PUNCTUATION).rstrip(" ")
     return " ".join(text.split(" ")[:max_words])
 
 
@@ -80,6 +85,7 @@ class CaptionTokenizer:
             single="[CLS] $A", special_tokens=[("[CLS]", self.cls_id)]
         )
         self._tokenizer = tokenizer
+        self._vocab_size = max(tokenizer.get_vocab().values()) + 1
 
     @classmethod
     def load(cls, source: str | Path) -> CaptionTokenizer:
@@ -145,7 +151,7 @@ class CaptionTokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of entries; token ids are below it."""
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return self._vocab_size
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary entries of token ids; an id beyond the vocabulary reads as `[UNK]`."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from tcl.data import scenes
-from tcl.data.captions import clean_caption
+from tcl.data.captions import clean_caption, readable
 from tcl.data.formats import CAPTION_KEYS, IMAGE_KEYS, READERS, Row, images_below, numbered_lines, read_csv
 from tcl.data.images import IMAGE_SUFFIXES
 from tcl.errors import DataError, UsageError
@@ -241,11 +241,15 @@ def _to_pair(row: Any, place: str, base: str) -> Pair | _Skipped:
         texts = [texts]
     if not isinstance(texts, list):
         return _Skipped(place, "no caption")
-    captions = [text for text in texts if isinstance(text, str) and clean_caption(text).strip()]
+    captions = [readable(text) for text in texts if isinstance(text, str) and clean_caption(text).strip()]
     if not captions:
         return _Skipped(place, "no caption" if not any(texts) else "no words in the caption")
+    try:
+        image.encode("utf-8")
+    except UnicodeEncodeError:
+        return _Skipped(readable(place), "the path of its image is not valid Unicode")
     image_id = row.get("image_id")
-    return Pair(_resolve(image, base), captions, image if image_id in (None, "") else str(image_id))
+    return Pair(_resolve(image, base), captions, image if image_id in (None, "") else readable(str(image_id)))
 
 
 def _first(row: dict[str, Any], keys: Sequence[str]) -> Any:

@@ -49,6 +49,8 @@ HELD_OUT = frozenset(zip(COLOURS, _HELD_OUT_SHAPES, strict=True))
 """(colour, shape) pairs that the split `train` never shows."""
 
 DEFAULT_COUNT = {"train": 8192, "val": 256}
+MOST_VAL_SCENES = 100_000
+"""No two validation scenes share their first caption, and there are about a million of those."""
 
 PLACES = {
     "in the top left corner": (0, 0),
@@ -173,7 +175,13 @@ def _parse_spec(spec: str) -> tuple[str, int, int]:
             hint="write scenes:SPLIT:COUNT:SEED, for example scenes:train:8192 or scenes:val:256:7 (SPLIT: train, val)",
         )
     split = match[1] or "train"
-    return split, int(match[2] or DEFAULT_COUNT[split]), int(match[3] or 0)
+    count = int(match[2] or DEFAULT_COUNT[split])
+    if split == "val" and count > MOST_VAL_SCENES:
+        raise UsageError(
+            f"{spec}: at most {MOST_VAL_SCENES} validation scenes differ enough",
+            hint="ask for fewer, or for scenes:train",
+        )
+    return split, count, int(match[3] or 0)
 
 
 def _parse_reference(reference: str) -> tuple[str, int, int]:

@@ -57,12 +57,18 @@ def build_vision_encoder(name: str, image_size: int | tuple[int, int], **argumen
         )
     try:
         vit = timm.create_model(name, num_classes=0, global_pool="", img_size=image_size, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"model.image_encoder: timm cannot build {name!r}: {error}") from error
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.image_encoder: timm cannot build {name!r}: {error}", hint="look at model.image_encoder_args"
+        ) from error
     if getattr(vit, "cls_token", None) is None or getattr(vit, "num_prefix_tokens", 0) != 1:
         raise ConfigError(
             f"model.image_encoder: {name!r} has no single class token, which TCL projects as the image feature",
             hint="use a plain ViT or DeiT, e.g. deit_base_patch16_224 or vit_small_patch16_224",
+        )
+    if 0 in vit.patch_embed.grid_size:
+        raise ConfigError(
+            f"model.image_size: {image_size} pixels are less than one patch of {name!r}", hint="make it larger"
         )
     with torch.no_grad():
         for module in vit.modules():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -81,8 +82,9 @@ def evaluate_retrieval(
         DataError: fewer than two images can be read.
     """
     pairs = RetrievalSet.from_pairs(index)
-    images, pairs, bad = _encode_images(model, pairs, batch_size, workers, progress)
-    texts = _encode_texts(model, pairs.texts, batch_size)
+    keep_tokens = rerank > 0  # vectors alone do not need the token states, which are hundreds of times larger
+    images, pairs, bad = _encode_images(model, pairs, batch_size, workers, keep_tokens, progress)
+    texts = _encode_texts(model, pairs.texts, batch_size, keep_tokens)
     with torch.autocast(model.device.type, enabled=False):
         sims = images.image_feat @ texts.text_feat.T
     scores = sims.cpu().numpy()
@@ -139,7 +141,12 @@ def _top(sims: Tensor, top_k: int) -> Tensor:
 
 
 def _encode_images(
-    model: TCL, pairs: RetrievalSet, batch_size: int, workers: int, progress: Callable[[int], None]
+    model: TCL,
+    pairs: RetrievalSet,
+    batch_size: int,
+    workers: int,
+    keep_tokens: bool,
+    progress: Callable[[int], None],
 ) -> tuple[ImageOutput, RetrievalSet, list[dict[str, str]]]:
     """Encode what can be read; the set loses the images that cannot, with their captions."""
     embeds, feats, bad = [], [], []
@@ -153,12 +160,15 @@ def _encode_images(
                 kept.append(position)
         if good:
             output = model.encode_image(np.stack(good))
-            embeds.append(output.image_embeds)
+            embeds.append(output.image_embeds if keep_tokens else output.image_embeds.new_empty(len(good), 0))
             feats.append(output.image_feat)
         progress(len(arrays))
     if len(kept) < 2:
         reason = f"; the first: {bad[0]['image']}: {bad[0]['reason']}" if bad else ""
-        raise DataError(f"retrieval needs at least two readable images, found {len(kept)}{reason}")
+        raise DataError(
+            f"retrieval needs at least two readable images, found {len(kept)}{reason}",
+            hint="relative paths start from --images, else from the folder of the data file",
+        )
     place = {image: row for row, image in enumerate(kept)}
     texts = [t for t, image in enumerate(pairs.image_of_text.tolist()) if image in place]
     remaining = RetrievalSet(
@@ -189,10 +199,17 @@ def _decoded(
             yield start, [future.result() for future in current]
 
 
-def _encode_texts(model: TCL, texts: list[str], batch_size: int) -> TextOutput:
+def _encode_texts(model: TCL, texts: list[str], batch_size: int, keep_tokens: bool) -> TextOutput:
     input_ids, attention_mask = model.processor.texts(texts)
-    outputs = [
-        model.encode_text(input_ids[start : start + batch_size], attention_mask[start : start + batch_size])
-        for start in range(0, len(texts), batch_size)
-    ]
-    return TextOutput(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+    embeds, feats = [], []
+    for start in range(0, len(texts), batch_size):
+        mask = attention_mask[start : start + batch_size]
+        longest = int(mask.sum(axis=1).max())
+        output = model.encode_text(input_ids[start : start + batch_size, :longest], mask[:, :longest])
+        feats.append(output.text_feat)
+        if keep_tokens:  # at one length, so that the set is one tensor; what is added lies outside the mask
+            embeds.append(F.pad(output.text_embeds, (0, 0, 0, input_ids.shape[1] - longest)))
+        else:
+            embeds.append(output.text_embeds.new_empty(len(mask), 0))
+    mask = torch.as_tensor(attention_mask, device=model.device).bool()
+    return TextOutput(torch.cat(embeds), torch.cat(feats), mask)

@@ -24,6 +24,34 @@ def test_embed_finds_the_model_by_itself(workplace: Path, capsys: Capture) -> No
     assert np.load("vecs.npy").shape == (3, 16)
 
 
+def test_vectors_of_one_format_are_not_lost_to_the_other(workplace: Path, capsys: Capture) -> None:
+    """They share their sidecar files."""
+    assert run(["embed", "images", "--out", "v.npy"]) == 0
+    before = {path.name: path.read_bytes() for path in workplace.glob("v.*")}
+    assert run(["embed", "images", "--out", "v.parquet"]) == 2
+    assert "v.npy: exists" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in workplace.glob("v.*")} == before
+    assert run(["embed", "images", "--out", "v.parquet", "--restart"]) == 0
+    assert not Path("v.npy").exists() and Path("v.parquet").exists()
+
+
+def test_names_and_texts_that_are_no_unicode(workplace: Path, capsys: Capture) -> None:
+    odd = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    (workplace / "images" / "1.png").rename(workplace / "images" / odd)
+    assert run(["embed", "images", "--out", "v.npy"]) == 0
+    ids = [json.loads(line)["id"] for line in Path("v.ids.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert odd in ids and len(ids) == 3
+    assert run(["embed", "images", "--out", "w.parquet"]) == 0
+    Path("texts.jsonl").write_text('{"text": "a cut emoji \\ud83d"}\n{"text": "a dog"}\n')
+    assert run(["embed", "texts.jsonl", "--out", "t.npy"]) == 0
+    assert np.load("t.npy").shape == (2, 16)
+
+
+def test_a_long_query(workplace: Path, capsys: Capture) -> None:
+    assert run(["embed", "images", "--out", "v.npy"]) == 0
+    assert run(["search", "a red circle " * 60, "--index", "v.npy"]) == 0
+
+
 def test_embed_json(workplace: Path, capsys: Capture) -> None:
     (workplace / "images" / "3.png").write_bytes(b"x")
     assert run(["embed", "images", "--out", "deep/vecs.parquet", "--json"]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tcl.data.captions import CaptionTokenizer
 from tests.conftest import TINY
 
 SETTINGS = {
@@ -137,8 +140,8 @@ def test_wrong_usage_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("broken.json", '[\n{"image": "a.png", "caption": "x"},\n{"image": }\n]', "broken.json:3"),
-        ("broken.jsonl", '{"image": "a.png", "caption": "x"}\n{"image"\n', "broken.jsonl:2"),
+        ("broken.json", '[\n{"image": "a.png", "caption": "x"},\n{"image": }\n]', "broken.json line 3: malformed JSON"),
+        ("broken.jsonl", '{"image": "a.png", "caption": "x"}\n{"image"\n', "broken.jsonl line 2: malformed JSON"),
         ("rows.jsonl", '{"caption": "no image"}\n{"image": "a.png"}\n', "rows.jsonl"),
         ("columns.csv", "picture,words\na.png,x\n", "picture"),
     ],
@@ -165,7 +168,31 @@ def test_rows_that_are_skipped_are_counted(recipe: str, tcl: Any, tmp_path: Path
         file.write('{"image": "0.png"}\n{"captions": ["no image"]}\n{"image": "1.png", "captions": ["!!!"]}\n')
     result = tcl("pretrain", recipe, "--data", str(pairs), "train.steps=1")
     assert result.code == 0, result.stderr
-    assert "3 rows skipped" in result.stderr and "pairs.jsonl:7" in result.stderr
+    assert "3 rows skipped" in result.stderr and "pairs.jsonl line 7: " in result.stderr
+
+
+def test_odd_names_and_captions(recipe: str, tcl: Any, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "data").rename(tmp_path / "data/x😀.jsonl")
+    with pairs.open("a") as file:
+        file.write('{"image": "0.png", "caption": "a cut emoji \\ud83d"}\n')
+    result = tcl("pretrain", recipe, "--data", str(pairs), "train.steps=1")
+    assert result.code == 0, result.stderr
+
+
+@pytest.mark.parametrize("build", ["pickle", "vocabulary"])
+def test_models_that_are_refused(recipe: str, tcl: Any, tiny_model_folder: Path, tmp_path: Path, build: str) -> None:
+    if build == "pickle":
+        (tmp_path / "model.pth").write_bytes(pickle.dumps(print))
+        result = tcl("eval", "retrieval", "--data", "scenes:val:4", "--model", "model.pth")
+        assert result.code == 1 and "refused" in result.stderr
+    else:
+        shutil.copytree(tiny_model_folder, "model")
+        CaptionTokenizer.train([f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmn" for c in "opqrst"], 900).save(
+            "model"
+        )
+        result = tcl("eval", "retrieval", "--data", "scenes:val:4", "--model", "model")
+        assert result.code == 1 and "its vocabulary has" in result.stderr
+    assert "Traceback" not in result.stderr and "  -> " in result.stderr
 
 
 def test_resuming_with_another_model_size(recipe: str, tcl: Any) -> None:

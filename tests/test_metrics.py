@@ -1,0 +1,49 @@
+"""Recall against hand-made cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tcl.errors import DataError
+from tcl.metrics import positive_ranks, recall_at, retrieval_metrics
+
+
+def test_ranks_by_hand() -> None:
+    scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.3], [0.5, 0.1, 0.4]])
+    positives = [np.array([1]), np.array([1]), np.array([1, 2])]
+    # Second of three; tied with a negative, which counts as ahead; best positive (0.4) behind one.
+    assert positive_ranks(scores, positives).tolist() == [1, 1, 1]
+    assert recall_at(np.array([0, 3, 4, 5, 9, 10]), "x") == {
+        "x_r1": pytest.approx(100 / 6),
+        "x_r5": pytest.approx(50),
+        "x_r10": pytest.approx(500 / 6),
+    }
+
+
+def test_perfect_and_useless_scores() -> None:
+    image_of_text = np.array([0, 0, 1, 2])
+    perfect = np.eye(3)[:, image_of_text]
+    assert set(retrieval_metrics(perfect, perfect.T, image_of_text).values()) == {100.0}
+    constant = np.zeros((3, 4))
+    result = retrieval_metrics(constant, constant.T, image_of_text)
+    assert result["i2t_r1"] == result["t2i_r1"] == 0.0
+
+
+def test_what_is_no_number_never_scores() -> None:
+    scores = np.full((3, 3), np.nan)
+    with pytest.raises(DataError, match="not numbers"):
+        retrieval_metrics(scores, scores.T, np.arange(3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(images=st.integers(2, 8), texts=st.integers(1, 3), seed=st.integers(0, 2**31))
+def test_recall_grows_with_k_and_equals_a_sort(images: int, texts: int, seed: int) -> None:
+    scores = np.random.default_rng(seed).permutation(images * images * texts).reshape(images, -1).astype(float)
+    image_of_text = np.arange(images).repeat(texts)
+    result = retrieval_metrics(scores, scores.T, image_of_text)
+    assert result["i2t_r1"] <= result["i2t_r5"] <= result["i2t_r10"]
+    first = image_of_text[np.argsort(-scores, axis=1)[:, 0]]
+    assert result["i2t_r1"] == pytest.approx(100 * np.mean(first == np.arange(images)))
