@@ -204,13 +204,13 @@ class Training:
                 for batch in batches:
                     log.bad_samples(self.step + 1, batch.bad)
                     losses = self.train_step(batch)
+                    self.reporter.stepped(self.step)
                     finished, stopping = self.step >= self.total_steps, stop.requested
                     logs = finished or self.step % train.log_every == 0
                     evaluates = self.val_index and (finished or self.step % train.eval_every == 0)
                     saves = finished or stopping or self.step % train.checkpoint_every == 0
                     if self.device.type == "cpu" or logs or saves:
                         self._raise_if_nonfinite(run)
-                    self.reporter.stepped(self.step)
                     if logs:
                         self.reporter.logged(log.metrics(self._record(losses)))
                     if saves:  # before validation, which may fail

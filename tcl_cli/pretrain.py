@@ -169,7 +169,9 @@ def check_writable(run: Path) -> None:
         UsageError: no, and why.
     """
     place = run.absolute()
-    parent = next(path for path in (place, *place.parents) if path.exists() and not path.is_file())
+    if place.is_file():
+        raise UsageError(f"{run} is a file", hint="choose another --out")
+    parent = next(path for path in (place, *place.parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
@@ -182,8 +184,6 @@ def check_existing(run: Path, resume: bool) -> Path | None:
     Raises:
         UsageError: the folder is in the way.
     """
-    if not run.is_dir():
-        raise UsageError(f"{run} is a file", hint="choose another --out")
     if not any(run.iterdir()):
         return None
     if not resume:

@@ -211,5 +211,5 @@ def _encode_texts(model: TCL, texts: list[str], batch_size: int, keep_tokens: bo
             embeds.append(F.pad(output.text_embeds, (0, 0, 0, input_ids.shape[1] - longest)))
         else:
             embeds.append(output.text_embeds.new_empty(len(mask), 0))
-    mask = torch.as_tensor(attention_mask, device=model.device).bool()
-    return TextOutput(torch.cat(embeds), torch.cat(feats), mask)
+    masks = torch.as_tensor(attention_mask, device=model.device).bool()
+    return TextOutput(torch.cat(embeds), torch.cat(feats), masks)

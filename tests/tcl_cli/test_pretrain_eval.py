@@ -109,7 +109,7 @@ def test_resume_continues_starts_and_says_which(recipe: str, tcl: Any) -> None:
         (["nothing.yaml"], "no recipe 'nothing.yaml'", "shipped recipes: demo"),
         (["dmo"], "no recipe 'dmo'", "did you mean 'demo'?"),
         (["tiny.yaml", "optim.learning_rate=1"], "optim.learning_rate: no such setting; did you mean", ""),
-        (["tiny.yaml", "optim.lr=fast"], "optim.lr: input should be a valid number, not 'fast'", ""),
+        (["tiny.yaml", "optim.lr=fast"], "optim.lr: input should be a valid number", ""),
         (["tiny.yaml", "loss.alpha=2"], "loss.alpha: input should be less than or equal to 1, not 2", ""),
         (["tiny.yaml", "other.yaml"], "more than one recipe", "section.key=value"),
         (["tiny.yaml", "--data", "missing.csv"], "missing.csv", ""),
