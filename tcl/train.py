@@ -8,7 +8,6 @@ is in the checkpoint, so a resumed run computes what an uninterrupted one would 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,14 @@ from tcl.checkpoint import load_state, save_checkpoint, save_model
 from tcl.config import Recipe
 from tcl.convert import load_pretrained_encoders
 from tcl.data.captions import CaptionTokenizer
-from tcl.data.images import ImageError, decode
 from tcl.data.index import PairIndex, read_pairs
 from tcl.data.loader import Batch, PairLoader
-from tcl.errors import ConfigError, DataError, NonFiniteError
+from tcl.errors import ConfigError, NonFiniteError
 from tcl.models.tcl import TCL
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
+from tcl.preflight import build_tokenizer, changed_batches, check_readable, check_same_model
 from tcl.processor import Processor
 from tcl.runlog import Reporter, RunLog, StopRequest, point_latest_at
 from tcl.sampling import mask_tokens
@@ -272,10 +271,8 @@ class Training:
         check_same_model(self.recipe, meta["recipe"], checkpoint)
         if meta["data_fingerprint"] != self.index.fingerprint:
             self.reporter.message("the training pairs changed since the checkpoint: their order will differ from it")
-        for section, key in (("data", "batch_size"), ("data", "augment"), ("train", "seed")):
-            before, now = meta["recipe"][section][key], getattr(getattr(self.recipe, section), key)
-            if before != now:
-                self.reporter.message(f"{section}.{key} is {now} now, but was {before}: batches will differ from then")
+        for change in changed_batches(self.recipe, meta["recipe"]):
+            self.reporter.message(change)
         self.model.load_state_dict(weights)
         self.teacher.load_state_dict(state["teacher"])
         self.queue.load_state_dict(state["queue"])
@@ -289,48 +286,3 @@ class Training:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step = meta["step"]
-
-
-def build_tokenizer(recipe: Recipe, index: PairIndex) -> CaptionTokenizer:
-    """The vocabulary that the recipe names, or one trained on the captions."""
-    if recipe.model.tokenizer == "train":
-        return CaptionTokenizer.train((text for pair in index for text in pair.captions), recipe.model.vocab_size)
-    return CaptionTokenizer.load(recipe.model.tokenizer)
-
-
-def check_readable(index: PairIndex) -> None:
-    """A wrong folder of validation images should show now, not when the first validation is due.
-
-    Raises:
-        DataError: none of the first images can be read.
-    """
-    first = [index[row].image for row in range(min(len(index), 8))]
-    readable = 0
-    for image in first:
-        try:
-            decode(image)
-            readable += 1
-        except ImageError as error:
-            reason = error.reason
-    if not readable:
-        raise DataError(
-            f"validation: none of the first {len(first)} images can be read; the last is {first[-1]}: {reason}",
-            hint="relative paths start from --images, else from the folder of the data file",
-        )
-
-
-def check_same_model(recipe: Recipe, saved: Mapping[str, Any], checkpoint: Path) -> None:
-    """A run may be resumed with another learning rate, but not with another model.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
-    now = recipe.model_dump()
-    fixed = [("model", key) for key in now["model"]] + [("loss", "queue_size")]
-    for section, key in fixed:
-        before, after = saved.get(section, {}).get(key), now[section][key]
-        if before != after:
-            raise ConfigError(
-                f"{section}.{key} is {after} now, but {before} in {checkpoint}: a resumed run keeps its model",
-                hint="drop the change, or start a new run with another --out",
-            )
