@@ -103,7 +103,11 @@ def test_interrupt(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
         return encode(encoder, pixels)
 
     monkeypatch.setattr(TorchEncoder, "encode_image", interrupted)
-    assert run(["embed", "images", "--out", "v.npy", "--batch-size", "1"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a deaf one
+    try:
+        assert run(["embed", "images", "--out", "v.npy", "--batch-size", "1"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.endswith("Interrupted.\n") and "Traceback" not in captured.err
     assert not list(workplace.glob("v.*"))

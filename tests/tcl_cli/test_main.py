@@ -48,7 +48,11 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     [
         (DataError("x.csv: bad", hint="repair it"), 1, ["Error: x.csv: bad", "  -> repair it"]),
         (VerificationError("off"), 3, ["Error: off"]),
-        (OSError(errno.ENOSPC, "No space left on device", "v.npy"), 1, ["Error: v.npy: No space left on device"]),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "v.npy"),
+            1,
+            ["Error: v.npy: No space left on device", "  -> free some space; a run continues with --resume"],
+        ),
         (KeyError("a"), 1, ["Error: KeyError: 'a'", "  -> run again with --debug to see where"]),
         (
             ModuleNotFoundError("no", name="onnxscript.ir"),
