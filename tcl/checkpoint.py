@@ -137,14 +137,23 @@ def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str
         state: tensors and plain values only.
         meta: a JSON object with `step`.
         keep: checkpoints to keep.
+
+    Raises:
+        CheckpointError: it cannot be written, as on a full disk; nothing of it is left.
     """
     folder = run / "checkpoints" / f"step-{meta['step']:08d}"
     if folder.is_dir():  # complete, and a resumed run computes the same again
         return folder
-    with atomic_folder(folder) as temporary:
-        write_model(model, temporary)
-        torch.save(state, temporary / STATE_FILE)
-        (temporary / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    try:
+        with atomic_folder(folder) as temporary:
+            write_model(model, temporary)
+            torch.save(state, temporary / STATE_FILE)
+            (temporary / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk comes as any of the three
+        raise CheckpointError(
+            f"{folder}: cannot be written: {_first_lines(error)}; earlier checkpoints are intact",
+            hint=f"free some space, then continue with --resume --out {run}",
+        ) from error
     for old in checkpoints(run)[:-keep]:
         doomed = old.with_name(f".{old.name}.old")  # half deleted, it must not pass for a checkpoint
         old.rename(doomed)

@@ -12,6 +12,8 @@ from tcl.data.images import ImageError, decode
 from tcl.data.index import PairIndex
 from tcl.errors import ConfigError, DataError
 
+CHANGING = (("data", "batch_size"), ("data", "augment"), ("train", "seed"), ("train", "epochs"), ("train", "steps"))
+
 
 def build_tokenizer(recipe: Recipe, index: PairIndex) -> CaptionTokenizer:
     """The vocabulary that the recipe names, or one trained on the captions."""
@@ -59,9 +61,9 @@ def check_same_model(recipe: Recipe, saved: Mapping[str, Any], checkpoint: Path)
 
 
 def changed_batches(recipe: Recipe, saved: Mapping[str, Any]) -> Iterator[str]:
-    """What may change on resume, but makes its batches others than an uninterrupted run would have seen."""
+    """What may change on resume, but makes batches or learning rates others than those of an uninterrupted run."""
     now = recipe.model_dump()
-    for section, key in (("data", "batch_size"), ("data", "augment"), ("train", "seed")):
+    for section, key in CHANGING:
         before, after = saved[section][key], now[section][key]
         if before != after:
-            yield f"{section}.{key} is {after} now, but was {before}: batches will differ from then"
+            yield f"{section}.{key} is {after} now, but was {before}: an uninterrupted run would go on differently"

@@ -143,18 +143,22 @@ def _bar(description: str, total: int | None, initial: int) -> Iterator[Advance]
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
+    # Where the terminal is narrow, what is shown beside the bar is cut first; steps and times stay whole.
+    console = RichConsole(stderr=True)
+    counts = 2 * len(str(total or "")) + 1
     columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[info]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(description))),
+        BarColumn(bar_width=24 if console.width >= 120 else 6),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=counts)),
+        TextColumn("{task.fields[info]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("ETA", table_column=Column(no_wrap=True, min_width=3)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
     ]
     shown: dict[str, object] = {}
-    with Progress(*columns, console=RichConsole(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, completed=initial, info="")
 
         def advance(n: int = 1, **info: object) -> None:

@@ -34,7 +34,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A run, a model folder, an exported bundle, a published .pth or a hub id. "
+        help="A run, a model folder, a published .pth or a hub id; for embed and search an exported bundle too. "
         "Default: $TCL_MODEL, else the newest finished run under ./runs.",
         show_default=False,
         rich_help_panel=MODEL_PANEL,

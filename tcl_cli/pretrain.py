@@ -107,6 +107,7 @@ def pretrain(
     checkpoint = check_existing(run, resume) if run.exists() else None
     recipe = resolve_recipe(run, recipe_name, overrides + given, default)
 
+    out.message(f"Run        {run}")
     from tcl.devices import choose_device
     from tcl.train import Training
 
@@ -132,8 +133,8 @@ def pretrain(
     out.message(f"Finished: {run / 'model'}")
     if recipe_name is None and all(source.startswith("scenes:") for source in recipe.data.train):
         write_demo_images()
-    out.hint("tcl embed images/ --out vecs.npy")
-    out.hint("tcl export")
+    out.hint(f"tcl embed {'images/' if Path('images').is_dir() else 'FOLDER'} --out vecs.npy --model {run}")
+    out.hint(f"tcl export --model {run}")
 
 
 def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -186,13 +187,13 @@ def check_existing(run: Path, resume: bool) -> Path | None:
     """
     if not any(run.iterdir()):
         return None
-    if not resume:
-        raise UsageError(f"{run} exists", hint="continue it with --resume, or choose another --out")
-    if not (run / "config.yaml").is_file():
+    is_run = (run / "config.yaml").is_file()
+    if resume and not is_run:
         raise UsageError(f"{run} holds no run to resume (no config.yaml)", hint="choose another --out")
-    from tcl.checkpoint import checkpoints
-
-    return next(reversed(checkpoints(run)), None)
+    saved = sorted((run / "checkpoints").glob("step-*"))
+    if not resume and (saved or not is_run):  # a run that failed before it saved anything is in nobody's way
+        raise UsageError(f"{run} exists", hint="continue it with --resume, or choose another --out")
+    return saved[-1] if saved else None
 
 
 def resolve_recipe(run: Path, recipe: str | None, overrides: list[str], default: str) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from tcl.atomic import atomic_folder
 from tcl.checkpoint import checkpoints, load_model
 from tcl.config import Recipe, build_recipe
-from tcl.errors import ConfigError, DataError, NonFiniteError
+from tcl.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from tcl.runlog import Reporter, point_latest_at
 from tcl.train import Training
 from tests.conftest import TINY
@@ -204,6 +205,23 @@ def test_latest_points_at_runs_and_never_at_itself(tmp_path: Path) -> None:
 def test_checkpoints_beyond_keep_are_deleted(tmp_path: Path) -> None:
     Training(tiny_recipe(keep=1), CPU).fit(tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000008"]
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    save = torch.save
+
+    def full(state: Any, path: Path) -> None:
+        if len(checkpoints(run)) == 1:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are intact") as error:
+        Training(tiny_recipe(), CPU).fit(run)
+    assert "--resume" in str(error.value.hint)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 def test_an_unreadable_image_is_replaced_and_listed(tmp_path: Path) -> None:

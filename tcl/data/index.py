@@ -123,7 +123,7 @@ def read_pairs(sources: Sequence[str], images: str | None = None) -> PairIndex:
                 hint=f"the first one is {first_skipped.place}: {first_skipped.reason}",
             )
         if not kept:
-            raise DataError(f"{source} holds no rows")
+            raise DataError(f"{source} holds no rows", hint="name a source with at least one image and caption")
     return builder.finish()
 
 

@@ -153,6 +153,14 @@ def test_data_that_is_bad_inside_is_exit_1(recipe: str, tcl: Any, name: str, con
     assert expected in result.stderr and "Traceback" not in result.stderr and not Path("runs").exists()
 
 
+def test_a_run_that_failed_before_it_began_blocks_nothing(recipe: str, tcl: Any, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "data")
+    wrong = tcl("pretrain", recipe, "--data", str(pairs), "--images", ".", "--out", "runs/a")
+    assert wrong.code == 1 and "no readable image" in wrong.stderr and "--images" in wrong.stderr
+    right = tcl("pretrain", recipe, "--data", str(pairs), "--out", "runs/a", "train.steps=1")
+    assert right.code == 0, right.stderr
+
+
 def test_folders_without_pairs(recipe: str, tcl: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "alone").mkdir()
