@@ -143,27 +143,32 @@ def _bar(description: str, total: int | None, initial: int) -> Iterator[Advance]
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-    from rich.table import Column
 
-    # Where the terminal is narrow, what is shown beside the bar is cut first; steps and times stay whole.
     console = RichConsole(stderr=True)
-    counts = 2 * len(str(total or "")) + 1
+    bar_width = 24 if console.width >= 120 else 6
     columns = [
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(description))),
-        BarColumn(bar_width=24 if console.width >= 120 else 6),
-        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=counts)),
-        TextColumn("{task.fields[info]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-        TextColumn("ETA", table_column=Column(no_wrap=True, min_width=3)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=bar_width),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[info]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
     ]
+    # What does not fit beside bar, counts and times on a narrow terminal is left out, rather than squeezing those.
+    fixed = len(description) + bar_width + 2 * len(str(total or 10**6)) + 1 + len("0:00:00 ETA 0:00:00") + len(columns)
     shown: dict[str, object] = {}
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, completed=initial, info="")
 
         def advance(n: int = 1, **info: object) -> None:
             shown.update(info)
-            text = "  ".join(f"{name.replace('_', ' ')} {format_value(value)}" for name, value in shown.items())
+            text = ""
+            for name, value in shown.items():
+                part = f"{name.replace('_', ' ')} {format_value(value)}"
+                if fixed + len(text) + 2 + len(part) > console.width:
+                    break
+                text += ("  " if text else "") + part
             progress.update(task, advance=n, info=text)
 
         yield advance
