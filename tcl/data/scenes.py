@@ -272,7 +272,9 @@ def _row_and_one(draw: random.Random, radii: list[float], row_above: bool) -> li
         row_y, third_y = _spread(draw, [row, radii[2]])
     else:
         third_y, row_y = _spread(draw, [radii[2], row])
-    return [(xs[0], row_y), (xs[1], row_y), (draw.uniform(*xs), third_y)]
+    inset = _EDGE + radii[2]
+    third_x = min(max(draw.uniform(*xs), inset), 1 - inset)  # a large shape above a small one at the edge stays inside
+    return [(xs[0], row_y), (xs[1], row_y), (third_x, third_y)]
 
 
 def _draw(canvas: ImageDraw.ImageDraw, shape: Shape, side: int, background: tuple[int, int, int]) -> None:
