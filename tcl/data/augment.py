@@ -1,230 +1,204 @@
 """Training views of an image: the published augmentation, a mild one for data that must keep colour and side, or none.
 
 All randomness comes from torch's global CPU generator, which the loader seeds for every sample.
-
-RandAugment computes what the published code computes with OpenCV, quirks included: see `auto_contrast`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
-from torchvision.transforms import InterpolationMode, v2
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
 
-from tcl.data.images import resize
+from tcl.data import colour
+from tcl.data.images import Crop, Source, decode, decode_crops, resize
+from tcl.data.randaugment import draw_operations
 
-AugmentName = Literal["published", "mild", "none"]
-Transform = Callable[[Image.Image], torch.Tensor]
-_ImageOp = Callable[[Image.Image], Image.Image]
-
-# Magnitude 7 of 10 in the published scale of each operation.
-ENHANCE = 0.7 * 1.8 + 0.1  # factor; 1 leaves the image as it is
-SHEAR = 0.7 * 0.3  # pixels along one axis per pixel along the other
-TRANSLATE = 7  # pixels, whatever the size of the image
-ROTATE = 0.7 * 30  # degrees
-FILL = 128
+AugmentName = Literal["published", "whole", "mild", "none"]
+_Operation = Callable[[Tensor], Tensor]
 
 
-def build_transform(name: AugmentName, image_size: int, min_scale: float = 0.2) -> Transform:
-    """Build the transform of one view.
+def build_transform(name: AugmentName, image_size: int | tuple[int, int], min_scale: float = 0.2) -> Transform:
+    """Build the transform of views.
 
     Args:
-        name: `published` is the recipe of the paper. `mild` crops and brightens slightly and keeps colours and left and
-            right, for captions that speak of them. `none` squashes the image to size, as evaluation does.
-        image_size: side of the view in pixels.
+        name: `published` is the recipe of the paper; `whole` is that of grounding, which leaves out crops and colours.
+            `mild` crops and brightens slightly and keeps colours and left and right, for captions that speak of them.
+            `none` squashes the image to size, as evaluation does.
+        image_size: side of a view in pixels, or (height, width).
         min_scale: smallest area of a published crop, as a fraction of the image; 0.2 in pre-training, 0.5 in
             fine-tuning.
-
-    Returns:
-        a function from an RGB image to pixels [3, image_size, image_size], uint8.
     """
-    crop_to = {"size": image_size, "interpolation": InterpolationMode.BICUBIC}
     if name == "published":
-        return _View(
-            [
-                v2.RandomResizedCrop(scale=(min_scale, 1.0), **crop_to),
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-                v2.RandomGrayscale(p=0.2),
-                _maybe_blur,
-                v2.RandomHorizontalFlip(),
-                random_augment,
-            ],
-            image_size,
-        )
+        operations: list[_Operation] = [_PublishedColours(), _maybe_flip, _random_augment]
+        return Transform(image_size, _RandomCrop(min_scale), _resize_fast, operations)
+    if name == "whole":
+        return Transform(image_size, _no_crop, _resize_exactly, [_maybe_flip, _random_augment])
     if name == "mild":
-        return _View(
-            [
-                _CropKeepingShape(image_size),
-                v2.ColorJitter(brightness=0.1, contrast=0.1),
-            ],
-            image_size,
-        )
-    return _View([], image_size)
+        return Transform(image_size, _crop_keeping_shape, _resize_exactly, [_MildColours()])
+    return Transform(image_size, None, _resize_exactly, [])
 
 
-class _View:
-    """Image operations one after another, then pixels; a class, because loader workers may need to pickle it."""
+class Transform:
+    """Makes random views of an image: a crop, resized, then operations one after another.
 
-    def __init__(self, operations: Sequence[_ImageOp], image_size: int) -> None:
+    A class, because loader workers may need to pickle it. Without `crop`, every view is that of evaluation.
+
+    Args:
+        image_size: side of a view in pixels, or (height, width).
+        crop: draws a crop of an image, given its width and height.
+        resize_crop: cuts a crop out of an image and squashes it to a size.
+        operations: what happens to its pixels [3, H, W], uint8.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        crop: Callable[[int, int], Crop] | None,
+        resize_crop: Callable[[Image.Image, Crop, tuple[int, int]], Tensor],
+        operations: Sequence[_Operation],
+    ) -> None:
+        self.size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.crop = crop
+        self.resize_crop = resize_crop
         self.operations = operations
-        self.size = (image_size, image_size)
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, source: Source) -> Tensor:
+        """One view [3, H, W], uint8, of what `decode` reads."""
+        return self.views(source, 1)[0]
+
+    def views(self, source: Source, count: int) -> list[Tensor]:
+        """Views [3, H, W], uint8, of one image, which is decoded once and no larger than they need.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        crop = self.crop
+        if crop is None:
+            return [torch.from_numpy(resize(decode(source), self.size))] * count
+        # All crops are drawn before the operations of any view: they decide how large the image is decoded.
+        image, crops = decode_crops(source, lambda *shape: [crop(*shape) for _ in range(count)], self.size)
+        return [self._view(image, crop) for crop in crops]
+
+    def _view(self, image: Image.Image, crop: Crop) -> Tensor:
+        pixels = self.resize_crop(image, crop, self.size)
         for operation in self.operations:
-            image = operation(image)
-        return torch.from_numpy(resize(image, self.size))  # copies only, where a crop has given the size already
+            pixels = operation(pixels)
+        return pixels.contiguous()
 
 
-class _CropKeepingShape:
-    """Crop 80 to 100 % of the area, of nearly the image's own shape, then squash it to a square as evaluation does.
+class _RandomCrop:
+    """The published crop: an area from `min_scale` up, between 3:4 and 4:3 wide."""
+
+    def __init__(self, min_scale: float) -> None:
+        self.draw = v2.RandomResizedCrop(1, scale=(min_scale, 1.0))  # of which only the crop is used, not the resize
+
+    def __call__(self, width: int, height: int) -> Crop:
+        drawn = self.draw.make_params([torch.empty(3, height, width, device="meta")])
+        left, top = drawn["left"], drawn["top"]
+        return left, top, left + drawn["width"], top + drawn["height"]
+
+
+def _no_crop(width: int, height: int) -> Crop:
+    return 0, 0, width, height
+
+
+def _crop_keeping_shape(width: int, height: int) -> Crop:
+    """80 to 100 % of the area, of nearly the image's own shape, to be squashed to a square as evaluation does.
 
     A square crop of a wide image would never show its sides, which evaluation does show.
     """
+    area, stretch = _uniform(0.8, 1.0), math.exp(_uniform(-0.05, 0.05))
+    wide = width * min(math.sqrt(area * stretch), 1.0)
+    high = height * min(math.sqrt(area / stretch), 1.0)
+    left, top = _uniform(0.0, width - wide), _uniform(0.0, height - high)
+    return left, top, left + wide, top + high
 
-    def __init__(self, image_size: int) -> None:
-        self.size = (image_size, image_size)
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        area, stretch = _uniform(0.8, 1.0), math.exp(_uniform(-0.05, 0.05))
-        width = image.width * min(math.sqrt(area * stretch), 1.0)
-        height = image.height * min(math.sqrt(area / stretch), 1.0)
-        left, top = _uniform(0.0, image.width - width), _uniform(0.0, image.height - height)
-        return image.resize(self.size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+def _resize_exactly(image: Image.Image, crop: Crop, size: tuple[int, int]) -> Tensor:
+    """Bicubic, as Pillow does it; edges may lie between pixels."""
+    return _to_pixels(image.resize(size[::-1], Image.Resampling.BICUBIC, box=crop))
+
+
+def _resize_fast(image: Image.Image, crop: Crop, size: tuple[int, int]) -> Tensor:
+    """Bicubic, a grey level from Pillow's at most, in a fraction of its time; edges are moved to whole pixels."""
+    left, top = (min(round(edge), side - 1) for edge, side in zip(crop[:2], image.size, strict=True))
+    right, bottom = max(round(crop[2]), left + 1), max(round(crop[3]), top + 1)
+    pixels = _to_pixels(image.crop((left, top, right, bottom)))
+    return F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+
+
+def _to_pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _uniform(low: float = 0.0, high: float = 1.0) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
-def _maybe_blur(image: Image.Image) -> Image.Image:
-    if _uniform() >= 0.5:
-        return image
-    return image.filter(ImageFilter.GaussianBlur(radius=_uniform(0.1, 2.0)))
+class _Jitter:
+    """Brightness, contrast, saturation and hue, each by a random factor, in random order, as torchvision draws them."""
+
+    def __init__(self, brightness: float, contrast: float, saturation: float = 0.0, hue: float = 0.0) -> None:
+        self.draw = v2.ColorJitter(brightness, contrast, saturation, hue)
+        self.changes = (
+            ("brightness_factor", colour.change_brightness),
+            ("contrast_factor", colour.change_contrast),
+            ("saturation_factor", colour.change_saturation),
+            ("hue_factor", colour.change_hue),
+        )
+
+    def __call__(self, planes: Tensor) -> Tensor:
+        drawn = self.draw.make_params([])
+        for number in drawn["fn_idx"].tolist():
+            name, change = self.changes[number]
+            if drawn[name] is not None:
+                planes = change(planes, drawn[name])
+        return planes
 
 
-def random_augment(image: Image.Image) -> Image.Image:
-    """RandAugment as published: two operations drawn with replacement, each applied with probability one half."""
-    for choice in torch.randint(len(OPERATIONS), (2,)).tolist():
+class _PublishedColours:
+    """Jitter, grey and blur, each for a part of the views."""
+
+    def __init__(self) -> None:
+        self.jitter = _Jitter(0.4, 0.4, 0.4, 0.1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        planes = pixels.contiguous().float()
+        if _uniform() < 0.8:
+            planes = self.jitter(planes)
+        if _uniform() < 0.2:
+            planes = colour.grey(planes).expand_as(planes)
         if _uniform() < 0.5:
-            sign = 1 if _uniform() < 0.5 else -1
-            image = OPERATIONS[choice](image, sign)
-    return image
+            planes = colour.blur(planes, radius=_uniform(0.1, 2.0))
+        return planes.to(torch.uint8)
 
 
-def auto_contrast(image: Image.Image) -> Image.Image:
-    """Stretch each channel to 0..255, but turn a channel white whose minimum is above 0.
+class _MildColours:
+    """A little brightness and contrast."""
 
-    Stretching was meant for every channel. In the published code the negated minimum wraps around in uint8, and since
-    that changes what models were trained on, it is kept.
-    """
-    tables: list[int] = []
-    for channel in image.split():
-        low, high = cast("tuple[int, int]", channel.getextrema())
-        if high <= low:
-            tables.extend(range(256))
-        elif low > 0:
-            tables.extend([255] * 256)
-        else:
-            tables.extend(min(int(value * (255 / high)), 255) for value in range(256))
-    return image.point(tables)
+    def __init__(self) -> None:
+        self.jitter = _Jitter(0.1, 0.1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.jitter(pixels.contiguous().float()).to(torch.uint8)
 
 
-def brightness(image: Image.Image) -> Image.Image:
-    """Multiply by `ENHANCE`."""
-    return image.point([min(int(value * ENHANCE), 255) for value in range(256)] * 3)
+def _maybe_flip(pixels: Tensor) -> Tensor:
+    return pixels.flip(2) if _uniform() < 0.5 else pixels
 
 
-def sharpness(image: Image.Image) -> Image.Image:
-    """Move away from a smoothed image by `ENHANCE`; the border of one pixel stays."""
-    pixels = np.asarray(image)
-    result = pixels.copy()
-    inner = (slice(1, -1), slice(1, -1))
-    smooth = np.asarray(image.filter(ImageFilter.SMOOTH)).astype(np.float32)[inner]
-    sharp = smooth + np.float32(ENHANCE) * (pixels[inner] - smooth)
-    result[inner] = sharp.clip(0, 255).astype(np.uint8)
-    return Image.fromarray(result)
-
-
-def shear_x(image: Image.Image, sign: int) -> Image.Image:
-    """Move each row sideways by `SHEAR` pixels per row."""
-    return _warp(image, [[1, sign * SHEAR, 0], [0, 1, 0]])
-
-
-def shear_y(image: Image.Image, sign: int) -> Image.Image:
-    """Move each column up or down by `SHEAR` pixels per column."""
-    return _warp(image, [[1, 0, 0], [sign * SHEAR, 1, 0]])
-
-
-def translate_x(image: Image.Image, sign: int) -> Image.Image:
-    """Move sideways by `TRANSLATE` pixels."""
-    return _move(image, (-sign * TRANSLATE, 0))
-
-
-def translate_y(image: Image.Image, sign: int) -> Image.Image:
-    """Move up or down by `TRANSLATE` pixels."""
-    return _move(image, (0, -sign * TRANSLATE))
-
-
-def rotate(image: Image.Image, sign: int) -> Image.Image:
-    """Rotate about the centre by `ROTATE` degrees; positive is counter-clockwise."""
-    cos, sin = math.cos(math.radians(ROTATE)), sign * math.sin(math.radians(ROTATE))
-    x, y = image.width / 2, image.height / 2
-    return _warp(image, [[cos, sin, (1 - cos) * x - sin * y], [-sin, cos, sin * x + (1 - cos) * y]])
-
-
-def _move(image: Image.Image, offset: tuple[int, int]) -> Image.Image:
-    moved = Image.new("RGB", image.size, (FILL, FILL, FILL))
-    moved.paste(image, offset)
-    return moved
-
-
-def _warp(image: Image.Image, matrix: Sequence[Sequence[float]]) -> Image.Image:
-    """Map source to target coordinates (pixel centres are whole numbers) by an affine matrix [2, 3].
-
-    Bilinear in steps of 1/32 pixel, with `FILL` beyond the edges: OpenCV's arithmetic.
-    """
-    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
-    height, width = image.height, image.width
-    columns, rows = np.arange(width), np.arange(height)[:, None]
-    whole, fraction = [], []
-    for a, b, c in inverse[:2]:
-        steps = np.rint(a * columns * 1024).astype(np.int64) + np.rint((b * rows + c) * 1024).astype(np.int64) + 16
-        whole.append(steps >> 10)
-        fraction.append((steps >> 5) & 31)
-    # Red, green and blue travel in one integer, 20 bits apart: products with weights up to 1024 do not meet.
-    pixels = np.asarray(image).astype(np.int64)
-    packed = np.full((height + 4, width + 4), FILL * (1 + (1 << 20) + (1 << 40)))  # framed: beyond it reads the frame
-    packed[2:-2, 2:-2] = pixels[..., 0] | pixels[..., 1] << 20 | pixels[..., 2] << 40
-    corner = (whole[1] + 2).clip(0, height + 2) * (width + 4) + (whole[0] + 2).clip(0, width + 2)
-    top_left, top_right = packed.take(corner), packed.take(corner + 1)
-    corner += width + 4
-    bottom_left, bottom_right = packed.take(corner), packed.take(corner + 1)
-    top = (top_left << 5) + (top_right - top_left) * fraction[0]
-    bottom = (bottom_left << 5) + (bottom_right - bottom_left) * fraction[0]
-    mixed = (top << 5) + (bottom - top) * fraction[1] + 512 * (1 + (1 << 20) + (1 << 40))
-    return Image.fromarray(
-        np.stack([mixed >> 10 & 255, mixed >> 30 & 255, mixed >> 50 & 255], axis=-1).astype(np.uint8)
-    )
-
-
-def _unsigned(operation: _ImageOp) -> Callable[[Image.Image, int], Image.Image]:
-    return lambda image, _sign: operation(image)
-
-
-OPERATIONS: list[Callable[[Image.Image, int], Image.Image]] = [
-    _unsigned(lambda image: image),
-    _unsigned(auto_contrast),
-    _unsigned(ImageOps.equalize),
-    _unsigned(brightness),
-    _unsigned(sharpness),
-    shear_x,
-    shear_y,
-    translate_x,
-    translate_y,
-    rotate,
-]
+def _random_augment(pixels: Tensor) -> Tensor:
+    operations = draw_operations()
+    if not operations:
+        return pixels
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    for operation in operations:
+        image = operation(image)
+    return _to_pixels(image)

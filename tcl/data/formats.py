@@ -1,19 +1,21 @@
 """What files of image-text data hold, row by row and with the place of each row. Imports no torch.
 
-`.json`: a list of objects. `.jsonl`: one object per line. `.csv`, `.tsv`: a header, then one row per line. All in
-UTF-8, with or without byte order mark. A folder: its images.
+`.json`: a list of objects, or an object that holds captions, see `tcl.data.caption_objects`. `.jsonl`: one object per
+line. `.csv`, `.tsv`: a header, then one row per line. `.token`: captions of Flickr30k. All in UTF-8, with or without
+byte order mark. `.parquet`: its rows. A folder: its images. Every file is read as a stream.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from tcl.data.caption_objects import object_rows
 from tcl.data.images import IMAGE_SUFFIXES, natural_key
+from tcl.data.json_list import MAX_ROW_BYTES, json_list, not_utf8, parse
 from tcl.errors import DataError
 
 IMAGE_KEYS = ("image", "image_path", "filepath", "file_name", "path")
@@ -25,48 +27,49 @@ CAPTION_KEYS = ("caption", "captions", "text")
 Row = tuple[str, Any]
 """The place within the file ("line 3"), and what stands there: an object, unless the file is wrong."""
 
+_PARQUET_ROWS = 2048  # per step
 
-def read_json(path: Path) -> Iterator[Row]:
-    """Rows of a JSON list.
+
+class Reader(Protocol):
+    """Gives the rows of a file; errors call it `name`, by default its path."""
+
+    def __call__(self, path: Path, name: str | None = None) -> Iterator[Row]: ...
+
+
+def read_json(path: Path, name: str | None = None) -> Iterator[Row]:
+    """Rows of a JSON list, or of an object as COCO and Karpathy write it.
 
     Raises:
-        DataError: the file is not JSON, not UTF-8, or not a list; with the line.
+        DataError: the file is not JSON, not UTF-8, or neither; with the line.
     """
-    data = path.read_bytes()
-    try:
-        rows = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, data.count(b"\n", 0, error.start) + 1) from error
-    except json.JSONDecodeError as error:
-        hint = "one object per line? then name the file .jsonl" if error.msg == "Extra data" else "repair that line"
-        raise DataError(f"{path} line {error.lineno}: malformed JSON: {error.msg}", hint=hint) from error
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path}: expected a list of rows, found {type(rows).__name__}",
-            hint='write [{"image": ..., "caption": ...}, ...]',
-        )
-    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
+    if first_mark(path) == b"{":
+        yield from object_rows(path, name or str(path))
+        return
+    with path.open("rb") as file:
+        for number, row in enumerate(json_list(file, name or str(path)), 1):
+            yield f"row {number}", row
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
+def read_jsonl(path: Path, name: str | None = None) -> Iterator[Row]:
     """Rows of a file with one JSON object per line; empty lines are passed over.
 
     Raises:
         DataError: a line is not JSON or not UTF-8.
     """
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, name):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse(line)
+        except ValueError as error:
+            reason = getattr(error, "msg", None) or error
             raise DataError(
-                f"{path} line {number}: malformed JSON: {error.msg}", hint="write one JSON object per line"
+                f"{name or path} line {number}: malformed JSON: {reason}", hint="write one JSON object per line"
             ) from error
         yield f"line {number}", row
 
 
-def read_csv(path: Path) -> Iterator[Row]:
+def read_csv(path: Path, name: str | None = None) -> Iterator[Row]:
     """Rows of a `.csv` (commas) or any other table file (tabs), as objects with the names of its header.
 
     Cells beyond the header are under the key None.
@@ -78,39 +81,116 @@ def read_csv(path: Path) -> Iterator[Row]:
 
     def lines() -> Iterator[str]:
         nonlocal line_number
-        for line_number, line in numbered_lines(path):  # noqa: B007
+        for line_number, line in numbered_lines(path, name):  # noqa: B007
             yield line
 
     reader = csv.DictReader(lines(), delimiter="," if path.suffix.lower() == ".csv" else "\t")
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
         for row in reader:
             yield f"line {line_number}", row
     except csv.Error as error:
-        raise DataError(f"{path} line {line_number}: malformed CSV: {error}", hint="repair that line") from error
+        raise DataError(
+            f"{name or path} line {line_number}: malformed CSV: {error}", hint="repair that line"
+        ) from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+def read_token(path: Path, name: str | None = None) -> Iterator[Row]:
+    """Rows of Flickr30k's captions: lines `IMAGE#NUMBER<tab>CAPTION`, those of one image together.
+
+    Raises:
+        DataError: a line is something else, or not UTF-8.
+    """
+    place, image, captions = "", "", list[str]()
+    for number, line in numbered_lines(path, name):
+        if not line.strip():
+            continue
+        key, tab, caption = line.rstrip("\r\n").partition("\t")
+        file_name, mark, index = key.rpartition("#")
+        if not (tab and mark and index.isdecimal()):
+            raise DataError(
+                f"{name or path} line {number}: no caption of Flickr30k",
+                hint="a line is IMAGE.jpg#0, a tab, the caption",
+            )
+        if file_name != image:
+            if captions:
+                yield place, {"image": image, "caption": captions}
+            place, image, captions = f"line {number}", file_name, []
+        captions.append(caption)
+    if captions:
+        yield place, {"image": image, "caption": captions}
+
+
+def read_parquet(path: Path, name: str | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file, without the columns of bytes that it may have.
+
+    Raises:
+        DataError: the file is malformed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [field.name for field in file.schema_arrow if not _has_bytes(field.type)]
+            number = 0
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise _malformed_parquet(error, name or str(path)) from error
+
+
+def parquet_columns(path: Path, name: str | None = None) -> dict[str, str]:
+    """Columns of a Parquet file that `read_parquet` gives, and the others, each with its type.
+
+    Raises:
+        DataError: the file is malformed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return {field.name: "bytes" if _has_bytes(field.type) else str(field.type) for field in pq.read_schema(path)}
+    except (pa.ArrowException, OSError) as error:
+        raise _malformed_parquet(error, name or str(path)) from error
+
+
+READERS: dict[str, Reader] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".csv": read_csv,
     ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".token": read_token,
 }
 """The reader of each suffix."""
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 file, counted from 1, each with its line end.
 
     Raises:
-        DataError: a line is not UTF-8.
+        DataError: a line is not UTF-8, or too long to be one.
     """
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES), b""), 1):
+            if len(line) == MAX_ROW_BYTES:
+                raise DataError(
+                    f"{name or path} line {number}: longer than {MAX_ROW_BYTES >> 20} MB",
+                    hint="are its line ends missing?",
+                )
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, number) from error
+                raise not_utf8(name or str(path), number) from error
+
+
+def first_mark(path: Path) -> bytes:
+    """The first byte of a text that is no space; it tells a JSON list from an object."""
+    with path.open("rb") as file:
+        return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
 
 def images_below(folder: Path) -> list[str]:
@@ -124,5 +204,18 @@ def images_below(folder: Path) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def _not_utf8(path: Path, line: int) -> DataError:
-    return DataError(f"{path} line {line}: not UTF-8 text", hint="save the file in UTF-8")
+def _malformed_parquet(error: Exception, name: str) -> Exception:
+    if isinstance(error, OSError) and error.errno:  # it cannot be read; Arrow's own complaints have no number
+        return error
+    return DataError(
+        f"{name}: malformed Parquet: {' '.join(str(error).split())}",
+        hint="is it another format, or was it not written to its end?",
+    )
+
+
+def _has_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_nested(kind):
+        return any(_has_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))

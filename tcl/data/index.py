@@ -1,15 +1,17 @@
-"""Every source of image-text pairs becomes one Arrow table. Imports no torch.
+"""Every source of image-text pairs becomes rows of one Arrow table. Imports no torch.
 
 | source | what it holds |
 |---|---|
 | `.json` | a list of `{"image", "caption": text or list of texts, "image_id"?}`, the format of ALBEF and TCL |
 | `.jsonl` | one such object per line |
 | `.csv`, `.tsv` | a header with these names |
+| `.parquet` | columns with these names |
+| `.tar` | a shard: `KEY.jpg` and the like, with `KEY.txt` or `KEY.json`, see `tcl.data.tar` |
 | a folder | images, each with a `.txt` of the same name: one caption per line that is not empty |
 | `scenes:` | rendered scenes, see `tcl.data.scenes` |
 
-Other names of `image` and `caption` are in `tcl.data.formats`; columns with any other name are ignored. With
-`#COLUMN=VALUE` behind a file (`captions.jsonl#split=train`) only the rows that have that value are read.
+Other names of `image` and `caption` are in `tcl.data.formats`; columns with any other name are ignored. URLs, globs,
+braces, the condition `#COLUMN=VALUE` and the weight `@NUMBER` are in `tcl.data.sources`.
 """
 
 from __future__ import annotations
@@ -17,42 +19,50 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
-from tcl.data import scenes
-from tcl.data.captions import clean_caption, readable
-from tcl.data.formats import CAPTION_KEYS, IMAGE_KEYS, READERS, Row, images_below, numbered_lines, read_csv
-from tcl.data.images import IMAGE_SUFFIXES
+from tcl.data.cache import locked
+from tcl.data.captions import readable
+from tcl.data.index_file import IndexFile, open_cached, write_index
+from tcl.data.remote import is_url
+from tcl.data.rows import MAX_CAPTION, Pair, read_source
+from tcl.data.sources import Source, find_source
+from tcl.data.tar import Skipped
 from tcl.errors import DataError, UsageError
 
 _SCHEMA = pa.schema(
     [("image", pa.large_string()), ("captions", pa.large_list(pa.large_string())), ("image_id", pa.large_string())]
 )
-_CHUNK_ROWS = 65536
+_VERSION = 1  # of what is cached: raise it when the same sources would give other rows
+_BATCH_ROWS = 65536
+_BATCH_CHARACTERS = 1 << 26  # a batch ends here too, so that long captions do not fill the memory
+_PROGRESS_ROWS = 1024
+_READ_ROWS = 4096
 _REASONS_KEPT = 10
 
 
-class Pair(NamedTuple):
-    """An image and its captions.
+@dataclass(frozen=True)
+class Part:
+    """The rows of one source.
 
     Args:
-        image: an absolute path, or a `scenes:` reference.
-        captions: one or more captions as they were written.
-        image_id: the id that the source gives, else the image as the source names it.
+        source: as the user named it.
+        start: its first row.
+        stop: the row behind its last.
+        weight: visits of each of its pairs in an epoch, on average.
     """
 
-    image: str
-    captions: list[str]
-    image_id: str
-
-
-class _Skipped(NamedTuple):
-    place: str
-    reason: str
+    source: str
+    start: int
+    stop: int
+    weight: float = 1.0
 
 
 class PairIndex:
@@ -61,20 +71,39 @@ class PairIndex:
     Args:
         table: columns `image`, `captions`, `image_id`.
         fingerprint: SHA-256 over all rows; a resumed run compares it to see that it reads the same data.
-        skipped: number of rows that were left out because image or caption was missing.
+        skipped: number of rows that were left out because image or caption was missing or unusable.
         skipped_reasons: the first of them, each with its place.
+        parts: the rows of each source; by default one of all rows.
     """
 
     def __init__(
-        self, table: pa.Table, fingerprint: str, skipped: int = 0, skipped_reasons: Sequence[str] = ()
+        self,
+        table: pa.Table,
+        fingerprint: str,
+        skipped: int = 0,
+        skipped_reasons: Sequence[str] = (),
+        parts: Sequence[Part] = (),
     ) -> None:
         self.table = table
         self.fingerprint = fingerprint
         self.skipped = skipped
         self.skipped_reasons = list(skipped_reasons)
+        self.parts = list(parts) or [Part("", 0, len(self))]
+        self._file: IndexFile | None = None
+
+    @classmethod
+    def _of(cls, table: pa.Table, summary: dict[str, Any]) -> PairIndex:
+        parts = [Part(**part) for part in summary["parts"]]
+        return cls(table, summary["fingerprint"], summary["skipped"], summary["skipped_reasons"], parts)
+
+    @classmethod
+    def _open(cls, file: IndexFile) -> PairIndex:
+        index = cls._of(file.table, file.summary)
+        index._file = file  # a temporary file stays as long as the index
+        return index
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self.table.num_rows)
 
     def __getitem__(self, row: int) -> Pair:
         if not 0 <= row < len(self):
@@ -82,200 +111,154 @@ class PairIndex:
         return Pair(*(column[row].as_py() for column in self.table.columns))
 
     def __iter__(self) -> Iterator[Pair]:
-        for batch in self.table.to_batches():
-            for values in batch.to_pylist():
-                yield Pair(**values)
+        for batch in self.table.to_batches(_READ_ROWS):
+            yield from map(Pair, *(column.to_pylist() for column in batch.columns))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A process that gets a large index maps the same file, rather than a copy of all rows."""
+        if self._file is not None:
+            return _reopen, (self._file.path, self.fingerprint)
+        return PairIndex, (self.table, self.fingerprint, self.skipped, self.skipped_reasons, self.parts)
 
 
-def read_pairs(sources: Sequence[str], images: str | None = None) -> PairIndex:
+def read_pairs(
+    sources: Sequence[str],
+    images: str | None = None,
+    *,
+    progress: Callable[[int], object] = lambda rows: None,
+    cache: bool = True,
+) -> PairIndex:
     """Read sources of image-text pairs into one index, in the order given.
 
-    A row without image or caption is left out and counted. Whether image files exist is not checked here.
+    A row without image or caption is left out and counted. Whether image files exist is not checked here. More rows
+    than fit one batch go to a file that is mapped into memory, and found again as long as no source has changed.
 
     Args:
-        sources: files, folders or `scenes:` specifications; see the module for formats and the `#COLUMN=VALUE` filter.
-        images: folder that relative image paths start from; by default the folder of the file that names them.
+        sources: see the module for formats, and `tcl.data.sources` for what may stand around a name.
+        images: folder or URL that relative image paths start from; by default the place of the file that names them.
+        progress: told how many rows were read since the last call; not called for an index that is found again.
+        cache: look for the index of an earlier call, and keep a large one for later.
 
     Returns:
         the index, with what was skipped.
 
     Raises:
         UsageError: a source does not exist, or its format is unknown.
-        DataError: a source is malformed, or holds no usable pair.
+        DataError: a source is malformed or cannot be read, or holds no usable pair.
     """
     if not sources:
         raise UsageError("no data was named", hint="name a source, for example --data captions.jsonl or --data scenes:")
-    if images is not None and not os.path.isdir(images):
+    images = images and images.removeprefix("file://")
+    if images is not None and not is_url(images) and not os.path.isdir(images):
         raise UsageError(f"no such folder of images: {images}")
-    builder = _Builder()
-    for source in sources:
-        kept, skipped, first_skipped = 0, 0, None
-        for row in _read(source, images):
-            builder.add(row)
-            if isinstance(row, _Skipped):
-                skipped += 1
-                first_skipped = first_skipped or row
-            else:
-                kept += 1
-        if first_skipped and not kept:
-            raise DataError(
-                f"{source}: none of its {skipped} rows has an image and a caption",
-                hint=f"the first one is {first_skipped.place}: {first_skipped.reason}",
-            )
-        if not kept:
-            raise DataError(f"{source} holds no rows", hint="name a source with at least one image and caption")
-    return builder.finish()
+    found = [find_source(source) for source in sources]
+    key = _key(found, images) if cache else None
+    if key and (file := open_cached(key)):
+        return PairIndex._open(file)
+    reading = _Reading(found, images, progress)
+    batches = reading.batches()
+    first = list(islice(batches, 2))
+    if len(first) < 2:  # small: read again rather than kept
+        return PairIndex._of(pa.Table.from_batches(first, _SCHEMA), reading.summary())
+    with locked(f"index-{key[:2]}") if key else nullcontext():
+        if key and (file := open_cached(key)):  # another process was faster
+            return PairIndex._open(file)
+        return PairIndex._open(write_index(key, _SCHEMA, chain(first, batches), reading.summary))
 
 
-class _Builder:
-    """Collects rows in Arrow chunks, so that Python objects of one chunk only are alive."""
+class _Reading:
+    """Reads sources once, batch by batch, and remembers what it saw."""
 
-    def __init__(self) -> None:
-        self.skipped = 0
-        self.reasons: list[str] = []
-        self._batches: list[pa.RecordBatch] = []
-        self._chunk: list[Pair] = []
+    def __init__(self, sources: Sequence[Source], images: str | None, progress: Callable[[int], object]) -> None:
+        self._sources = sources
+        self._images = images
+        self._progress = progress
         self._digest = hashlib.sha256()
+        self._rows = 0
+        self._skipped = 0
+        self._reasons: list[str] = []
+        self._parts: list[Part] = []
 
-    def add(self, row: Pair | _Skipped) -> None:
-        if isinstance(row, _Skipped):
-            self.skipped += 1
-            if len(self.reasons) < _REASONS_KEPT:
-                self.reasons.append(f"{row.place}: {row.reason}")
-            return
-        self._digest.update(json.dumps(row).encode())
-        self._chunk.append(row)
-        if len(self._chunk) == _CHUNK_ROWS:
-            self._flush()
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        chunk: list[Pair] = []
+        characters = 0
+        for source in self._sources:
+            for pair in self._pairs(source):
+                chunk.append(pair)
+                characters += sum(map(len, pair.captions))
+                if len(chunk) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
+                    yield self._batch(chunk)
+                    chunk, characters = [], 0
+        if chunk:
+            yield self._batch(chunk)
 
-    def finish(self) -> PairIndex:
-        self._flush()
-        table = pa.Table.from_batches(self._batches, _SCHEMA).combine_chunks()  # one chunk: constant-time access
-        return PairIndex(table, self._digest.hexdigest(), self.skipped, self.reasons)
+    def summary(self) -> dict[str, Any]:
+        """What is known when all batches were taken."""
+        return {
+            "rows": self._rows,
+            "fingerprint": self._digest.hexdigest(),
+            "skipped": self._skipped,
+            "skipped_reasons": self._reasons,
+            "parts": [asdict(part) for part in self._parts],
+        }
 
-    def _flush(self) -> None:
-        if self._chunk:
-            columns = [
-                pa.array(values, field.type)
-                for values, field in zip(zip(*self._chunk, strict=True), _SCHEMA, strict=True)
-            ]
-            self._batches.append(pa.record_batch(columns, schema=_SCHEMA))
-            self._chunk = []
+    def _pairs(self, source: Source) -> Iterator[Pair]:
+        start, skipped, first_reason, unreported = self._rows, 0, "", 0
+        for row in read_source(source, self._images):
+            unreported += 1
+            if unreported == _PROGRESS_ROWS:
+                self._progress(unreported)
+                unreported = 0
+            if isinstance(row, Skipped):
+                skipped += 1
+                reason = readable(f"{row.place}: {row.reason}")
+                first_reason = first_reason or reason
+                if len(self._reasons) < _REASONS_KEPT:
+                    self._reasons.append(reason)
+            else:
+                self._rows += 1
+                yield row
+        self._progress(unreported)
+        self._skipped += skipped
+        if self._rows == start:
+            raise _nothing_usable(source.text, skipped, first_reason)
+        self._parts.append(Part(source.text, start, self._rows, source.weight))
+
+    def _batch(self, pairs: list[Pair]) -> pa.RecordBatch:
+        for pair in pairs:
+            # Not where the images are: data that was moved is the same data.
+            self._digest.update(json.dumps([pair.image_id, pair.captions]).encode())
+        columns = [
+            pa.array(values, field.type) for values, field in zip(zip(*pairs, strict=True), _SCHEMA, strict=True)
+        ]
+        return pa.record_batch(columns, schema=_SCHEMA)
 
 
-def _read(source: str, images: str | None) -> Iterator[Pair | _Skipped]:
-    if source.startswith(scenes.PREFIX):
-        return (Pair(reference, captions, reference) for reference, captions in scenes.scene_rows(source))
-    name, condition = _split_condition(source)
-    path = Path(name)
-    if path.is_dir():
-        if condition:
-            raise UsageError(f"{source}: a folder has no columns to select by", hint=f"write {name}")
-        return _read_folder(path)
-    if not path.exists():
-        raise UsageError(f"no such file or folder: {name}", hint="check the path given as data")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UsageError(
-            f"{name}: unknown data format '{path.suffix}'",
-            hint=f"use {', '.join(READERS)}, a folder of images with .txt files, or scenes:",
+def _nothing_usable(source: str, skipped: int, first_reason: str) -> DataError:
+    if skipped:
+        return DataError(
+            f"{source}: none of its {skipped} rows has an image and a caption",
+            hint=f"the first one is {first_reason}",
         )
-    rows = reader(path)
-    if reader is read_csv:
-        rows = _with_columns(rows, path)
-    if condition:
-        rows = _select(rows, source, *condition)
-    base = images if images is not None else str(path.parent)
-    return (_to_pair(row, f"{path} {place}", base) for place, row in rows)
+    return DataError(f"{source} holds no rows", hint="name a source with at least one image and caption")
 
 
-def _split_condition(source: str) -> tuple[str, tuple[str, str] | None]:
-    """`file.jsonl#split=train` -> `file.jsonl`, (`split`, `train`); a file really called so wins."""
-    name, mark, condition = source.rpartition("#")
-    if not mark or os.path.exists(source):
-        return source, None
-    column, equals, value = condition.partition("=")
-    if not equals or not column:
-        raise UsageError(f"{source}: '#{condition}' is not a condition", hint="write #COLUMN=VALUE, as in #split=train")
-    return name, (column, value)
+def _key(sources: Sequence[Source], images: str | None) -> str:
+    """Changes with every file of the sources, and with whatever else decides the rows."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([_VERSION, MAX_CAPTION, images and os.path.abspath(images)]).encode())
+    for source in sources:
+        digest.update(json.dumps([source.text, source.weight, source.condition]).encode())
+        for file in source.files:
+            digest.update(json.dumps([file.name, file.location, file.stamp]).encode())
+    return digest.hexdigest()
 
 
-def _with_columns(rows: Iterator[Row], path: Path) -> Iterator[Row]:
-    """Rows of a table, after a look at the header: a missing column would fail in every row."""
-    for number, (place, row) in enumerate(rows):
-        if number == 0:
-            for keys, what in ((IMAGE_KEYS, "image"), (CAPTION_KEYS, "caption")):
-                if not row.keys() & set(keys):
-                    raise DataError(
-                        f"{path}: no {what} column; its columns are {', '.join(filter(None, row))}",
-                        hint=f"the first line must name one of {', '.join(keys)}",
-                    )
-        yield place, row
-
-
-def _select(rows: Iterator[Row], source: str, column: str, value: str) -> Iterator[Row]:
-    found: set[str] = set()
-    matched = False
-    for place, row in rows:
-        cell = row.get(column) if isinstance(row, dict) else None
-        if cell is not None and str(cell) == value:
-            matched = True
-            yield place, row
-        elif cell is not None and len(found) < 20:
-            found.add(str(cell))
-    if not matched:
-        values = f"its values: {', '.join(sorted(found))}" if found else f"no row has a column '{column}'"
-        raise DataError(f"{source}: no row has {column}={value}", hint=values)
-
-
-def _to_pair(row: Any, place: str, base: str) -> Pair | _Skipped:
-    if not isinstance(row, dict):
-        return _Skipped(place, f"not an object but {type(row).__name__}")
-    if None in row:  # more cells than the header has names
-        return _Skipped(place, "more cells than columns (a comma in a caption needs quotes around it)")
-    image = _first(row, IMAGE_KEYS)
-    if not isinstance(image, str) or not image.strip():
-        return _Skipped(place, "no image")
-    texts = _first(row, CAPTION_KEYS)
-    if isinstance(texts, str):
-        texts = [texts]
-    if not isinstance(texts, list):
-        return _Skipped(place, "no caption")
-    captions = [readable(text) for text in texts if isinstance(text, str) and clean_caption(text).strip()]
-    if not captions:
-        return _Skipped(place, "no caption" if not any(texts) else "no words in the caption")
+def _reopen(path: Path, fingerprint: str) -> PairIndex:
     try:
-        image.encode("utf-8")
-    except UnicodeEncodeError:
-        return _Skipped(readable(place), "the path of its image is not valid Unicode")
-    image_id = row.get("image_id")
-    return Pair(_resolve(image, base), captions, image if image_id in (None, "") else readable(str(image_id)))
-
-
-def _first(row: dict[str, Any], keys: Sequence[str]) -> Any:
-    return next((row[key] for key in keys if row.get(key)), None)
-
-
-def _resolve(image: str, base: str) -> str:
-    if image.startswith(scenes.PREFIX):
-        return image
-    return os.path.abspath(os.path.join(base, image))
-
-
-def _read_folder(folder: Path) -> Iterator[Pair | _Skipped]:
-    names = images_below(folder)
-    if not names:
-        raise DataError(f"{folder}: no images in this folder", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    if not any((folder / name).with_suffix(".txt").is_file() for name in names):
-        raise DataError(
-            f"{folder}: none of its {len(names)} images has a caption file",
-            hint=f"looked for .txt files of the same name, as {Path(names[0]).with_suffix('.txt')}",
-        )
-    for name in names:
-        image = folder / name
-        sidecar = image.with_suffix(".txt")
-        if not sidecar.is_file():
-            yield _Skipped(str(image), f"no {sidecar.name} beside it")
-            continue
-        texts = [line.strip() for _, line in numbered_lines(sidecar) if line.strip()]
-        yield _to_pair({"image": name, "captions": texts}, str(image), str(folder))
+        index = PairIndex._open(IndexFile.open(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the index of the data is gone: {error}", hint="start the command again") from error
+    if index.fingerprint != fingerprint:
+        raise DataError(f"the index of the data changed: {path}", hint="start the command again")
+    return index

@@ -1,111 +1,126 @@
 """Training batches: a pure function of (seed, epoch, position), whatever the number of workers, and after a resume.
 
-Shapes: B images of a batch, H x W pixels, S token ids of its longest caption.
+An optimizer step is made of K slices of B samples each: K = processes x forward passes per step. Slice k of step s
+holds the positions from (s K + k) B on in the order of the epoch, whoever computes it.
 """
 
 from __future__ import annotations
 
 import atexit
-import hashlib
+import math
 import os
 import random
 import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tcl.data.augment import AugmentName, Transform, build_transform
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.images import ImageError, decode
-from tcl.data.index import PairIndex
-from tcl.errors import DataError
+from tcl.data.images import ImageError
+from tcl.data.index import Part
+from tcl.errors import DataError, UsageError
+from tcl.seeding import mix, seeded
 
 _TRIES = 20
 
 
 @dataclass
 class Batch:
-    """Two views of B images and one caption each.
+    """What the batches of every task have; a task adds its tensors.
 
     Args:
-        images: first view, [B, 3, H, W], uint8.
-        images_aug: second view, [B, 3, H, W], uint8.
-        input_ids: [B, S], int64.
-        attention_mask: [B, S], bool, True at tokens.
-        sample_ids: B paths or references of the images.
+        sample_ids: what names each of the B samples: paths or references of images.
         bad: images that could not be read and were replaced: `{"image", "reason"}`.
     """
 
-    images: torch.Tensor
-    images_aug: torch.Tensor
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
     sample_ids: list[str]
     bad: list[dict[str, str]]
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> Self:
         """Copy the tensors to a device, without waiting for the copy where the memory is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Self:
         """Called by the DataLoader, when the batch will go to a GPU."""
         return self._map(torch.Tensor.pin_memory)
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return replace(
-            self,
-            images=function(self.images),
-            images_aug=function(self.images_aug),
-            input_ids=function(self.input_ids),
-            attention_mask=function(self.attention_mask),
-        )
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
-class PairLoader:
-    """Endless, resumable batches of an index.
+class Samples(Protocol):
+    """The rows that a task trains on."""
 
-    Every epoch visits the pairs in a new order and takes one random caption of each. An image that cannot be read is
-    replaced by another pair, so the size of a batch never changes.
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The rows of each source, with its weight."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, row: int) -> Any:
+        """One sample, with its random choices drawn from torch's CPU generator.
+
+        Raises:
+            ImageError: its image cannot be read; another row will take its place.
+        """
+
+    def name(self, row: int) -> str:
+        """What names the row in reports."""
+
+    def collate(self, samples: list[Any], sample_ids: list[str], bad: list[dict[str, str]]) -> Batch:
+        """A batch of samples."""
+
+
+class TrainLoader:
+    """Endless, resumable batches.
+
+    Every epoch visits the samples in a new order. One that cannot be read is replaced by another, so the size of a
+    batch never changes.
 
     Args:
-        index: the pairs.
-        tokenizer: turns captions into ids.
-        image_size: side of a view in pixels.
-        max_length: token ids kept per caption.
-        batch_size: pairs per batch; an index with fewer pairs gives batches of all of them.
+        samples: the rows; with weights, see `tcl.data.index`.
+        batch_size: B; with fewer samples than a step takes, batches are smaller.
         workers: processes that read ahead; 0 reads in this process.
-        augment: the transform of both views, see `build_transform`.
-        seed: of order, caption choice and augmentation.
+        seed: of order and of all that `samples.load` draws.
+        slices: K, of a whole step.
+        own: the numbers, of K, of the slices that this process computes.
 
     Raises:
-        DataError: the index is empty.
+        DataError: there are no samples.
+        UsageError: a weight is so small that its source is never visited.
     """
 
     def __init__(
         self,
-        index: PairIndex,
-        tokenizer: CaptionTokenizer,
+        samples: Samples,
         *,
-        image_size: int,
-        max_length: int,
         batch_size: int,
         workers: int,
-        augment: AugmentName,
         seed: int,
+        slices: int = 1,
+        own: Sequence[int] = (0,),
     ) -> None:
-        if len(index) == 0:
-            raise DataError("there are no pairs to load")
-        self.batch_size = min(batch_size, len(index))
-        self._plan = _EpochPlan(len(index), self.batch_size, seed)
+        if len(samples) == 0:
+            raise DataError("there is nothing to load")
+        for part in samples.parts:
+            if not _visits(part):
+                raise UsageError(
+                    f"{part.source}: its weight leaves none of its {part.stop - part.start} rows",
+                    hint="raise the weight, or leave the source out",
+                )
+        visits = sum(_visits(part) for part in samples.parts)
+        self.batch_size = max(min(batch_size, visits // slices), 1)
+        self._plan = _EpochPlan(samples.parts, visits, self.batch_size, slices, own, seed)
         self._loader = DataLoader(
-            _Pairs(index, build_transform(augment, image_size), seed),
+            _Drawn(samples, seed),
             batch_sampler=self._plan,
-            collate_fn=_Collate(tokenizer, max_length),
+            collate_fn=_Collate(samples),
             num_workers=workers,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
@@ -118,18 +133,23 @@ class PairLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch; an incomplete last one is dropped."""
-        return len(self._plan)
+        """Steps in an epoch; an incomplete last one is dropped."""
+        return self._plan.steps
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch.
+    @property
+    def samples_per_step(self) -> int:
+        """Samples in a step, those of all processes together."""
+        return self._plan.slices * self.batch_size
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """This process's batches of an epoch, as many per step as it has slices.
 
         Args:
-            epoch: counts from 0; decides order, captions and augmentation.
-            start: number of batches that are not wanted any more; nothing of them is read.
+            epoch: counts from 0; decides order and all random choices.
+            start: number of steps that are not wanted any more; nothing of them is read.
 
         Raises:
-            DataError: no readable image was found in place of an unreadable one.
+            DataError: no readable sample was found in place of an unreadable one.
         """
         self._plan.epoch, self._plan.start = epoch, start
         for batch in self._loader:
@@ -141,17 +161,26 @@ class PairLoader:
         """Stop the workers; they also stop when the process ends. Asking for batches again starts new ones."""
         iterator = self._loader._iterator  # the DataLoader has no public way to stop persistent workers
         if iterator is not None:
+            workers = list(getattr(iterator, "_workers", []))
             iterator._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
+            for worker in workers:  # one that hangs does not listen to SIGTERM
+                if worker.is_alive():
+                    worker.kill()
 
 
-def _close_at_exit(loader: weakref.ref[PairLoader]) -> None:
+def _close_at_exit(loader: weakref.ref[TrainLoader]) -> None:
     if (alive := loader()) is not None:
         alive.close()
 
 
+def _visits(part: Part) -> int:
+    """How often the rows of a part are visited in an epoch, all together."""
+    return round((part.stop - part.start) * part.weight)
+
+
 class _Draw(NamedTuple):
-    """One position of an epoch and the row of the index that stands there."""
+    """One position of an epoch and the row that stands there."""
 
     epoch: int
     position: int
@@ -161,110 +190,107 @@ class _Draw(NamedTuple):
 class _EpochPlan(Sampler[list[_Draw]]):
     """Which rows make up which batch; `epoch` and `start` are set before each iteration."""
 
-    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
-        self.rows = rows
+    def __init__(
+        self, parts: Sequence[Part], visits: int, batch_size: int, slices: int, own: Sequence[int], seed: int
+    ) -> None:
+        self.parts = parts
         self.batch_size = batch_size
+        self.slices = slices
+        self.own = own
         self.seed = seed
+        self.steps = max(visits // (slices * batch_size), 1)
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
-        return self.rows // self.batch_size
+        return self.steps * len(self.own)
 
     def __iter__(self) -> Iterator[list[_Draw]]:
         epoch = self.epoch
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-        order = torch.randperm(self.rows, generator=generator)
-        for step in range(self.start, len(self)):
-            first = step * self.batch_size
-            rows = order[first : first + self.batch_size].tolist()
-            yield [_Draw(epoch, first + i, row) for i, row in enumerate(rows)]
+        order = self._order(torch.Generator().manual_seed(mix(self.seed, epoch)))
+        for step in range(self.start, self.steps):
+            for number in self.own:
+                first = (step * self.slices + number) * self.batch_size
+                # Only a run with fewer samples than slices comes round to the beginning again.
+                positions = torch.arange(first, first + self.batch_size) % len(order)
+                yield [_Draw(epoch, first + i, row) for i, row in enumerate(order[positions].tolist())]
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """All visits of an epoch, shuffled: each row of a part `weight` times, some once more when it is no integer."""
+        if all(part.weight == 1 for part in self.parts):
+            return torch.randperm(self.parts[-1].stop, generator=generator)
+        rows = []
+        for part in self.parts:
+            size = part.stop - part.start
+            whole = math.floor(part.weight)
+            rows += [torch.arange(part.start, part.stop)] * whole
+            rows.append(part.start + torch.randperm(size, generator=generator)[: _visits(part) - whole * size])
+        visits = torch.cat(rows)
+        return visits[torch.randperm(len(visits), generator=generator)]
 
 
-class _Sample(NamedTuple):
-    image: torch.Tensor
-    image_aug: torch.Tensor
-    caption: str
+class _Loaded(NamedTuple):
+    sample: Any
     sample_id: str
     bad: list[dict[str, str]]
 
 
-class _Pairs(Dataset[_Sample | DataError]):
-    def __init__(self, index: PairIndex, transform: Transform, seed: int) -> None:
-        self.index = index
-        self.transform = transform
+class _Drawn(Dataset[_Loaded | DataError]):
+    def __init__(self, samples: Samples, seed: int) -> None:
+        self.samples = samples
         self.seed = seed
 
-    def __getitem__(self, draw: _Draw) -> _Sample | DataError:
+    def __getitem__(self, draw: _Draw) -> _Loaded | DataError:
         """The sample of one position; an error is returned, since raised in a worker it would arrive as a traceback."""
-        seed = _mix(self.seed, draw.epoch, draw.position)
+        seed = mix(self.seed, draw.epoch, draw.position)
         bad: list[dict[str, str]] = []
         for row in self._candidates(draw.row, seed):
-            pair = self.index[row]
+            name = self.samples.name(row)
             try:
-                image = decode(pair.image)
+                with seeded(seed):
+                    return _Loaded(self.samples.load(row), name, bad)
             except ImageError as error:
-                bad.append({"image": pair.image, "reason": error.reason})
-                continue
-            with _seeded(seed):
-                caption = pair.captions[int(torch.randint(len(pair.captions), ()))]
-                return _Sample(self.transform(image), self.transform(image), caption, pair.image, bad)
+                bad.append({"image": name, "reason": error.reason})
         return DataError(
             f"no readable image in {len(bad)} tries; the last one was {bad[-1]['image']}: {bad[-1]['reason']}",
             hint="are the image paths right? relative ones start from --images, else from the folder of the data file",
         )
 
+    def __getitems__(self, draws: list[_Draw]) -> list[_Loaded | DataError]:
+        """The samples of a batch, up to the first error: the rest would only wait for a remote that is gone."""
+        loaded: list[_Loaded | DataError] = []
+        for draw in draws:
+            loaded.append(self[draw])
+            if isinstance(loaded[-1], DataError):
+                break
+        return loaded
+
     def _candidates(self, row: int, seed: int) -> Iterator[int]:
-        """The row itself, then others in case it cannot be read: all of a small index, `_TRIES` of a large one."""
+        """The row itself, then others in case it cannot be read: all of a few, `_TRIES` of many."""
         yield row
-        rows = range(len(self.index))
+        rows = range(len(self.samples))
         others = random.Random(seed).sample(rows, min(_TRIES, len(rows)))
         yield from (other for other in others if other != row)
 
 
 class _Collate:
-    def __init__(self, tokenizer: CaptionTokenizer, max_length: int) -> None:
-        self.tokenizer = tokenizer
-        self.max_length = max_length
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
 
-    def __call__(self, samples: Sequence[_Sample | DataError]) -> Batch | DataError:
-        good: list[_Sample] = []
-        for sample in samples:
-            if isinstance(sample, DataError):
-                return sample
-            good.append(sample)
-        input_ids, attention_mask = self.tokenizer([sample.caption for sample in good], self.max_length)
-        return Batch(
-            images=torch.stack([sample.image for sample in good]),
-            images_aug=torch.stack([sample.image_aug for sample in good]),
-            input_ids=torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy(attention_mask).bool(),
-            sample_ids=[sample.sample_id for sample in good],
-            bad=[entry for sample in good for entry in sample.bad],
-        )
-
-
-def _mix(*numbers: int) -> int:
-    """A seed of 63 bits from several numbers; neighbouring ones give unrelated seeds."""
-    text = ":".join(str(number) for number in numbers)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator and put its state back afterwards."""
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
+    def __call__(self, loaded: Sequence[_Loaded | DataError]) -> Batch | DataError:
+        good: list[_Loaded] = []
+        for item in loaded:
+            if isinstance(item, DataError):
+                return item
+            good.append(item)
+        bad = [entry for item in good for entry in item.bad]
+        return self.samples.collate([item.sample for item in good], [item.sample_id for item in good], bad)
 
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C and a stop of the job go to the whole process group: the training decides what happens, not its workers.
     os.setpgid(0, 0)
+    # Some schedulers send SIGTERM to every process of a job; without workers, the training could not end in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A handler inherited from the training would keep workers alive when the ending process terminates them.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tcl.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, decode, natural_key, resize
+from tcl.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, decode, decode_crops, natural_key, resize
 
 LEFT_RIGHT = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1)  # red | blue, 8 x 16
 
@@ -202,3 +202,72 @@ def test_natural_order_is_total(paths: list[str]) -> None:
 def test_common_suffixes_are_known() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"} <= IMAGE_SUFFIXES
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Noise of several scales, as in a photograph, with a bright top, so that up and down differ."""
+    generator = np.random.default_rng(0)
+    pixels = np.zeros((height, width, 3), np.float32)
+    for cells, strength in ((4, 60), (16, 20), (64, 7)):
+        noise = generator.normal(128 / 3, strength, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
+        pixels += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+    pixels[: height // 2] += 60
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def cut(image: Image.Image, crop: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, box=crop)).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("crops", "reduction"),
+    [
+        ([(0, 0, 1203, 803)], 8),
+        ([(0, 0, 1203, 803), (100, 50, 900, 460)], 4),  # the smaller crop decides
+        ([(100, 50, 500, 250)], 2),
+        ([(100, 50, 300, 149)], 1),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_crops_of_a_jpeg_are_decoded_no_larger_than_needed(
+    crops: list[tuple[float, ...]], reduction: int, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = photograph(1203, 803)
+    if orientation == 6:  # the upright image is 1203 x 803
+        stored = stored.transpose(Image.Transpose.ROTATE_90)
+    data = encoded(stored, "JPEG", quality=90, exif=exif)
+    size = (60, 60)
+    seen = []
+    image, scaled = decode_crops(data, lambda *shape: seen.append(shape) or crops, size)
+    full = decode(data)
+    assert seen == [(1203, 803)] == [full.size]
+    assert image.size == (-(-1203 // reduction), -(-803 // reduction))
+    for crop, part in zip(crops, scaled, strict=True):
+        assert part[2] - part[0] > 1.48 * 60 and part[3] - part[1] > 1.48 * 60
+        difference = np.abs(cut(image, part, size) - cut(full, crop, size))
+        assert difference.mean() < (2 if reduction > 1 else 1e-9)
+
+
+def test_crops_of_other_formats_are_decoded_whole() -> None:
+    picture = photograph(400, 300)
+    for source in (encoded(picture, "PNG"), picture):
+        image, crops = decode_crops(source, lambda width, height: [(0, 0, width, height / 2)], (10, 10))
+        assert crops == [(0, 0, 400, 150)] and np.array_equal(np.asarray(image), np.asarray(picture))
+    scene, _ = decode_crops("scenes:val:0:3", lambda *size: [(0, 0, *size)], (8, 8))
+    assert scene.size == (96, 96)
+
+
+def test_an_open_jpeg_stays_as_its_owner_has_it() -> None:
+    with Image.open(io.BytesIO(encoded(photograph(400, 300), "JPEG"))) as owned:
+        image, _ = decode_crops(owned, lambda *size: [(0, 0, *size)], (8, 8))
+        assert image.size == owned.size == (400, 300)
+
+
+def test_crops_of_a_damaged_jpeg_are_an_error_of_one_line() -> None:
+    data = encoded(photograph(400, 300), "JPEG")
+    for part, reason in ((data[: len(data) // 2], "."), (data[:100], "."), (b"", "empty")):
+        with pytest.raises(ImageError, match=reason) as caught:
+            decode_crops(part, lambda *size: [(0, 0, *size)], (100, 100))
+        assert "\n" not in caught.value.message

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tcl.data.index import Pair, PairIndex, read_pairs
@@ -126,7 +129,7 @@ def test_rows_without_image_or_caption_are_counted_with_their_place(tmp_path: Pa
     index = read_pairs([write(tmp_path / "pairs.jsonl", jsonl(ROWS[0], *bad, ROWS[1]))])
     assert list(index) == expected(tmp_path)
     assert index.skipped == len(bad)
-    assert index.skipped_reasons[0] == f"{tmp_path / 'pairs.jsonl'} line 2: no image"
+    assert index.skipped_reasons[0] == f"{tmp_path / 'pairs.jsonl'} line 2: no image; it has caption"
     assert "line 4: no words in the caption" in index.skipped_reasons[2]
     index = read_pairs([write(tmp_path / "pairs.json", json.dumps([ROWS[0], *bad]))])
     assert "row 3: no caption" in index.skipped_reasons[1]
@@ -203,9 +206,138 @@ def test_the_fingerprint_identifies_the_rows(tmp_path: Path) -> None:
     assert len({first, swapped, changed}) == 3
 
 
+def parquet(path: Path, columns: dict[str, list], **options: object) -> str:
+    pq.write_table(pa.table(columns), path, **options)
+    return str(path)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    source = parquet(
+        tmp_path / "pairs.parquet",
+        {
+            "image": ["a.jpg", "sub/b.jpg", None, "d.jpg"],
+            "captions": [["a dog"], ["a cat", "the cat, again"], ["x"], []],
+            "image_id": [None, 7, 8, 9],
+            "split": ["train", "val", "val", "val"],
+            "thumbnail": [b"\xff", b"", b"", b""],
+        },
+        row_group_size=2,
+    )
+    index = read_pairs([source])
+    assert [pair[:2] for pair in index] == [pair[:2] for pair in expected(tmp_path)]
+    assert (index.skipped, index.skipped_reasons[0]) == (2, f"{source} row 3: no image")
+    assert [pair.image for pair in read_pairs([f"{source}#split=train"])] == [str(tmp_path / "a.jpg")]
+
+
+def test_parquet_of_images_says_that_paths_are_needed(tmp_path: Path) -> None:
+    images = [{"bytes": b"\xff\xd8", "path": "a.jpg"}]
+    source = parquet(tmp_path / "pairs.parquet", {"image": images, "caption": ["a dog"]})
+    with pytest.raises(DataError, match=r"no image column; its columns are image \(bytes\), caption"):
+        read_pairs([source])
+    with pytest.raises(DataError, match="no caption column; its columns are image, words"):
+        read_pairs([parquet(tmp_path / "b.parquet", {"image": ["a.jpg"], "words": ["a dog"]})])
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    rows = {"image": [f"{i}.jpg" for i in range(999)], "caption": [f"a dog {i}" for i in range(999)]}
+    content = Path(parquet(tmp_path / "pairs.parquet", rows)).read_bytes()
+    for damaged in (b"", b"image,caption\n", content[:-40], bytes(len(content) // 2) + content[len(content) // 2 :]):
+        source = write(tmp_path / "bad.parquet", damaged)
+        with pytest.raises(DataError, match=r"bad\.parquet: malformed Parquet") as caught:
+            read_pairs([source])
+        assert "\n" not in caught.value.message
+
+
+def test_huge_captions_are_cut(tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", jsonl({"image": "a.jpg", "caption": "dog " * 2_500_000}))
+    (pair,) = read_pairs([source])
+    assert pair.captions == [("dog " * 2_500_000)[:100_000]]
+
+
+def test_rows_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcl.data.formats.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("tcl.data.json_list.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("tcl.data.json_list._READ_BYTES", 64)
+    row = json.dumps({"image": "b.jpg", "caption": "x" * 2000})
+    with pytest.raises(DataError, match="line 2: longer than"):
+        read_pairs([write(tmp_path / "pairs.jsonl", jsonl(ROWS[0]) + row)])
+    with pytest.raises(DataError, match=r"line 2: malformed JSON: a row of more than"):
+        read_pairs([write(tmp_path / "pairs.json", f"[{json.dumps(ROWS[0])},\n{row}]")])
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+def test_json_lists_are_read_in_pieces(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcl.data.json_list._READ_BYTES", step)
+    rows = [*ROWS, 12345, {"image": "é€😀.jpg", "caption": '[{\\"]'}, None, {"image": "c", "caption": "x"}]
+    for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False)):
+        index = read_pairs([write(tmp_path / "pairs.json", f"\n {text} \n")])
+        assert [pair.image for pair in index][2:] == [str(tmp_path / "é€😀.jpg"), str(tmp_path / "c")]
+        assert index.skipped_reasons[0].endswith("row 3: not an object but int") and index.skipped == 2
+    bad = '[\n{"image": "a", "caption": "b"},\n{"image": "a",\n"caption" "b"}\n]'
+    with pytest.raises(DataError, match="line 4: malformed JSON: Expecting ':'"):
+        read_pairs([write(tmp_path / "pairs.json", bad)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2", "Expecting ',' delimiter"),
+        ("[1 2]", "Expecting ',' delimiter"),
+        ("[1,]", "Expecting value"),
+        ('["', "Unterminated string"),
+        ("[1]\n]", "line 2: malformed JSON: Extra data"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" + "1" * 5000 + "]", "malformed JSON: Exceeds the limit"),
+    ],
+)
+def test_malformed_json_lists(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read_pairs([write(tmp_path / "pairs.json", content)])
+
+
+def test_hostile_lines_are_named(tmp_path: Path) -> None:
+    for line, message in (("[" * 100_000, "nested too deeply"), ("1" * 5000, "Exceeds the limit")):
+        with pytest.raises(DataError, match=f"line 2: malformed JSON: {message}"):
+            read_pairs([write(tmp_path / "pairs.jsonl", jsonl(ROWS[0]) + line)])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "memory.jsonl").symlink_to("/proc/self/mem")  # is there, may be opened, fails when read
+    with pytest.raises(DataError, match=r"cannot read .*memory\.jsonl: Input/output error"):
+        read_pairs([str(tmp_path / "memory.jsonl")])
+    locked = Path(write(tmp_path / "locked.jsonl", jsonl(*ROWS)))
+    locked.chmod(0)
+    if not os.access(locked, os.R_OK):  # the superuser may read it
+        with pytest.raises(DataError, match=r"cannot read .*locked\.jsonl: Permission denied"):
+            read_pairs([str(locked)])
+
+
+def test_a_folder_whose_name_is_not_unicode_is_named(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    source = write(folder / "pairs.jsonl", jsonl({"image": "/b.jpg", "caption": "a dog"}, *ROWS))
+    index = read_pairs([source])
+    assert [pair.image for pair in index] == ["/b.jpg"]
+    assert index.skipped_reasons[0].endswith("caf?/pairs.jsonl line 2: the path of its image is not valid Unicode")
+
+
+def test_a_folder_of_shards_says_how_to_name_them(tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", b"")
+    with pytest.raises(DataError) as caught:
+        read_pairs([str(tmp_path)])
+    assert caught.value.hint == f"for its shards write '{tmp_path}/*.tar'"
+
+
+def test_progress_counts_every_row(tmp_path: Path) -> None:
+    done: list[int] = []
+    source = write(tmp_path / "pairs.jsonl", jsonl(*ROWS * 700, 3))
+    read_pairs([source, "scenes:train:5"], progress=done.append)
+    assert sum(done) == 1401 + 5 and len(done) == 3
+
+
 def test_large_sources_arrive_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.data.index._CHUNK_ROWS", 4)
-    index = read_pairs(["scenes:train:11"])
+    monkeypatch.setattr("tcl.data.index._BATCH_ROWS", 4)
+    index = read_pairs(["scenes:train:11"], cache=False)
     assert len(index) == len(list(index)) == 11
     copy: PairIndex = pickle.loads(pickle.dumps(index))
     assert list(copy) == [index[i] for i in range(11)]

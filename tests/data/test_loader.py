@@ -9,21 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from tcl.data.augment import Transform, build_transform
 from tcl.data.captions import CaptionTokenizer, clean_caption
 from tcl.data.index import PairIndex, read_pairs
-from tcl.data.loader import Batch, PairLoader
+from tcl.data.loader import TrainLoader
+from tcl.data.pairs import PairBatch, PairSamples
 from tcl.errors import DataError
 
 SCENES = read_pairs(["scenes:train:23"])
 TOKENIZER = CaptionTokenizer.train([text for pair in SCENES for text in pair.captions], 200)
 
 
-def loader(index: PairIndex = SCENES, **changes: object) -> PairLoader:
-    settings = {"image_size": 32, "max_length": 25, "batch_size": 4, "workers": 0, "augment": "mild", "seed": 3}
-    return PairLoader(index, TOKENIZER, **{**settings, **changes})
+def loader(index: PairIndex = SCENES, **changes: object) -> TrainLoader:
+    settings = {"batch_size": 4, "workers": 0, "seed": 3}
+    transform = build_transform(changes.pop("augment", "mild"), 32)
+    samples = PairSamples(index, TOKENIZER, transform, changes.pop("max_length", 25))
+    return TrainLoader(samples, **{**settings, **changes})
 
 
-def same(a: list[Batch], b: list[Batch]) -> bool:
+def same(a: list[PairBatch], b: list[PairBatch]) -> bool:
     tensors = ("images", "images_aug", "input_ids", "attention_mask")
     return len(a) == len(b) and all(
         x.sample_ids == y.sample_ids
@@ -84,10 +88,13 @@ def test_batches_do_not_depend_on_workers(augment: str) -> None:
 def test_start_skips_without_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(loader().batches(2))
     read = []
-    from tcl.data import loader as module
+    views = Transform.views
 
-    original = module.decode
-    monkeypatch.setattr(module, "decode", lambda source: read.append(source) or original(source))
+    def counted(self: Transform, source: str, count: int) -> list[torch.Tensor]:
+        read.append(source)
+        return views(self, source, count)
+
+    monkeypatch.setattr(Transform, "views", counted)
     for start in range(6):
         read.clear()
         assert same(list(loader().batches(2, start=start)), whole[start:])
@@ -155,5 +162,40 @@ def test_nothing_readable_is_an_error_of_one_line(workers: int, tmp_path: Path) 
 
 
 def test_an_empty_index_is_refused() -> None:
-    with pytest.raises(DataError, match="no pairs"):
+    with pytest.raises(DataError, match="nothing to load"):
         loader(PairIndex(SCENES.table.slice(0, 0), ""))
+
+
+def test_slices_of_several_processes_make_up_the_steps_of_one() -> None:
+    whole = list(loader(batch_size=6).batches(1))
+    slices = [list(loader(batch_size=2, slices=3, own=[number]).batches(1)) for number in range(3)]
+    both = list(loader(batch_size=2, slices=3, own=[0, 2]).batches(1, start=1))
+    for step, batch in enumerate(whole):
+        ids = [name for one in slices for name in one[step].sample_ids]
+        assert ids == batch.sample_ids
+        assert torch.equal(torch.cat([one[step].images for one in slices]), batch.images)
+    assert [batch.sample_ids for batch in both] == [
+        slices[number][step].sample_ids for step in (1, 2) for number in (0, 2)
+    ]
+
+
+def test_more_processes_than_pairs_come_round_again() -> None:
+    few = read_pairs(["scenes:train:2"])
+    ids = [next(loader(few, batch_size=4, slices=3, own=[n]).batches(0)).sample_ids for n in range(3)]
+    assert [len(one) for one in ids] == [1, 1, 1] and ids[0] == ids[2] != ids[1]
+
+
+def test_weights_decide_how_often_a_pair_is_visited(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,caption\n" + "".join(f"scenes:val:0:{i},a {i}\n" for i in range(4)))
+    (tmp_path / "b.csv").write_text("image,caption\n" + "".join(f"scenes:val:0:{i},b {i}\n" for i in range(10, 14)))
+    index = read_pairs([f"{tmp_path}/a.csv@2.5", f"{tmp_path}/b.csv@0.5"])
+    mixed = loader(index, batch_size=1)
+    assert mixed.steps_per_epoch == 12
+    counts = []
+    for epoch in range(2):
+        seen = [name for batch in mixed.batches(epoch) for name in batch.sample_ids]
+        counts.append({name: seen.count(name) for name in seen})
+        often = sorted(counts[-1].get(f"scenes:val:0:{i}", 0) for i in range(4))
+        rare = sorted(counts[-1].get(f"scenes:val:0:{i}", 0) for i in range(10, 14))
+        assert (often, rare) == ([2, 2, 3, 3], [0, 0, 1, 1])
+    assert counts[0] != counts[1]

@@ -1,0 +1,138 @@
+"""The cache folder: copies of remote files and indexes of large data, of bounded size. Imports no torch.
+
+`$TCL_CACHE`, else `tcl` in `$XDG_CACHE_HOME`, else `~/.cache/tcl`. What was not used for longest is removed when the
+whole is larger than `$TCL_CACHE_GB` (50). A file that a process has open stays readable for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tcl.errors import UsageError
+
+PARTIAL = ".partial"
+"""Suffix of files that are being written."""
+
+_DEFAULT_GB = 50.0
+_TOUCH_SECONDS = 60  # marks of use are this coarse, so that reading costs no writing
+_ABANDONED_SECONDS = 86_400  # a partial file this old has no writer any more
+
+_OURS = re.compile(r"\.?[0-9a-f]{40}")  # names are hashes
+
+_unseen = math.inf  # bytes added by this process since it last looked at the size of the cache
+
+
+def cache_folder() -> Path:
+    """The folder; it need not exist."""
+    if folder := os.environ.get("TCL_CACHE"):
+        return Path(os.path.abspath(folder))
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.path.abspath(folder), "tcl")
+    try:
+        return Path.home() / ".cache" / "tcl"
+    except RuntimeError:  # an account without a home folder
+        return Path(tempfile.gettempdir(), f"tcl-cache-{os.getuid()}")
+
+
+def size_limit() -> float:
+    """Bytes that the cache may hold.
+
+    Raises:
+        UsageError: `$TCL_CACHE_GB` is not a number.
+    """
+    text = os.environ.get("TCL_CACHE_GB") or str(_DEFAULT_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise UsageError(f"TCL_CACHE_GB={text}: not a size", hint="write gigabytes, as in TCL_CACHE_GB=200")
+    return gigabytes * 1e9
+
+
+def touch(file: Path | int) -> None:
+    """Mark a cached file, by path or descriptor, as used now."""
+    with suppress(OSError):
+        if time.time() - os.stat(file).st_mtime > _TOUCH_SECONDS:
+            os.utime(file)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `target`; it takes that name when the block ends without an exception.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+    # Not by `tempfile`: other users of a shared cache folder may read what is in it.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the lock of that name, against threads and other processes; it ends with the process.
+
+    Without a cache folder that can be written to, or on a file system without locks, nothing is held: work is done
+    twice then, but files still appear whole.
+    """
+    folder = cache_folder() / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def make_room(added: Path) -> None:
+    """Count a file that was added, and remove what was not used for longest while the cache is too large.
+
+    The size is looked up at the first file and after each hundredth of the limit, not at every one.
+    """
+    global _unseen
+    limit = size_limit()
+    with suppress(OSError):
+        _unseen += added.stat().st_size
+    if _unseen < limit / 100:
+        return
+    _unseen = 0.0
+    entries = sorted(_entries())
+    total = sum(size for _, size, _ in entries)
+    for used, size, path in entries:
+        abandoned = path.suffix == PARTIAL and used < time.time() - _ABANDONED_SECONDS
+        if abandoned or (total > limit and path != added and path.suffix != PARTIAL):
+            with suppress(OSError):
+                path.unlink()
+            total -= size
+
+
+def _entries() -> Iterator[tuple[float, int, Path]]:
+    """Time of last use, bytes and path of each file that was put here, and of no other."""
+    for kind in ("index", "remote"):
+        for parent, _, names in os.walk(cache_folder() / kind):
+            for path in (Path(parent, name) for name in names if _OURS.match(name)):
+                with suppress(OSError):  # another process was faster
+                    status = path.stat()
+                    yield status.st_mtime, status.st_size, path

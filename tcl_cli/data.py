@@ -1,0 +1,264 @@
+"""`tcl data`: look at pairs before a long training, and pack them for it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tcl_cli._console import out as console
+from tcl_cli._data_table import format_bytes, table_rows
+from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, JsonOption
+
+LIMIT_PANEL = "Limits, in percent: beyond one of them the exit code is 1"
+MAX_LENGTH = 25
+
+EPILOG = """\
+[bold]Examples[/]
+
+  tcl data check captions.jsonl --images photos/
+  tcl data pack captions.jsonl packed/ --images photos/
+  tcl pretrain --data 'packed/*.tar'
+"""
+CHECK_EPILOG = """\
+[bold]Examples[/]
+
+  tcl data check captions.jsonl --images photos/ --tokenizer bert-base-uncased
+  tcl data check photos/ --list bad.jsonl
+  tcl data check captions.jsonl --sample 10000 --max-bad 1 --json
+"""
+PACK_EPILOG = """\
+[bold]Examples[/]
+
+  tcl data pack captions.jsonl packed/ --images photos/
+  tcl data pack photos/ packed/ --size 384 --quality 95 --workers 16
+  tcl pretrain --data 'packed/*.tar'
+
+A pack that was interrupted continues where it was with the same command.
+"""
+
+data_app = typer.Typer(
+    help="Check image-text pairs, and pack them for fast training.",
+    no_args_is_help=True,
+    epilog=EPILOG,
+    rich_markup_mode="rich",
+)
+
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="SOURCE", help="Pairs: whatever --data of tcl pretrain takes.", show_default=False),
+]
+ImagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--images",
+        help="Folder that relative image paths start from. Default: that of the file which names them.",
+        show_default=False,
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-w",
+        min=1,
+        help="Processes. Default: one per core.",
+        show_default=False,
+        rich_help_panel=SPEED_PANEL,
+    ),
+]
+
+
+def _limit(option: str, help_text: str) -> Any:
+    return typer.Option(option, min=0, max=100, metavar="PERCENT", help=help_text, rich_help_panel=LIMIT_PANEL)
+
+
+@data_app.command(epilog=CHECK_EPILOG)
+def check(
+    sources: SourcesArgument,
+    images: ImagesOption = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Vocabulary of the model: tokenizer.json, vocab.txt, a folder with one, or a hub id. Without it "
+            "nothing is said about tokens.",
+            show_default=False,
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-length",
+            min=2,
+            help=f"Tokens that the model keeps, with --tokenizer. Default: {MAX_LENGTH}.",
+            show_default=False,
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample",
+            min=1,
+            help="Read only so many images, drawn at random, the same ones each time; captions are all read.",
+            show_default=False,
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    max_bad: Annotated[float, _limit("--max-bad", "Images that are missing or unreadable.")] = 5.0,
+    max_skipped: Annotated[float, _limit("--max-skipped", "Rows without image or caption.")] = 5.0,
+    max_duplicates: Annotated[float, _limit("--max-duplicates", "Images whose file is a copy of another.")] = 20.0,
+    max_unknown: Annotated[
+        float | None,
+        typer.Option(
+            "--max-unknown",
+            min=0,
+            max=100,
+            metavar="PERCENT",
+            help="Tokens that are [UNK], with --tokenizer. Default: 5.".replace("[", r"\["),
+            show_default=False,
+            rich_help_panel=LIMIT_PANEL,
+        ),
+    ] = None,
+    listing: Annotated[
+        Path | None,
+        typer.Option(
+            "--list",
+            help="A new file, JSONL: every bad image, copy, repeated pair and shared caption, with its row.",
+            show_default=False,
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = None,
+    json: JsonOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Count what is missing, unreadable, repeated, cut or unknown to the vocabulary.
+
+    Every image is read to its end, since a file that was cut off shows only so.
+    """
+    from tcl.data.captions import CaptionTokenizer
+    from tcl.data.check import Limits, report
+    from tcl.data.check_captions import check_captions
+    from tcl.data.check_images import check_images
+    from tcl.data.index import read_pairs
+    from tcl.data.parallel import available_cores
+    from tcl.errors import DataError, UsageError
+
+    for option, value in (("--max-length", max_length), ("--max-unknown", max_unknown)):
+        if value is not None and tokenizer is None:
+            raise UsageError(f"{option} is about tokens", hint="name the model's vocabulary with --tokenizer")
+    limits = Limits(max_bad, max_skipped, max_duplicates, Limits.unknown if max_unknown is None else max_unknown)
+    vocabulary = CaptionTokenizer.load(tokenizer) if tokenizer else None
+    workers = workers or available_cores()
+    with _listing(listing) as record:
+        with console.progress("Indexing") as advance:
+            index = read_pairs(sources, images, progress=advance)
+        with console.progress("Reading captions", len(index)) as advance:
+            captions = check_captions(
+                index, vocabulary, max_length or MAX_LENGTH, workers=workers, listing=record, progress=advance
+            )
+        total = min(len(captions.first_rows), sample or len(captions.first_rows))
+        with console.progress("Reading images", total) as advance:
+            found = check_images(index, captions.first_rows, sample, workers=workers, listing=record, progress=advance)
+    figures = report(index.skipped, index.skipped_reasons, captions, found, limits)
+    if json:
+        console.json({"sources": sources} | figures)
+    else:
+        console.table(["figure", "value"], list(table_rows(figures)))
+        if vocabulary is None:
+            console.hint("for tokens and [UNK], name the model's vocabulary with --tokenizer")
+    if figures["exceeded"]:
+        hint = "repair the data, or raise the limit"
+        if found.bad or found.copies:
+            hint += f"; {listing} names the images" if listing else "; --list FILE names the images"
+        raise DataError(f"beyond the limits: {'; '.join(figures['exceeded'])}", hint)
+
+
+@data_app.command(epilog=PACK_EPILOG)
+def pack(
+    sources: SourcesArgument,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="A new folder, or an unfinished pack of the same pairs.", show_default=False
+        ),
+    ],
+    images: ImagesOption = None,
+    size: Annotated[
+        int,
+        typer.Option(
+            "--size", min=16, help="Pixels of the shorter side; never enlarged.", rich_help_panel=OUTPUT_PANEL
+        ),
+    ] = 288,
+    quality: Annotated[
+        int, typer.Option("--quality", min=1, max=95, help="Of JPEG.", rich_help_panel=OUTPUT_PANEL)
+    ] = 90,
+    shard_rows: Annotated[
+        int, typer.Option("--shard-rows", min=1, help="Rows of one tar file.", rich_help_panel=OUTPUT_PANEL)
+    ] = 10_000,
+    json: JsonOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Write tar shards of resized images and their captions, for fast training.
+
+    Images that are small JPEGs already are copied as they are. Unreadable ones are left out and listed in errors.jsonl.
+    """
+    from dataclasses import asdict
+
+    from tcl.data.index import read_pairs
+    from tcl.data.pack import ERRORS, Pack, PackSettings
+    from tcl.data.parallel import available_cores
+
+    with console.progress("Indexing") as advance:
+        index = read_pairs(sources, images, progress=advance)
+    work = Pack(index, out, PackSettings(size, quality, shard_rows))
+    if index.skipped:
+        console.warning(f"{index.skipped} rows have no image or caption; the first is {index.skipped_reasons[0]}")
+    if work.shards_done:
+        console.message(f"{out}: continues after {work.shards_done} of {len(work.shards)} shards")
+    with console.progress("Packing", len(index), work.rows_done) as advance:
+        report = work.write(workers or available_cores(), advance)
+    before, after = (format_bytes(number) for number in (report.bytes_before, report.bytes_after))
+    console.message(
+        f"{report.images} images in {report.shards} shards, {report.copied} copied as they were; {before} before, "
+        f"{after} after"
+    )
+    if report.failed:
+        console.warning(f"{report.failed} images could not be read; see {out / ERRORS}")
+    if json:
+        console.json({"out": str(out)} | asdict(report))
+    else:
+        console.data(str(out))
+    console.hint(f"tcl pretrain --data {shlex.quote(f'{out}/*.tar')}")
+
+
+@contextmanager
+def _listing(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], object] | None]:
+    """What writes rows to `path` as JSONL; the file gets its name when all are written."""
+    from json import dumps
+
+    from tcl.errors import UsageError
+
+    if path is None:
+        yield None
+        return
+    if path.exists():
+        raise UsageError(f"{path}: exists", hint="choose another name for --list")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        file = partial.open("w", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}", hint="choose another --list") from error
+    try:
+        with file:
+            yield lambda row: file.write(dumps(row, ensure_ascii=False) + "\n")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
