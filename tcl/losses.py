@@ -6,9 +6,15 @@ Names are those of the paper (arXiv 2202.10401, section 3); `docs/method.md` put
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_LOGITS_AT_ONCE = 1 << 22
+"""Similarities that `lmi_loss` holds at a time: 16 MB, which the usual batch of one GPU stays below."""
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -52,8 +58,8 @@ def lmi_loss(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask:
     """Local mutual information: a global feature against the local features of its own sample.
 
     A sample's local feature is the positive, all local features of the other samples are the negatives. The negatives
-    of one anchor are the same for each of its positives, so a single log-sum-exp serves them all and nothing larger
-    than [B, B * L] exists. Samples without any local feature (a caption that is [CLS] alone) are left out of the mean.
+    of one anchor are the same for each of its positives, so a single log-sum-exp serves them all, computed for some
+    anchors at a time. Samples without any local feature (a caption that is [CLS] alone) are left out of the mean.
 
     Args:
         global_feat: anchors [B, E].
@@ -66,16 +72,53 @@ def lmi_loss(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask:
         return global_feat.sum() * 0.0
     if mask is None:
         mask = local_feat.new_ones(size, length, dtype=torch.bool)
-    logits = (global_feat.float() @ local_feat.float().flatten(0, 1).T / temperature).unflatten(1, (size, length))
-    positive = logits.diagonal().T  # [B, L]: anchor i against its own local features
-
-    own = torch.eye(size, dtype=torch.bool, device=logits.device)[:, :, None]
-    # The smallest finite value, not -inf: a row without any negative then has a finite gradient too.
-    negatives = logits.masked_fill(own | ~mask, torch.finfo(logits.dtype).min).flatten(1).logsumexp(dim=1, keepdim=True)
+    anchors, local_feat = global_feat.float() / temperature, local_feat.detach().float()
+    positive = (local_feat @ anchors[:, :, None]).squeeze(2)  # [B, L]: anchor i against its own local features
+    negatives = _OthersLogSumExp.apply(anchors, local_feat, mask)[:, None]
 
     loss = (torch.logaddexp(positive, negatives) - positive).masked_fill(~mask, 0.0)
     counts = mask.sum(dim=1)
     return (loss.sum(dim=1) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
+class _OthersLogSumExp(torch.autograd.Function):
+    """For each anchor, the log-sum-exp over the local features of all other samples [B].
+
+    The similarities [B, B * L] are computed for a block of anchors at a time, and again in the backward pass, so that
+    memory grows with B * L alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, local_feat: Tensor, mask: Tensor) -> Tensor:
+        blocks = _similarities_to_others(anchors, local_feat, mask)
+        result = torch.cat([logits.logsumexp(dim=1) for _, logits in blocks])
+        ctx.save_for_backward(anchors, local_feat, mask, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        anchors, local_feat, mask, result = ctx.saved_tensors
+        local_flat = local_feat.flatten(0, 1)
+        parts = []
+        for rows, logits in _similarities_to_others(anchors, local_feat, mask):
+            shares = logits.sub_(result[rows, None]).exp_().mul_(gradient[rows, None])
+            parts.append(shares @ local_flat)
+        return torch.cat(parts), None, None
+
+
+def _similarities_to_others(anchors: Tensor, local_feat: Tensor, mask: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of anchors and their logits [rows, B * L], smallest at padding and at an anchor's own local features."""
+    size, length = mask.shape
+    # Not -inf: a row without any negative then has a finite gradient too.
+    hidden = torch.finfo(anchors.dtype).min
+    rows_at_once = max(_LOGITS_AT_ONCE // (size * length), 1)
+    for start in range(0, size, rows_at_once):
+        rows = slice(start, min(start + rows_at_once, size))
+        logits = anchors[rows] @ local_feat.flatten(0, 1).T
+        logits.masked_fill_(~mask.flatten(), hidden)
+        own = logits.unflatten(1, (size, length)).diagonal(offset=start)  # a view [L, rows]
+        own.fill_(hidden)
+        yield rows, logits
 
 
 def itm_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tcl.losses import cma_loss, imc_loss, itm_loss, lmi_loss, mlm_loss
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
+from tcl.models.tokens import Tokens
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.sampling import MaskedTokens, pool_patches, sample_negatives
 
@@ -98,11 +99,13 @@ class PretrainObjective(nn.Module):
         # Captions and their masked copies are one batch for the text encoder, here and in the teacher.
         rows_ids = torch.cat([input_ids, masked.input_ids])
         rows_mask = attention_mask.repeat(2, 1)
-        rows = model.encode_text(rows_ids, rows_mask)
+        tokens = Tokens.real(rows_mask)
+        # The MLM head, where a word is masked, gives the word embeddings a dense gradient; one of them is enough.
+        rows = model.encode_text(rows_ids, rows_mask, tokens, sparse_gradient=len(masked.labels) > 0)
         text = TextOutput(rows.text_embeds[:size], rows.text_feat[:size], attention_mask)
         with torch.no_grad():
             image_m = self.teacher.model.encode_image(images_aug)
-            rows_m = self.teacher.model.encode_text(rows_ids, rows_mask)
+            rows_m = self.teacher.model.encode_text(rows_ids, rows_mask, tokens)
             text_m = TextOutput(rows_m.text_embeds[:size], rows_m.text_feat[:size], attention_mask)
 
         # Contrast is computed in float32 whatever the autocast.
@@ -113,17 +116,18 @@ class PretrainObjective(nn.Module):
         if negatives is None and size > 1:
             image_of_text = sample_negatives(sims.t2i[:, :size], generator)
             negatives = image_of_text, sample_negatives(sims.i2t[:, :size], generator)
-        itm_logits, fused_masked = self._fuse(image, text, rows.text_embeds[size:], negatives)
+        predicted = Tokens(masked.positions, *input_ids.shape)
+        itm_logits, fused_masked = self._fuse(image, text, rows.text_embeds[size:], predicted, negatives)
         labels = torch.zeros(len(itm_logits), dtype=torch.long, device=itm_logits.device)
         labels[:size] = 1
 
         with torch.no_grad():
             images_m = self.teacher.model.image_key_values(image_m.image_embeds)
-            fused_masked_m = self.teacher.model.fuse(rows_m.text_embeds[size:], attention_mask, images_m)
-        logits, logits_m = (
-            net.text_encoder.mlm_logits(states.flatten(0, 1)[masked.positions])
-            for net, states in ((model, fused_masked), (self.teacher.model, fused_masked_m))
-        )
+            fused_masked_m = self.teacher.model.fuse(
+                rows_m.text_embeds[size:], attention_mask, images_m, Tokens.real(attention_mask), predicted
+            )
+            logits_m = self.teacher.model.text_encoder.mlm_logits(fused_masked_m)
+        logits = model.text_encoder.mlm_logits(fused_masked)
         losses = PretrainLosses(
             **contrast,
             itm=itm_loss(itm_logits, labels),
@@ -135,17 +139,15 @@ class PretrainObjective(nn.Module):
         self, image: ImageOutput, text: TextOutput, image_m: ImageOutput, text_m: TextOutput
     ) -> Similarities:
         """Scaled similarities to the teacher's features of the batch, then of the queue as it was before this batch."""
-        # Copies, so that enqueueing after the forward leaves the graph intact.
-        image_all = torch.cat([image_m.image_feat.T, self.queue.image_queue], dim=1)  # [E, B + Q]
-        text_all = torch.cat([text_m.text_feat.T, self.queue.text_queue], dim=1)
         temperature = self.model.temp
+        images, texts = (image_m.image_feat, self.queue.image_queue), (text_m.text_feat, self.queue.text_queue)
         return Similarities(
-            i2t=image.image_feat @ text_all / temperature,
-            t2i=text.text_feat @ image_all / temperature,
-            i2i=image.image_feat @ image_all / temperature,
-            t2t=text.text_feat @ text_all / temperature,
-            i2t_m=image_m.image_feat @ text_all / temperature.detach(),
-            t2i_m=text_m.text_feat @ image_all / temperature.detach(),
+            i2t=_against(image.image_feat, *texts) / temperature,
+            t2i=_against(text.text_feat, *images) / temperature,
+            i2i=_against(image.image_feat, *images) / temperature,
+            t2t=_against(text.text_feat, *texts) / temperature,
+            i2t_m=_against(image_m.image_feat, *texts) / temperature.detach(),
+            t2i_m=_against(text_m.text_feat, *images) / temperature.detach(),
         )
 
     def local_features(self, image_m: ImageOutput, text_m: TextOutput) -> tuple[Tensor, Tensor]:
@@ -177,26 +179,44 @@ class PretrainObjective(nn.Module):
         }
 
     def _fuse(
-        self, image: ImageOutput, text: TextOutput, masked_embeds: Tensor, negatives: tuple[Tensor, Tensor] | None
+        self,
+        image: ImageOutput,
+        text: TextOutput,
+        masked_embeds: Tensor,
+        predicted: Tokens,
+        negatives: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """ITM logits [3B, 2] (positives, texts with a negative image, images with a negative text) and the fused
-        states of the masked captions [B, S, D].
+        states of the masked words [M, D].
 
-        Positives, negative texts and masked captions go with their own image and share its keys and values.
-        A batch of one has no negatives: its ITM rows are the positive alone.
+        Positives, negative texts and masked captions go with their own image and share its keys and values. The last
+        layer computes [CLS] and the masked words alone. A batch of one has no negatives: its ITM row is the positive.
         """
-        model = self.model
+        model, mask, size = self.model, text.attention_mask, len(text.text_embeds)
         images = model.image_key_values(image.image_embeds)
-        mask = text.attention_mask
+        own, own_mask = text.text_embeds, mask
+        if negatives is not None:
+            image_of_text, text_of_image = negatives
+            own = torch.cat([own, own[text_of_image]])
+            own_mask = torch.cat([mask, mask[text_of_image]])
+        first = Tokens.first(own_mask)
+        captions, captions_mask = torch.cat([own, masked_embeds]), torch.cat([own_mask, mask])
+        wanted = Tokens(
+            torch.cat([first.positions, own_mask.numel() + predicted.positions]), len(captions), mask.shape[1]
+        )
+        fused = model.fuse(captions, captions_mask, images, Tokens.real(captions_mask), wanted)
+        cls_states, masked_states = fused[: len(own)], fused[len(own) :]
         if negatives is None:
-            fused = model.fuse(torch.cat([text.text_embeds, masked_embeds]), mask.repeat(2, 1), images)
-            positive, masked_states = fused.chunk(2)
-            return model.itm_head(positive[:, 0]), masked_states
+            return model.itm_head(cls_states), masked_states
 
-        image_of_text, text_of_image = negatives
-        own = torch.cat([text.text_embeds, text.text_embeds[text_of_image], masked_embeds])
-        own_mask = torch.cat([mask, mask[text_of_image], mask])
-        positive, negative_text, masked_states = model.fuse(own, own_mask, images).chunk(3)
-        negative_image = model.fuse(text.text_embeds, mask, [image.select(image_of_text) for image in images])
-        cls_states = torch.cat([positive[:, 0], negative_image[:, 0], negative_text[:, 0]])
-        return model.itm_head(cls_states), masked_states
+        others = [image.select(image_of_text) for image in images]
+        negative_image = model.fuse(text.text_embeds, mask, others, Tokens.real(mask), Tokens.first(mask))
+        return model.itm_head(torch.cat([cls_states[:size], negative_image, cls_states[size:]])), masked_states
+
+
+def _against(features: Tensor, batch: Tensor, queue: Tensor) -> Tensor:
+    """Similarities [B, B + Q] of features [B, E] to those of the batch [B, E], then of the queue [E, Q].
+
+    The queue is not copied, so it must not move before the backward pass is done; autograd notices when it does.
+    """
+    return torch.cat([features @ batch.T, features @ queue], dim=1)

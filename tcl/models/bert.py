@@ -7,12 +7,15 @@ heads, Dh head width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tcl.models.lean import gelu_linear
+from tcl.models.tokens import Tokens
 from tcl.models.vision import init_gain
 
 
@@ -22,8 +25,8 @@ class KeyValue(NamedTuple):
     key: Tensor  # [B, H, N, Dh]
     value: Tensor  # [B, H, N, Dh]
 
-    def select(self, rows: Tensor) -> KeyValue:
-        """The same for the images `rows`."""
+    def select(self, rows: Tensor | slice) -> KeyValue:
+        """The same for the images `rows`; those of a slice are not copied."""
         return KeyValue(self.key[rows], self.value[rows])
 
 
@@ -37,7 +40,11 @@ class ResidualOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        return self.add(self.dense(x), residual)
+
+    def add(self, projected: Tensor, residual: Tensor) -> Tensor:
+        """What is left to do after `dense`."""
+        return self.LayerNorm(self.dropout(projected) + residual)
 
 
 class QueryKeyValue(nn.Module):
@@ -60,29 +67,38 @@ class Attention(nn.Module):
         self.self = QueryKeyValue(width, context_width)
         self.output = ResidualOutput(width, width, dropout, eps)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [., S, D] -> [., H, S, Dh]
+    def _heads(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+        grid = tokens.spread(x) if tokens else x
+        return grid.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [., S, D] -> [., H, S, Dh]
 
-    def key_value(self, context: Tensor) -> KeyValue:
-        """Keys and values of `context` [B, N, context_width]."""
-        return KeyValue(self._heads(self.self.key(context)), self._heads(self.self.value(context)))
+    def key_value(self, context: Tensor, tokens: Tokens | None = None) -> KeyValue:
+        """Keys and values of `context` [B, N, context_width], or of packed `tokens`."""
+        return KeyValue(self._heads(self.self.key(context), tokens), self._heads(self.self.value(context), tokens))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, context: KeyValue | None = None) -> Tensor:
-        """Attend from `x` [R, S, D] to itself under `mask` [R, 1, 1, S] (True = attend), or to `context`.
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, context: KeyValue | None = None, tokens: Tokens | None = None
+    ) -> Tensor:
+        """Attend from `x` [R, S, D] to itself, or to `context`.
 
         With a context of B images, R is a multiple of B and row r attends to image r % B. Rows of one image become one
         long query, so its keys and values are never copied.
+
+        Args:
+            mask: True = attend; [R, 1, 1 or S, S], or of the context [B, 1, 1, N].
+            tokens: `x` is packed, and holds these only.
         """
-        query = self._heads(self.self.query(x))  # [R, H, S, Dh]
+        query = self._heads(self.self.query(x), tokens)  # [R, H, S, Dh]
         dropout = self.dropout if self.training else 0.0
         if context is None:
-            attended = F.scaled_dot_product_attention(query, *self.key_value(x), attn_mask=mask, dropout_p=dropout)
+            own = self.key_value(x, tokens)
+            attended = F.scaled_dot_product_attention(query, *own, attn_mask=mask, dropout_p=dropout)
         else:
             groups = (len(query) // len(context.key), len(context.key))  # captions of an image, images
             query = query.unflatten(0, groups).permute(1, 2, 0, 3, 4).flatten(2, 3)  # [B, H, (R/B) S, Dh]
-            attended = F.scaled_dot_product_attention(query, *context, dropout_p=dropout)
+            attended = F.scaled_dot_product_attention(query, *context, attn_mask=mask, dropout_p=dropout)
             attended = attended.unflatten(2, (groups[0], -1)).permute(2, 0, 1, 3, 4).flatten(0, 1)  # [R, H, S, Dh]
-        return self.output(attended.transpose(1, 2).flatten(2), x)
+        attended = attended.transpose(1, 2).flatten(2)
+        return self.output(tokens.gather(attended) if tokens else attended, x)
 
 
 class Intermediate(nn.Module):
@@ -109,11 +125,25 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(width, intermediate_width)
         self.output = ResidualOutput(intermediate_width, width, dropout, eps)
 
-    def forward(self, x: Tensor, mask: Tensor, image: KeyValue | None = None) -> Tensor:
-        x = self.attention(x, mask)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        image: KeyValue | None = None,
+        image_mask: Tensor | None = None,
+        tokens: Tokens | None = None,
+        wanted: Tokens | None = None,
+    ) -> Tensor:
+        """States [R, S, D], or packed ones of `tokens`, to the same, or to those of the `wanted` tokens alone."""
+        if wanted is None:
+            x = self.attention(x, mask, None, tokens)
+        else:
+            context = self.attention.key_value(x, tokens)
+            x, tokens = wanted.select(x, tokens), wanted
+            x = self.attention(x, mask, context, tokens)
         if image is not None:
-            x = self.crossattention(x, context=image)
-        return self.output(self.intermediate(x), x)
+            x = self.crossattention(x, image_mask, image, tokens)
+        return self.output.add(gelu_linear(self.intermediate.dense(x), self.output.dense), x)
 
 
 class Embeddings(nn.Module):
@@ -127,9 +157,12 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, sparse_gradient: bool = False) -> Tensor:
+        """States [R, S, D]; `sparse_gradient`: on a CPU, that of the word embeddings has the words that were read."""
         positions = self.position_embeddings.weight[: input_ids.shape[1]]
-        x = self.word_embeddings(input_ids) + positions + self.token_type_embeddings.weight[0]
+        sparse = sparse_gradient and input_ids.device.type == "cpu"
+        words = F.embedding(input_ids, self.word_embeddings.weight, sparse=sparse)
+        x = words + positions + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(x))
 
 
@@ -159,37 +192,84 @@ class Bert(nn.Module):
     ) -> None:
         super().__init__()
         self.fusion_layer = fusion_layer
+        self.images_per_text = 1  # two where `tcl.models.nlvr` has doubled the fusion layers
         self.embeddings = Embeddings(vocab_size, width, max_positions, dropout, eps)
         widths = [image_width if layer >= fusion_layer else None for layer in range(num_layers)]
         self.encoder = Encoder([Layer(width, num_heads, intermediate_width, w, dropout, eps) for w in widths])
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tokens: Tokens | None = None,
+        sparse_gradient: bool = False,
+    ) -> Tensor:
         """Text alone.
 
         Args:
             input_ids: int64 [R, S].
             attention_mask: bool [R, S], True at tokens.
+            tokens: compute only these; the states of the others are zeros.
+            sparse_gradient: of the word embeddings. For an objective that also gives them a dense one, as MLM does:
+                the sparse one is added to it, and no second large matrix has to be filled.
 
         Returns:
             Token states [R, S, D].
         """
-        x = self.embeddings(input_ids)
+        x = self.embeddings(input_ids, sparse_gradient)
         mask = attention_mask[:, None, None, :]
+        if tokens:
+            x = tokens.gather(x)
         for layer in self.encoder.layer[: self.fusion_layer]:
-            x = layer(x, mask)
-        return x
+            x = layer(x, mask, None, None, tokens)
+        return tokens.spread(x) if tokens else x
+
+    def fusion_layers(self, images: int = 1) -> nn.ModuleList:
+        """The layers that a text with so many images passes through; of doubled ones, one image takes every other."""
+        return self.encoder.layer[self.fusion_layer :: self.images_per_text // images]
 
     def image_key_values(self, image_embeds: Tensor) -> list[KeyValue]:
-        """Keys and values of the images [B, N, Dv] for each fusion layer."""
-        fusion_layers = self.encoder.layer[self.fusion_layer :]
-        return [layer.crossattention.key_value(image_embeds) for layer in fusion_layers]  # type: ignore[union-attr, operator]
+        """Keys and values of the images [B, N, Dv] for each fusion layer, or for each pair of doubled ones."""
+        return [layer.crossattention.key_value(image_embeds) for layer in self.fusion_layers()]  # type: ignore[union-attr, operator]
 
-    def fuse(self, text_embeds: Tensor, attention_mask: Tensor, images: list[KeyValue]) -> Tensor:
-        """Text states [R, S, D] with the images of `image_key_values` [B, ...]; row r goes with image r % B."""
-        x = text_embeds
+    def fuse(
+        self,
+        text_embeds: Tensor,
+        attention_mask: Tensor,
+        *images: Iterable[KeyValue],
+        tokens: Tokens | None = None,
+        wanted: Tokens | None = None,
+    ) -> Tensor:
+        """Text states [R, S, D] with the images of `image_key_values` [B, ...]; row r goes with image r % B.
+
+        Two lists give every text two images, which the doubled layers see in turn.
+
+        Args:
+            tokens: compute only these; the states of the others are zeros.
+            wanted: the result is the states of these, packed [T, D]; the last layer then computes no others.
+        """
+        x = tokens.gather(text_embeds) if tokens else text_embeds
         mask = attention_mask[:, None, None, :]
-        for layer, image in zip(self.encoder.layer[self.fusion_layer :], images, strict=True):
-            x = layer(x, mask, image)
+        layers = self.fusion_layers(len(images))
+        in_turn = (image for layer in zip(*images, strict=True) for image in layer)
+        for number, (layer, image) in enumerate(zip(layers, in_turn, strict=True)):
+            x = layer(x, mask, image, None, tokens, wanted if number == len(layers) - 1 else None)
+        return tokens.spread(x) if tokens and wanted is None else x
+
+    def decode(self, input_ids: Tensor, contexts: list[KeyValue], context_mask: Tensor) -> Tensor:
+        """States [R, S, D] of tokens that see themselves, those before them, and a context: the decoder of VQA.
+
+        Padding needs no mask, for it comes last.
+
+        Args:
+            input_ids: int64 [R, S].
+            contexts: of `image_key_values`, for each layer [B, ...]; row r goes with context r % B.
+            context_mask: bool [B, N], True at tokens of the context.
+        """
+        x = self.embeddings(input_ids)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[None, None]
+        for layer, context in zip(self.encoder.layer, contexts, strict=True):
+            x = layer(x, mask, context, context_mask[:, None, None, :])
         return x
 
 

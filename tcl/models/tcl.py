@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl.models.bert import Bert, BertForMaskedLM, KeyValue
+from tcl.models.tokens import Tokens
 from tcl.models.vision import PIXEL_MEAN, PIXEL_STD, VisionEncoder, build_vision_encoder
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class TCL(nn.Module):
     @classmethod
     def from_config(cls, config: ModelConfig, vocab_size: int, temperature: float = 0.07) -> TCL:
         """A model with random weights of the sizes that `config` names."""
-        visual_encoder = build_vision_encoder(config.image_encoder, config.image_size, **config.image_encoder_args)
+        visual_encoder = build_vision_encoder(config.image_encoder, config.image_shape, **config.image_encoder_args)
         text = config.text_encoder_args
         bert = Bert(
             vocab_size=vocab_size,
@@ -130,20 +131,37 @@ class TCL(nn.Module):
         image_embeds = self.visual_encoder.tokens(pixels)
         return ImageOutput(image_embeds, self.project_image(image_embeds[:, 0]))
 
-    def encode_text(self, input_ids: Tensor | NDArray, attention_mask: Tensor | NDArray) -> TextOutput:
-        """Encode token ids [R, S] under a mask [R, S] that is non-zero at tokens."""
+    def encode_text(
+        self,
+        input_ids: Tensor | NDArray,
+        attention_mask: Tensor | NDArray,
+        tokens: Tokens | None = None,
+        sparse_gradient: bool = False,
+    ) -> TextOutput:
+        """Encode token ids [R, S] under a mask [R, S] that is non-zero at tokens; more in `Bert.encode`."""
         input_ids = torch.as_tensor(input_ids, device=self.device)
         mask = torch.as_tensor(attention_mask, device=self.device).bool()
-        text_embeds = self.text_encoder.bert.encode(input_ids, mask)
+        text_embeds = self.text_encoder.bert.encode(input_ids, mask, tokens, sparse_gradient)
         return TextOutput(text_embeds, self.project_text(text_embeds[:, 0]), mask)
 
     def image_key_values(self, image_embeds: Tensor) -> list[KeyValue]:
         """What the fusion encoder needs of the images [B, 1 + N, Dv]; compute it once, use it for every caption."""
         return self.text_encoder.bert.image_key_values(image_embeds)
 
-    def fuse(self, text_embeds: Tensor, attention_mask: Tensor, images: list[KeyValue]) -> Tensor:
-        """Fused states [R, S, D] of texts [R, S, D] with B images; R is a multiple of B, row r meets image r % B."""
-        return self.text_encoder.bert.fuse(text_embeds, attention_mask, images)
+    def fuse(
+        self,
+        text_embeds: Tensor,
+        attention_mask: Tensor,
+        images: list[KeyValue],
+        tokens: Tokens | None = None,
+        wanted: Tokens | None = None,
+    ) -> Tensor:
+        """Fused states of texts [R, S, D] with B images; R is a multiple of B, row r meets image r % B.
+
+        Returns:
+            [R, S, D], or [T, D] of the `wanted` tokens; see `Bert.fuse`.
+        """
+        return self.text_encoder.bert.fuse(text_embeds, attention_mask, images, tokens=tokens, wanted=wanted)
 
     def match(self, image: ImageOutput, text: TextOutput) -> Tensor:
         """Do image and text belong together?
@@ -155,5 +173,6 @@ class TCL(nn.Module):
         Returns:
             ITM logits [R, 2]: no match, match. Rank by `[:, 1]`; `.softmax(-1)[:, 1]` is the probability.
         """
-        fused = self.fuse(text.text_embeds, text.attention_mask, self.image_key_values(image.image_embeds))
-        return self.itm_head(fused[:, 0])
+        mask = text.attention_mask
+        images = self.image_key_values(image.image_embeds)
+        return self.itm_head(self.fuse(text.text_embeds, mask, images, wanted=Tokens.first(mask)))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl.errors import ConfigError
+from tcl.models.lean import gelu_linear, norm_linear
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as published; of pixels scaled to [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -74,29 +78,65 @@ def build_vision_encoder(name: str, image_size: int | tuple[int, int], **argumen
         for module in vit.modules():
             if isinstance(module, nn.Linear):
                 module.weight.mul_(init_gain(vit.embed_dim))
+    for block in vit.blocks:
+        if _is_plain(block):
+            block.__class__ = _lean(type(block))  # type: ignore[arg-type]
     # Subclassing in place, rather than wrapping, keeps timm's parameter names, which are also the published ones.
     vit.__class__ = type("VisionEncoder", (VisionEncoder, type(vit)), {})
     return vit
 
 
-def resize_position_embeddings(pos_embed: Tensor, grid_size: tuple[int, int]) -> Tensor:
+def _is_plain(block: Any) -> bool:
+    """Is it `x + attention(norm1(x))`, then `x + fc2(gelu(fc1(norm2(x))))`, with at most scales and paths dropped?"""
+    from timm.layers import Mlp
+    from timm.models.vision_transformer import Block
+
+    if (
+        type(block) is not Block
+        or type(block.mlp) is not Mlp
+        or not isinstance(block.norm2, nn.LayerNorm)
+        or block.norm2.bias is None
+    ):
+        return False
+    mlp = block.mlp
+    dropout = mlp.drop1.p + mlp.drop2.p
+    return type(mlp.act) is nn.GELU and mlp.act.approximate == "none" and type(mlp.norm) is nn.Identity and not dropout
+
+
+@cache
+def _lean(kind: type[nn.Module]) -> type[nn.Module]:
+    """The same block, whose feed-forward half keeps less for the backward pass."""
+
+    def forward(self: Any, x: Tensor, **arguments: Any) -> Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **arguments)))
+        hidden = norm_linear(x, self.norm2, self.mlp.fc1)
+        return x + self.drop_path2(self.ls2(gelu_linear(hidden, self.mlp.fc2)))
+
+    return type("LeanBlock", (kind,), {"forward": forward})
+
+
+def resize_position_embeddings(
+    pos_embed: Tensor, grid_size: tuple[int, int], source: tuple[int, int] | None = None
+) -> Tensor:
     """Resample learned position embeddings to another grid (bicubic, no antialiasing; the class token is kept).
 
     Args:
-        pos_embed: [1, 1 + n*n, D], class token first, then a square grid.
+        pos_embed: [1, 1 + N, D], class token first, then a grid.
         grid_size: (rows, columns) wanted.
+        source: (rows, columns) of that grid; without it, it is a square.
 
     Returns:
         [1, 1 + rows*columns, D]
     """
     cls_token, patches = pos_embed[:, :1], pos_embed[:, 1:]
     side = round(patches.shape[1] ** 0.5)
-    if side * side != patches.shape[1]:
+    rows, columns = source or (side, side)
+    if rows * columns != patches.shape[1]:
         raise ConfigError(
             f"position embeddings for {patches.shape[1]} patches are no square grid and cannot be resized"
         )
-    if (side, side) == tuple(grid_size):
+    if (rows, columns) == tuple(grid_size):
         return pos_embed
-    grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=grid_size, mode="bicubic", align_corners=False)
     return torch.cat([cls_token, grid.flatten(2).transpose(1, 2)], dim=1)

@@ -1,0 +1,70 @@
+"""What a fine-tuned model has on top of TCL: the answer to "which task, which classes". Imports no torch.
+
+`config.json` of a model folder holds it under `head`; a model without a task has none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tcl.config import Section
+
+if TYPE_CHECKING:
+    from tcl.models.task import TaskModel
+    from tcl.models.tcl import TCL
+
+Task = Literal["entailment", "nlvr2", "text_assignment", "vqa"]
+
+ENTAILMENT = ("contradiction", "neutral", "entailment")
+"""Classes of visual entailment in the published order."""
+
+NLVR2 = ("False", "True")
+"""Classes of NLVR2 in the published order."""
+
+ASSIGNMENT = ("first", "second", "neither")
+"""Classes of text assignment: the image that the text belongs to."""
+
+
+class HeadConfig(Section):
+    """A task and its classes."""
+
+    task: Task = Field(description="what the model was fine-tuned for")
+    labels: list[str] = Field(description="the classes in the order of the logits; of vqa the answers it chooses from")
+    decoder_layers: int = Field(6, ge=1, description="layers of the answer decoder; vqa alone has one")
+
+    @property
+    def images_per_text(self) -> int:
+        """Images that belong to one text of the task."""
+        return 2 if self.task in ("nlvr2", "text_assignment") else 1
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        least = 1 if self.task == "vqa" else 2
+        if len(self.labels) < least:
+            raise ValueError(f"{self.task} needs at least {least} labels, not {len(self.labels)}")
+        if len(set(self.labels)) < len(self.labels):
+            twice = next(label for label in self.labels if self.labels.count(label) > 1)
+            raise ValueError(f"the label {twice!r} stands there twice")
+        return self
+
+
+def attach_head(model: TCL, head: HeadConfig) -> TaskModel:
+    """A model for a task, on the encoders of `model`, which it takes over; heads that fit are kept.
+
+    The new parts start as published: random classification heads, the decoder of vqa from the fusion layers, and for
+    two images every fusion layer twice.
+
+    Raises:
+        UsageError: `model` reads two images and the task one, so its fusion layers are of no use to it.
+    """
+    from tcl.models.classifier import Classifier
+    from tcl.models.nlvr import TextAssigner
+    from tcl.models.vqa import VqaModel
+
+    if head.task == "vqa":
+        return VqaModel(model, head)
+    if head.task == "text_assignment":
+        return TextAssigner(model, head)
+    return Classifier(model, head)
