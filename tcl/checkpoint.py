@@ -16,6 +16,8 @@ import json
 import pickle
 import shutil
 import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ import tcl
 from tcl.atomic import atomic_folder
 from tcl.config import ModelConfig
 from tcl.errors import CheckpointError, UsageError
+from tcl.models.heads import HeadConfig, attach_head
+from tcl.models.lora import merged_state_dict
+from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
 from tcl.processor import Processor
 from tcl.resolve import CONFIG_FILE, find_model, read_json
@@ -36,6 +41,7 @@ from tcl.resolve import CONFIG_FILE, find_model, read_json
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "train_state.pt"
 META_FILE = "meta.json"
+MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", "preprocess.json")
 FORMAT_VERSION = 1
 AGAIN = "copy the model folder again, or take a checkpoint of its run"
 
@@ -54,7 +60,8 @@ def save_model(model: TCL, folder: Path) -> None:
 
 def write_model(model: TCL, folder: Path) -> None:
     """Write the files of a model folder into an existing folder."""
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS_FILE)
+    weights = merged_state_dict(model)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
     model.processor.save(folder)
     model.model_hash = hash_model(model)
     config = {
@@ -63,6 +70,7 @@ def write_model(model: TCL, folder: Path) -> None:
         "model_hash": model.model_hash,
         "vocab_size": model.text_encoder.bert.embeddings.word_embeddings.num_embeddings,
         "model": model.config.model_dump(),
+        "head": model.head.model_dump() if isinstance(model, TaskModel) else None,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_model_card(model), encoding="utf-8")
@@ -71,9 +79,9 @@ def write_model(model: TCL, folder: Path) -> None:
 def hash_model(model: TCL) -> str:
     """SHA-256 of everything that decides a vector: weights, sizes, vocabulary, preprocessing."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(merged_state_dict(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     digest.update(json.dumps(model.processor.settings(), sort_keys=True).encode())
     digest.update(model.processor.tokenizer.to_json().encode())
     return digest.hexdigest()
@@ -83,7 +91,7 @@ def load_model(source: str | Path) -> TCL:
     """Load a run, a model folder, a published `.pth` or a hub id; see `TCL.from_pretrained`."""
     found = find_model(str(source))
     if found.kind == "reference":
-        from tcl.convert import load_reference
+        from tcl.reference import load_reference
 
         return load_reference(found.path)
     if found.kind == "bundle":
@@ -91,7 +99,7 @@ def load_model(source: str | Path) -> TCL:
             f"{found.location} is an exported bundle; its weights cannot be loaded back",
             hint="give the run or model folder that it was exported from",
         )
-    return load_model_folder(found.path if found.kind == "model" else _download(found.location))
+    return load_model_folder(found.path if found.kind == "model" else fetch_model(found.location))
 
 
 def load_model_folder(folder: Path) -> TCL:
@@ -104,7 +112,7 @@ def load_model_folder(folder: Path) -> TCL:
     try:
         model_config = ModelConfig.model_validate(config["model"])
         vocab_size = int(str(config["vocab_size"]))
-        model = TCL.from_config(model_config, vocab_size)
+        model = with_head(TCL.from_config(model_config, vocab_size), read_head(config))
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: lacks {error}", hint=AGAIN) from error
@@ -126,6 +134,21 @@ def load_model_folder(folder: Path) -> TCL:
     # Computed, not read: a file that was changed by hand must not pass for the model it was.
     model.model_hash = hash_model(model)
     return model.eval()
+
+
+def read_head(config: Mapping[str, object]) -> HeadConfig | None:
+    """The task and classes in the `config.json` of a model folder; None for a model without a task.
+
+    Raises:
+        ValidationError: they are malformed.
+    """
+    head = config.get("head")
+    return None if head is None else HeadConfig.model_validate(head)
+
+
+def with_head(model: TCL, head: HeadConfig | None) -> TCL:
+    """The model with its head, where it has one."""
+    return model if head is None else attach_head(model, head)
 
 
 def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
@@ -181,8 +204,12 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[st
         ) from error
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path, lazily: bool = False) -> dict[str, Any]:
     """`torch.load` that never runs code from the file.
+
+    Args:
+        path: the file.
+        lazily: map the file rather than read it: a tensor costs nothing until it is used.
 
     Raises:
         CheckpointError: it is damaged, or holds more than tensors and plain values.
@@ -191,7 +218,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(
             action="ignore"
         ):  # torch comments on the pickle's protocol; ours is to refuse or not
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mmap = lazily and zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused: it is no plain checkpoint, and loading it could run code",
@@ -201,12 +229,16 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {_first_lines(error)}", hint="is the file complete?") from error
 
 
-def _download(hub_id: str) -> Path:
+def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:
+    """The folder of a hub repository with those of the files `names` that it has.
+
+    Raises:
+        UsageError: there is no such repository, or no way to it.
+    """
     from huggingface_hub import snapshot_download
 
-    names = [WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", "preprocess.json"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=names))
+        return Path(snapshot_download(hub_id, allow_patterns=list(names)))
     except Exception as error:  # the hub client raises many kinds, from its HTTP library too
         raise UsageError(
             f"{hub_id}: neither a file or folder here nor a model that could be fetched from the hub: "
@@ -223,8 +255,9 @@ def _first_lines(error: Exception) -> str:
 def _model_card(model: TCL) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     height, width = model.processor.image_size
+    task = f"Fine-tuned for {model.head.task}. " if isinstance(model, TaskModel) else ""
     return (
-        "# A TCL model\n\n"
+        f"# A TCL model\n\n{task}"
         f"{parameters / 1e6:.1f} M parameters, {height}x{width} pixels, {model.processor.max_length} tokens, "
         f"vectors of {model.config.embed_dim}, hash `{model.model_hash[:12]}`.\n\n"
         "    tcl embed images/ --out vecs.npy --model THIS_FOLDER\n"

@@ -1,0 +1,82 @@
+"""`tcl inspect`: what a model is, and what became of each key of its file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tcl_cli._console import format_value
+from tcl_cli._console import out as console
+from tcl_cli._options import OUTPUT_PANEL, JsonOption
+
+if TYPE_CHECKING:
+    from tcl.describe import Description
+
+EPILOG = """\
+[bold]Examples[/]
+
+  tcl inspect
+  tcl inspect runs/flickr
+  tcl inspect TCL_4M.pth --keys
+  tcl inspect exports/demo --json
+
+Exit code 1: keys are missing, unknown or of another shape, so that the model cannot be used as it is.
+"""
+
+
+def inspect(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run, a model folder, a checkpoint, a published .pth, an exported bundle or a hub id. "
+            "Default: $TCL_MODEL, else the newest finished run under ./runs.",
+            show_default=False,
+        ),
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Every key, with its class.", rich_help_panel=OUTPUT_PANEL)
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Say what a model is: sizes, parameters, training, and what became of each key of its file."""
+    from tcl.describe import describe
+    from tcl.errors import CheckpointError
+
+    description = describe(model)
+    if json:
+        console.json(description.to_dict())
+    else:
+        _show(description, keys)
+    if description.problem:
+        raise CheckpointError(
+            f"{description.location}: {description.problem}", hint="is the file complete, and of this architecture?"
+        )
+
+
+def _show(description: Description, keys: bool) -> None:
+    facts: dict[str, object] = {"kind": description.kind, "location": description.location}
+    if description.model_hash:
+        facts["hash"] = description.model_hash
+    facts |= description.architecture
+    if description.temperature is not None:
+        facts["temperature"] = description.temperature
+    facts |= {f"parameters, {part}": f"{count:,}" for part, count in description.parameters.items()}
+    facts |= description.training | description.bundle
+    console.table(["what", "value"], [[name.replace("_", " "), _text(value)] for name, value in facts.items()])
+    if description.keys is None:
+        return
+    if keys:
+        console.table(["class", "key", "note"], [list(row) for row in description.keys.rows()])
+    else:
+        for line in description.keys.lines():
+            console.data(line)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value) or "none"
+    return format_value(value)
