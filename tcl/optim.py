@@ -44,6 +44,6 @@ def _cosine(progress: float, config: OptimConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def distillation_weight(step: int, alpha: float, steps_per_epoch: int) -> float:
-    """`alpha`, ramped up linearly over the first epoch: an untrained teacher has nothing to teach."""
-    return alpha * min(step / steps_per_epoch, 1.0)
+def distillation_weight(step: int, alpha: float, steps_per_epoch: int, ramp: bool = True) -> float:
+    """`alpha`, with `ramp` growing linearly over the first epoch: an untrained teacher has nothing to teach."""
+    return alpha * min(step / steps_per_epoch, 1.0) if ramp else alpha

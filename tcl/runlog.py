@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
 import os
 import signal
 import threading
@@ -11,14 +13,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tcl.doctor import Doctor
+from tcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from tcl.trackers import Tracker
 
 
 class Reporter:
     """Hears what a run does; this one keeps quiet."""
 
     def message(self, text: str) -> None:
+        """Something worth a warning."""
+
+    def note(self, text: str) -> None:
         """Something worth a line."""
+
+    def reading(self, rows: int) -> None:
+        """`rows` more rows of the data have been read."""
 
     def started(self, first_step: int, total_steps: int) -> None:
         """The loop begins after `first_step` steps that are done already."""
@@ -31,26 +45,62 @@ class Reporter:
 
 
 class RunLog:
-    """`metrics.jsonl` and `bad_samples.jsonl`. A resumed run first drops what was written past its checkpoint."""
+    """What a run writes as it goes: `metrics.jsonl`, `bad_samples.jsonl`, `warnings.jsonl`, and the trackers.
 
-    def __init__(self, run: Path, step: int) -> None:
-        self._metrics = run / "metrics.jsonl"
-        self._bad = run / "bad_samples.jsonl"
-        for path in (self._metrics, self._bad):
+    A resumed run first drops what was written past its checkpoint. The folder is locked until `close`.
+
+    Raises:
+        UsageError: another process writes to this run.
+    """
+
+    def __init__(self, run: Path, step: int, reporter: Reporter, doctor: Doctor) -> None:
+        self._lock = _lock(run)
+        self._metrics, self._bad, self._warnings = (
+            run / name for name in ("metrics.jsonl", "bad_samples.jsonl", "warnings.jsonl")
+        )
+        for path in (self._metrics, self._bad, self._warnings):
             _keep_until(path, step)
+        self._reporter, self._doctor = reporter, doctor
+        self._trackers: Tracker | None = None
         self._clock = time.perf_counter()
         self._samples: int | None = None
+        self._waited = 0.0
 
-    def metrics(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Append one line; training records gain their speed since the one before."""
-        if "samples" in record:
-            now = time.perf_counter()
-            if self._samples is not None:
-                speed = (record["samples"] - self._samples) / (now - self._clock)
-                record = {**record, "samples_per_second": round(speed, 2)}
-            self._clock, self._samples = now, record["samples"]
+    def track(self, tracker: Tracker) -> None:
+        """Send every further record there too."""
+        self._trackers = tracker
+
+    def training(self, record: dict[str, Any], waited: float) -> None:
+        """A line of figures; it gains the speed since the one before, and the doctor looks at it.
+
+        Args:
+            record: has `step` and `samples`.
+            waited: seconds that the run has spent waiting for data so far.
+        """
+        now = time.perf_counter()
+        if self._samples is not None:
+            passed = now - self._clock
+            record["samples_per_second"] = round((record["samples"] - self._samples) / passed, 2)
+            record["loader_wait"] = round((waited - self._waited) / passed, 4)
+        self._clock, self._samples, self._waited = now, record["samples"], waited
+        self._write(record)
+        for message in self._doctor.examine(record):
+            self.warning(record["step"], message)
+
+    def validation(self, record: dict[str, Any]) -> None:
+        """A line of validation figures."""
+        self._write(record)
+
+    def warning(self, step: int, message: str) -> None:
+        """Something the user should look at."""
+        _append(self._warnings, [{"step": step, "message": message}])
+        self._reporter.message(f"step {step}: {message}")
+
+    def _write(self, record: dict[str, Any]) -> None:
         _append(self._metrics, [record])
-        return record
+        self._reporter.logged(record)
+        if self._trackers:
+            self._trackers.log(record)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -59,17 +109,27 @@ class RunLog:
         yield
         self._clock += time.perf_counter() - began
 
-    def bad_samples(self, step: int, samples: Sequence[dict[str, str]]) -> None:
-        """Append what could not be read in the batch of `step`, and why."""
+    def bad_samples(self, samples: Sequence[dict[str, Any]]) -> None:
+        """Append what could not be read, with its step, and why."""
         if samples:
-            _append(self._bad, [{"step": step, **sample} for sample in samples])
+            _append(self._bad, samples)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._trackers:
+            self._trackers.close()
+        os.close(self._lock)
 
 
 class StopRequest:
-    """Inside it, the first SIGINT or SIGTERM only sets `requested`; a second one acts as usual."""
+    """Inside it, the first SIGINT or SIGTERM only sets `signal`. A Ctrl-C after it acts as usual; further SIGTERMs, as
+    launchers and schedulers send them on top of each other, change nothing.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signal = 0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -79,8 +139,10 @@ class StopRequest:
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
+        self.signal = number
+        interrupt = self._previous.pop(signal.SIGINT, None)
+        if interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)
 
     def _restore(self) -> None:
         while self._previous:
@@ -104,9 +166,32 @@ def point_latest_at(run: Path) -> None:
     temporary.replace(link)
 
 
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
+def _lock(run: Path) -> int:
+    """Hold the run's lock file; it is let go when the descriptor is closed or the process ends, however it does."""
+    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(
+            f"{run}: another process trains in this folder", hint="wait for it, or choose another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    lines = [json.dumps(_finite(record)) for record in records]
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.write("".join(line + "\n" for line in lines))
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity are no JSON; they are null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
 
 
 def _keep_until(path: Path, step: int) -> None:

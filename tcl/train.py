@@ -1,61 +1,52 @@
-"""Pre-training: build or resume, then one loop.
+"""The training step and its state: one for every task, one device or many. `tcl.fit` is the loop around it.
 
 The order of a step is that of the published code: clamp the temperature, move the teacher, forward, backward, clip,
-update, enqueue. Order of data and augmentation are functions of the seed and the step, and everything else that changes
-is in the checkpoint, so a resumed run computes what an uninterrupted one would have, bit for bit on a CPU.
+update, enqueue. What is drawn at random is a function of the seed, the step and the slice of the batch, and everything
+else that changes is in the checkpoint. So a resumed run computes what an uninterrupted one would have, bit for bit on a
+CPU; and several processes compute what one does with as many forward passes per step.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tcl.atomic import write_whole
-from tcl.checkpoint import load_state, save_checkpoint, save_model
+from tcl.adapt import check_same_adaptation
+from tcl.checkpoint import load_state, save_checkpoint
 from tcl.config import Recipe
-from tcl.convert import load_pretrained_encoders
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.index import PairIndex, read_pairs
-from tcl.data.loader import Batch, PairLoader
-from tcl.errors import ConfigError, NonFiniteError
-from tcl.models.tcl import TCL
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.objective import PretrainLosses, PretrainObjective
+from tcl.distributed import World
+from tcl.errors import ConfigError
+from tcl.footprint import Footprint, measure
+from tcl.models.lora import lora_state_dict
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
-from tcl.preflight import build_tokenizer, changed_batches, check_readable, check_same_model
-from tcl.processor import Processor
-from tcl.runlog import Reporter, RunLog, StopRequest, point_latest_at
-from tcl.sampling import mask_tokens
-from tcl.tasks.retrieval import evaluate_retrieval
+from tcl.preflight import changed_batches, check_same_model
+from tcl.runlog import Reporter
+from tcl.seeding import mix
+from tcl.task import build_task
+from tcl.trackers import check_trackers
 
-TEMPERATURE_RANGE = (0.001, 0.5)  # of the learned temperature, as published
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SCALE = 1.0  # of the loss in fp16; below it, overflow is not what makes the gradient infinite
 
 
-@dataclass
-class TrainResult:
-    """How a run ended.
+class NonFinite(NamedTuple):
+    """Steps whose update was withheld."""
 
-    Attributes:
-        run: its folder.
-        step: steps done.
-        finished: False when it was told to stop; it can be resumed.
-    """
-
-    run: Path
-    step: int
-    finished: bool
+    first: int  # of the steps that were looked at together
+    samples: list[str]  # this process's, of all of them
 
 
 class Training:
-    """Everything a run consists of, built from its recipe; nothing is written before `fit`."""
+    """Everything a run consists of, built from its recipe; nothing is written before `save`."""
 
     def __init__(
-        self, recipe: Recipe, device: str = "cpu", checkpoint: Path | None = None, reporter: Reporter | None = None
+        self, recipe: Recipe, world: World, checkpoint: Path | None = None, reporter: Reporter | None = None
     ) -> None:
         """Read the data, build the model, and continue from `checkpoint` when given.
 
@@ -63,226 +54,186 @@ class Training:
             ConfigError: the recipe names no data, does not fit it, or does not fit the checkpoint.
         """
         self.recipe = recipe
-        self.device = torch.device(device)
+        self.world = world
+        self.device = torch.device(world.device)
         self.reporter = reporter or Reporter()
         self.step = 0
+        check_trackers(recipe.train.track)
         torch.manual_seed(recipe.train.seed)
-
-        if not recipe.data.train:
-            raise ConfigError("data.train names no pairs", hint="give --data SOURCE, for example --data pairs.csv")
-        self.index = self._read(recipe.data.train)
-        self.val_index = self._read(recipe.data.val) if recipe.data.val else None
-        if self.val_index:
-            check_readable(self.val_index)
-        model_config = recipe.model
-        tokenizer = CaptionTokenizer.load(checkpoint) if checkpoint else build_tokenizer(recipe, self.index)
-        self.loader = PairLoader(
-            self.index,
-            tokenizer,
-            image_size=model_config.image_size,
-            max_length=model_config.max_length,
-            batch_size=recipe.data.batch_size,
-            workers=recipe.data.workers,
-            augment=recipe.data.augment,
-            seed=recipe.train.seed,
-        )
+        self.task = build_task(recipe, world, checkpoint, self.reporter)
+        self.model, self.loader = self.task.model, self.task.loader
         self.total_steps = recipe.train.steps or recipe.train.epochs * self.loader.steps_per_epoch
-
-        model = TCL.from_config(model_config, tokenizer.vocab_size, recipe.loss.temperature)
-        if model_config.pretrained and checkpoint is None:
-            load_pretrained_encoders(model)
-        queue = FeatureQueue(model_config.embed_dim, recipe.loss.queue_size)
-        self.objective = PretrainObjective(model, MomentumTeacher(model), queue).to(self.device).train()
-        self.model, self.teacher, self.queue = model, self.objective.teacher, queue
-        model.processor = Processor(tokenizer, (model_config.image_size,) * 2, model_config.max_length)
-        self.optimizer = build_optimizer(model, recipe.optim)
-        self.mask_generator = torch.Generator().manual_seed(recipe.train.seed)
-        self.negative_generator = torch.Generator(self.device).manual_seed(recipe.train.seed)
-        self.nonfinite = torch.zeros((), device=self.device)  # updates that were withheld
-        self.unchecked: list[str] = []  # samples seen since the last look at it, which was after `checked_step`
+        self.optimizer = build_optimizer(self.model, recipe.optim)
+        self.precision = recipe.train.precision
+        if self.precision == "auto":
+            self.precision = "bf16" if self.device.type == "cuda" else "fp32"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.grad_norm = torch.zeros((), device=self.device)
+        self.statistics: dict[str, float] = {}
+        self._withheld = torch.zeros((), device=self.device)  # updates
+        self._unchecked: list[str] = []  # samples since the last look at it, which was after `_checked_step`
         if checkpoint:
             self._restore(checkpoint)
-        self.checked_step = self.step
+        self._checked_step = self.step
+        # Queue and teacher are computed alike in every process, so nothing but gradients has to travel.
+        self.objective: nn.Module = self.task.objective
+        if world.size > 1:
+            self.objective = DistributedDataParallel(
+                self.task.objective, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
-    def _read(self, sources: list[str]) -> PairIndex:
-        index = read_pairs(sources, self.recipe.data.images)
-        if index.skipped:
-            reason = index.skipped_reasons[0] if index.skipped_reasons else ""
-            self.reporter.message(f"{index.skipped} rows skipped of {', '.join(sources)}; the first: {reason}")
-        return index
+    def train_step(self, batches: list[Any], with_statistics: bool = False) -> dict[str, Tensor]:
+        """Forward and backward on each of the batches, and one update.
 
-    # --- one step ------------------------------------------------------------------------------------------------
+        Args:
+            batches: of this process, one per forward pass.
+            with_statistics: look at the health of the run, which waits for the device.
 
-    def train_step(self, batch: Batch) -> PretrainLosses:
-        """Forward, backward and update on one batch."""
-        recipe, tokenizer = self.recipe, self.model.processor.tokenizer
-        masked = mask_tokens(
-            batch.input_ids,
-            batch.attention_mask,
-            cls_id=tokenizer.cls_id,
-            mask_id=tokenizer.mask_id,
-            vocab_size=tokenizer.vocab_size,
-            probability=recipe.loss.mlm_probability,
-            generator=self.mask_generator,
-        )
-        masked = type(masked)(*(tensor.to(self.device, non_blocking=True) for tensor in masked))
-        batch = batch.to(self.device)
-        lr = learning_rate(self.step, recipe.optim, self.loader.steps_per_epoch, self.total_steps)
+        Returns:
+            The losses by name, detached, means over the batches of this process.
+        """
+        lr = learning_rate(self.step, self.recipe.optim, self.loader.steps_per_epoch, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.no_grad():
-            self.model.temp.clamp_(*TEMPERATURE_RANGE)
-        self.teacher.update(self.model, recipe.loss.momentum)
-        with self._autocast():
-            losses, image_feat, text_feat = self.objective(
-                batch.images,
-                batch.images_aug,
-                batch.input_ids,
-                batch.attention_mask,
-                masked,
-                distillation_weight(self.step, recipe.loss.alpha, self.loader.steps_per_epoch),
-                self.negative_generator,
-            )
-        losses.total.backward()
-        self._update(losses)
-        self.queue.enqueue(image_feat, text_feat)
+        self.task.begin_step()
+        losses: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last or self.world.size == 1 else self.objective.no_sync():  # type: ignore[operator]
+                parts = self._forward_backward(batch, number, len(batches))
+            losses = {name: losses.get(name, 0) + value / len(batches) for name, value in parts.items()}
+            self._unchecked += batch.sample_ids
+        self._update(losses["loss"])
+        if with_statistics:
+            self.statistics = self.task.statistics()
+        self.task.end_step()
         self.step += 1
-        self.unchecked += batch.sample_ids
         return losses
 
-    def _update(self, losses: PretrainLosses) -> None:
-        parameters = list(self.model.parameters())
+    def _forward_backward(self, batch: Any, number: int, of: int) -> dict[str, Tensor]:
+        recipe = self.recipe
+        seed = mix(recipe.train.seed, self.step, number * self.world.size + self.world.rank)
+        torch.manual_seed(seed)  # for dropout
+        loss = recipe.loss
+        alpha = distillation_weight(self.step, loss.alpha, self.loader.steps_per_epoch, loss.alpha_ramp)
+        with self.autocast():
+            losses = self.task.losses(self.objective, batch, alpha, seed)
+        self.scaler.scale(losses.total / of).backward()
+        return losses.named()
+
+    def _update(self, loss: Tensor) -> None:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         clip_norm = self.recipe.optim.clip_norm
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm if clip_norm else float("inf"))
-        bad = (~torch.isfinite(self.grad_norm + losses.total.detach())).float()
-        # The fused optimizer skips the update where `found_inf` is set, without the host having to wait and look.
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.scaler.unscale_(self.optimizer)
+        if clip_norm:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        else:
+            self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # Gradients are the same in every process, losses are not.
+        bad = self.world.largest((~torch.isfinite(loss)).float())
+        if self.scaler.is_enabled():  # it withholds the update of a gradient that overflowed, and scales less next time
+            self._withheld += bad
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            bad = torch.maximum(bad, (~torch.isfinite(self.grad_norm)).float())
+            self._withheld += bad
+            # The fused optimizer skips the update where `found_inf` is set, without the host having to wait and look.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        self.nonfinite += bad
 
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self.device.type == "cuda" and self.recipe.train.precision == "bf16":
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
+    def nonfinite_steps(self) -> NonFinite | None:
+        """Has an update been withheld since this was asked last? All processes get the same answer."""
+        samples, self._unchecked = self._unchecked, []
+        first, self._checked_step = self._checked_step + 1, self.step
+        underflow = self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE
+        return NonFinite(first, samples) if underflow or self._withheld.item() else None
 
-    def _raise_if_nonfinite(self, run: Path) -> None:
-        samples, self.unchecked = self.unchecked, []
-        first, self.checked_step = self.checked_step + 1, self.step
-        if self.nonfinite.item() == 0:
-            return
-        when = f"at step {self.step}" if first == self.step else f"between steps {first} and {self.step}"
-        place = run / "nonfinite_samples.json"
-        place.write_text(json.dumps({"step": self.step, "samples": samples}, indent=2) + "\n", encoding="utf-8")
-        raise NonFiniteError(
-            f"the loss or its gradient is not finite {when}; the update was not applied. "
-            f"Samples: {', '.join(samples[:3])}{', ...' if len(samples) > 3 else ''} (all in {place})",
-            hint=f"look at these samples, or lower optim.lr, then continue with --resume --out {run}",
-        )
+    def autocast(self) -> torch.autocast | nullcontext[None]:
+        """The precision of the forward pass."""
+        dtype = DTYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    # --- the run -------------------------------------------------------------------------------------------------
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside it, the model is in evaluation mode and computes in the precision of the training."""
+        self.model.eval()
+        with self.autocast():
+            yield
+        self.model.train()
 
-    def fit(self, run: Path) -> TrainResult:
-        """Train to the end, or until SIGINT or SIGTERM, which save first.
+    # --- before the first step -----------------------------------------------------------------------------------
+
+    def footprint(self, progress: Callable[[], None] = lambda: None) -> Footprint:
+        """Memory and time of a step, measured on noise; nothing of it stays.
+
+        Args:
+            progress: told after each of the few steps that this takes.
 
         Raises:
-            NonFiniteError: a loss or gradient stopped being finite.
+            ConfigError: the device is too small for the batch.
         """
-        train = self.recipe.train
-        run.mkdir(parents=True, exist_ok=True)
-        write_whole(run / "config.yaml", self.recipe.to_yaml())
-        point_latest_at(run)
-        log = RunLog(run, self.step)
-        self.reporter.started(self.step, self.total_steps)
-        with StopRequest() as stop:
-            stopping = False
-            while self.step < self.total_steps and not stopping:
-                epoch, start = divmod(self.step, self.loader.steps_per_epoch)
-                batches = self.loader.batches(epoch, start)
-                for batch in batches:
-                    log.bad_samples(self.step + 1, batch.bad)
-                    losses = self.train_step(batch)
-                    self.reporter.stepped(self.step)
-                    finished, stopping = self.step >= self.total_steps, stop.requested
-                    logs = finished or self.step % train.log_every == 0
-                    evaluates = self.val_index and (finished or self.step % train.eval_every == 0)
-                    saves = finished or stopping or self.step % train.checkpoint_every == 0
-                    if self.device.type == "cpu" or logs or saves:
-                        self._raise_if_nonfinite(run)
-                    if logs:
-                        self.reporter.logged(log.metrics(self._record(losses)))
-                    if saves:  # before validation, which may fail
-                        self.save(run)
-                    if evaluates:
-                        with log.paused():
-                            record = self._validate()
-                        self.reporter.logged(log.metrics(record))
-                    if finished or stopping:
-                        break
-        self.loader.close()
-        if self.step >= self.total_steps:
-            save_model(self.model, run / "model")
-        return TrainResult(run, self.step, self.step >= self.total_steps)
+        large = max(self.loader.batch_size, 4) if self.device.type == "cuda" else 4
 
-    def _record(self, losses: PretrainLosses) -> dict[str, Any]:
-        step, epoch_steps = self.step, self.loader.steps_per_epoch
-        return {
-            "step": step,
-            "epoch": step / epoch_steps,
-            **{name: value.item() for name, value in losses.named().items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "temperature": self.model.temp.item(),
-            "grad_norm": self.grad_norm.item(),
-            "samples": step * self.loader.batch_size,
-        }
+        def step(size: int) -> None:
+            self._rehearse(size)
+            progress()
 
-    def _validate(self) -> dict[str, Any]:
-        assert self.val_index is not None
-        self.model.eval()
-        with self._autocast():
-            result = evaluate_retrieval(self.model, self.val_index, batch_size=self.recipe.data.batch_size)
-        self.model.train()
-        return {"step": self.step, **{f"val_{name}": value for name, value in result.vectors.items()}}
+        try:
+            return measure(step, self.model, [self.task.objective], (2, large))
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"a batch of {large} does not fit into the memory of {self.device}",
+                hint="--batch-size auto takes what fits; train.activation_checkpointing=true and train.accumulate help",
+            ) from error
+
+    def _rehearse(self, size: int) -> None:
+        """Forward and backward on `size` samples of noise."""
+        batch = self.task.synthetic_batch(size)
+        with self.autocast():
+            losses = self.task.losses(self.task.objective, batch, self.recipe.loss.alpha, seed=0)
+        losses.total.backward()
+        self.task.discard_step()
 
     # --- state ---------------------------------------------------------------------------------------------------
 
     def save(self, run: Path) -> Path:
-        """Write a checkpoint."""
+        """Write a checkpoint; the first process does. Returns its folder."""
         state = {
-            "teacher": self.teacher.state_dict(),
-            "queue": self.queue.state_dict(),
+            **self.task.state_dict(),
+            "adapters": lora_state_dict(self.model),
             "optimizer": self.optimizer.state_dict(),
-            "mask_generator": self.mask_generator.get_state(),
-            "negative_generator": self.negative_generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "scaler": self.scaler.state_dict(),
         }
         meta = {
             "step": self.step,
             "epoch": self.step / self.loader.steps_per_epoch,
+            "samples_per_step": self.loader.samples_per_step,
             "recipe": self.recipe.model_dump(),
-            "data_fingerprint": self.index.fingerprint,
+            "data_fingerprint": self.task.fingerprint,
         }
         return save_checkpoint(run, self.model, state, meta, self.recipe.train.keep)
 
     def _restore(self, checkpoint: Path) -> None:
         weights, state, meta = load_state(checkpoint)
         check_same_model(self.recipe, meta["recipe"], checkpoint)
-        if meta["data_fingerprint"] != self.index.fingerprint:
+        check_same_adaptation(self.recipe.train, meta["recipe"]["train"], checkpoint)
+        if meta["data_fingerprint"] != self.task.fingerprint:
             self.reporter.message("the training pairs changed since the checkpoint: their order will differ from it")
-        for change in changed_batches(self.recipe, meta["recipe"]):
+        for change in changed_batches(self.recipe, meta, self.loader.samples_per_step):
             self.reporter.message(change)
-        self.model.load_state_dict(weights)
-        self.teacher.load_state_dict(state["teacher"])
-        self.queue.load_state_dict(state["queue"])
+        try:
+            self.model.load_state_dict(weights | state.get("adapters", {}))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{checkpoint}: its weights do not fit this run: {' '.join(str(error).split())[:200]}",
+                hint="a resumed run keeps its model and its classes; start a new one with another --out",
+            ) from error
+        self.task.load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[1]["weight_decay"] = (
-            self.recipe.optim.weight_decay
-        )  # a setting: it may have changed
-        self.mask_generator.set_state(state["mask_generator"])
-        self.negative_generator.set_state(state["negative_generator"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        # A setting: it may have changed.
+        self.optimizer.param_groups[1]["weight_decay"] = self.recipe.optim.weight_decay
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.step = meta["step"]

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl.data.images import ImageError
 from tcl.data.index import PairIndex
 from tcl.errors import DataError
-from tcl.metrics import retrieval_metrics
+from tcl.metrics import recall_at
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
+from tcl.tasks.decoding import Decoded, decode_batches
+from tcl.tasks.reranking import (
+    PackedTexts,
+    VectorRanking,
+    candidate_ranks,
+    check_numbers,
+    rank_by_vectors,
+    score_pairs,
+)
 
-NOT_RANKED = -100.0  # score of a pair that re-ranking did not look at, as published
+TOKEN_MEMORY = 2 << 30
+"""Bytes of token states that are kept from encoding to re-ranking; what does not fit is encoded once more."""
+
+
+class Progress(Protocol):
+    """Told how many images and pairs were done since the last call, and how many there are in all, as known by now."""
+
+    def __call__(self, done: int, /, *, total: int) -> None: ...
 
 
 @dataclass
@@ -46,6 +60,17 @@ class RetrievalSet:
             image_of_text += [image] * len(pair.captions)
         return cls(list(images), texts, np.array(image_of_text))
 
+    def only(self, images: NDArray[np.int64]) -> RetrievalSet:
+        """The set of some of its images (ascending rows) and their captions."""
+        place = np.full(len(self.images), -1)
+        place[images] = np.arange(len(images))
+        texts = np.flatnonzero(place[self.image_of_text] >= 0)
+        return RetrievalSet(
+            [self.images[row] for row in images],
+            [self.texts[row] for row in texts],
+            place[self.image_of_text[texts]],
+        )
+
 
 @dataclass
 class RetrievalResult:
@@ -57,6 +82,30 @@ class RetrievalResult:
     texts: int
     bad: list[dict[str, str]]
 
+    def figures(self) -> dict[str, float]:
+        """The metrics in one: re-ranked where that was done, with those of the vectors under names of their own."""
+        if self.reranked is None:
+            return self.vectors
+        return self.reranked | {f"vectors_{name}": value for name, value in self.vectors.items()}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of an evaluation this process does: every `world_size`-th image, from `rank` on.
+
+    Args:
+        rank: of this process.
+        world_size: processes.
+        add: gives the sum of a tensor over all processes; every process calls it equally often, with equal shapes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    add: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+
+ALONE = Share()
+
 
 @torch.inference_mode()
 def evaluate_retrieval(
@@ -66,9 +115,15 @@ def evaluate_retrieval(
     rerank: int = 0,
     batch_size: int = 64,
     workers: int = 4,
-    progress: Callable[[int], None] = lambda done: None,
+    share: Share = ALONE,
+    token_memory: int = TOKEN_MEMORY,
+    progress: Progress = lambda done, *, total: None,
 ) -> RetrievalResult:
     """Recall of every caption's image and every image's captions.
+
+    Images and texts are encoded in chunks. Of their token states, which are hundreds of times larger than the vectors,
+    at most `token_memory` bytes are kept on the model's device until they are needed again; the others are computed
+    again. So memory does not grow with the set.
 
     Args:
         model: in evaluation mode, with its processor.
@@ -76,140 +131,156 @@ def evaluate_retrieval(
         rerank: candidates per query for the fusion encoder, clipped to the set; 0 leaves it out.
         batch_size: of both encoders.
         workers: decoding threads.
-        progress: told how many images, then pairs, were done since the last call.
+        share: what this process does of the images; the metrics are the same in all processes.
+        token_memory: bytes.
+        progress: see `Progress`.
 
     Raises:
-        DataError: fewer than two images can be read.
+        DataError: fewer than two images can be read, or the model's scores are not numbers.
     """
-    pairs = RetrievalSet.from_pairs(index)
-    keep_tokens = rerank > 0  # vectors alone do not need the token states, which are hundreds of times larger
-    images, pairs, bad = _encode_images(model, pairs, batch_size, workers, keep_tokens, progress)
-    texts = _encode_texts(model, pairs.texts, batch_size, keep_tokens)
-    with torch.autocast(model.device.type, enabled=False):
-        sims = images.image_feat @ texts.text_feat.T
-    scores = sims.cpu().numpy()
-    vectors = retrieval_metrics(scores, scores.T, pairs.image_of_text)
+    everything = RetrievalSet.from_pairs(index)
+    memory = token_memory // 2 if rerank else 0  # for images, and as much for texts
+    images = _Images(model, everything.images, batch_size, workers, share)
+    image_feat = images.encode(memory, progress)
+    pairs = everything.only(images.readable)
+    texts = _Texts(model, pairs.texts, batch_size, memory)
+    image_of_text = torch.from_numpy(pairs.image_of_text)
+    ranking = rank_by_vectors(image_feat, texts.text_feat, image_of_text, rerank)
+    vectors = _recalls(ranking.i2t, ranking.t2i)
     reranked = None
     if rerank:
-        score_i2t, score_t2i = rerank_scores(model, images, texts, sims, rerank, batch_size, progress)
-        reranked = retrieval_metrics(score_i2t.numpy(), score_t2i.numpy(), pairs.image_of_text)
+        wanted = ranking.pairs()
+        total = len(images.own) + images.count_pairs(wanted, len(pairs.texts))
+        scores = score_pairs(
+            model,
+            images.tokens(),
+            texts.packed,
+            wanted,
+            len(pairs.texts),
+            lambda done: progress(done, total=total),
+        )
+        reranked = _recalls(*reranked_ranks(ranking, wanted, share.add(scores), image_of_text))
+    bad = [{"image": everything.images[row], "reason": reason} for row, reason in sorted(images.bad.items())]
     return RetrievalResult(vectors, reranked, len(pairs.images), len(pairs.texts), bad)
 
 
-def rerank_scores(
-    model: TCL,
-    images: ImageOutput,
-    texts: TextOutput,
-    sims: Tensor,
-    top_k: int,
-    batch_size: int = 64,
-    progress: Callable[[int], None] = lambda done: None,
+def reranked_ranks(
+    ranking: VectorRanking, pairs: Tensor, scores: Tensor, image_of_text: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """ITM scores of the best candidates of every query.
-
-    Pairs are visited by image, and a pair that both directions want is computed once.
-
-    Args:
-        images: I encoded images.
-        texts: T encoded texts.
-        sims: their similarities [I, T].
-        top_k: candidates per query.
-
-    Returns:
-        Scores [I, T] and [T, I] on the CPU: the logit of "match" where re-ranked, else -100.
-    """
-    from_image = _top(sims, top_k)
-    from_text = _top(sims.T, top_k).T
-    wanted = from_image | from_text
-    scores = torch.full(sims.shape, NOT_RANKED)
-    for row in range(len(sims)):
-        columns = wanted[row].nonzero().squeeze(1)
-        image = model.image_key_values(images.image_embeds[row : row + 1].to(model.device))
-        for chunk in columns.split(batch_size):
-            mask = texts.attention_mask[chunk]
-            longest = int(mask.sum(dim=1).max())
-            fused = model.fuse(texts.text_embeds[chunk, :longest], mask[:, :longest], image)
-            scores[row, chunk.cpu()] = model.itm_head(fused[:, 0])[:, 1].float().cpu()
-        progress(len(columns))
-    unranked = scores.new_tensor(NOT_RANKED)
-    return torch.where(from_image.cpu(), scores, unranked), torch.where(from_text.cpu(), scores, unranked).T
-
-
-def _top(sims: Tensor, top_k: int) -> Tensor:
-    best = sims.topk(min(top_k, sims.shape[1]), dim=1).indices
-    return torch.zeros_like(sims, dtype=torch.bool).scatter_(1, best, True)
-
-
-def _encode_images(
-    model: TCL,
-    pairs: RetrievalSet,
-    batch_size: int,
-    workers: int,
-    keep_tokens: bool,
-    progress: Callable[[int], None],
-) -> tuple[ImageOutput, RetrievalSet, list[dict[str, str]]]:
-    """Encode what can be read; the set loses the images that cannot, with their captions."""
-    embeds, feats, bad = [], [], []
-    kept: list[int] = []
-    for start, arrays in _decoded(model, pairs.images, batch_size, workers):
-        good = [array for array in arrays if not isinstance(array, ImageError)]
-        for position, array in enumerate(arrays, start):
-            if isinstance(array, ImageError):
-                bad.append({"image": pairs.images[position], "reason": array.message})
-            else:
-                kept.append(position)
-        if good:
-            output = model.encode_image(np.stack(good))
-            embeds.append(output.image_embeds if keep_tokens else output.image_embeds.new_empty(len(good), 0))
-            feats.append(output.image_feat)
-        progress(len(arrays))
-    if len(kept) < 2:
-        reason = f"; the first: {bad[0]['image']}: {bad[0]['reason']}" if bad else ""
-        raise DataError(
-            f"retrieval needs at least two readable images, found {len(kept)}{reason}",
-            hint="relative paths start from --images, else from the folder of the data file",
-        )
-    place = {image: row for row, image in enumerate(kept)}
-    texts = [t for t, image in enumerate(pairs.image_of_text.tolist()) if image in place]
-    remaining = RetrievalSet(
-        [pairs.images[image] for image in kept],
-        [pairs.texts[t] for t in texts],
-        np.array([place[int(pairs.image_of_text[t])] for t in texts]),
+    """Ranks of images [I] and texts [T] once the candidates' pairs [P] have scores [P]."""
+    check_numbers(scores)
+    by_image, by_text = ranking.spread(pairs, scores)
+    images, texts = len(by_image), len(by_text)
+    others = texts - image_of_text.bincount(minlength=images)
+    return (
+        candidate_ranks(by_image, image_of_text[ranking.of_image] == torch.arange(images)[:, None], others),
+        candidate_ranks(by_text, ranking.of_text == image_of_text[:, None], torch.full((texts,), images - 1)),
     )
-    return ImageOutput(torch.cat(embeds), torch.cat(feats)), remaining, bad
 
 
-def _decoded(
-    model: TCL, images: list[str], batch_size: int, workers: int
-) -> Iterator[tuple[int, list[NDArray[np.uint8] | ImageError]]]:
-    """Batches of pixels in order; the next batch decodes while this one is encoded."""
+class _Images:
+    """This process's share of the images: first for their features, then for their token states.
 
-    def read(reference: str) -> NDArray[np.uint8] | ImageError:
-        try:
-            return model.processor.image(reference)
-        except ImageError as error:
-            return error
+    Attributes:
+        own: rows of this process.
+        readable: rows that could be read by any process; set by `encode`, as is `bad`, the reasons of the others.
+    """
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        starts = range(0, len(images), batch_size)
-        ahead = [pool.submit(read, image) for image in images[:batch_size]]
-        for start in starts:
-            current, following = ahead, images[start + batch_size : start + 2 * batch_size]
-            ahead = [pool.submit(read, image) for image in following]
-            yield start, [future.result() for future in current]
+    def __init__(self, model: TCL, images: list[str], batch_size: int, workers: int, share: Share) -> None:
+        self.model, self.images, self.share = model, images, share
+        self.batch_size, self.workers = batch_size, workers
+        self.own = list(range(share.rank, len(images), share.world_size))
+        self.readable = np.arange(len(images))
+        self.bad: dict[int, str] = {}
+        self._tokens: list[tuple[list[int], Tensor]] = []
+
+    def encode(self, memory: int, progress: Progress) -> Tensor:
+        """Features [I, E] of all images that any process could read; keeps token states of at most `memory` bytes."""
+        model = self.model
+        features = torch.zeros(len(self.images), model.vision_proj.out_features, device=model.device)
+        seen = torch.zeros(len(self.images), device=model.device)
+        for rows, batch in self._decoded(self.own):
+            if batch.rows:
+                output = model.encode_image(batch.pixels)
+                features[rows], seen[rows] = output.image_feat, 1.0
+                memory -= output.image_embeds.nbytes
+                if memory >= 0:
+                    self._tokens.append((rows, output.image_embeds))
+            progress(len(batch), total=len(self.own))
+        features, seen = self.share.add(features), self.share.add(seen)
+        self.readable = seen.nonzero().squeeze(1).cpu().numpy()
+        for row in np.flatnonzero(seen.cpu().numpy() == 0).tolist():
+            self.bad.setdefault(row, "cannot be read, says another process")
+        if len(self.readable) < 2:
+            raise _too_few(self.images, self.bad)
+        return features[torch.from_numpy(self.readable)]
+
+    def tokens(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows, among the readable images, and token states of this process's images, in chunks."""
+        yield from ((self._place(rows), embeds) for rows, embeds in self._tokens)
+        kept = {row for rows, _ in self._tokens for row in rows}
+        for rows, batch in self._decoded([row for row in self.own if row not in kept and row not in self.bad]):
+            if batch.errors:  # it could be read a moment ago
+                raise next(iter(batch.errors.values()))
+            yield self._place(rows), self.model.encode_image(batch.pixels).image_embeds
+
+    def count_pairs(self, pairs: Tensor, texts: int) -> int:
+        """How many of the pairs are this process's."""
+        own = self._place([row for row in self.own if row not in self.bad])
+        return int(torch.isin(pairs // texts, own).sum())
+
+    def _decoded(self, own: list[int]) -> Iterator[tuple[list[int], Decoded]]:
+        """Batches of pixels with the rows of those that could be read."""
+        images = [self.images[row] for row in own]
+        for batch in decode_batches(self.model.processor, images, self.batch_size, self.workers):
+            self.bad |= {own[place]: error.reason for place, error in batch.errors.items()}
+            yield [own[place] for place in batch.rows], batch
+
+    def _place(self, rows: list[int]) -> Tensor:
+        return torch.from_numpy(np.searchsorted(self.readable, rows))
 
 
-def _encode_texts(model: TCL, texts: list[str], batch_size: int, keep_tokens: bool) -> TextOutput:
-    input_ids, attention_mask = model.processor.texts(texts)
-    embeds, feats = [], []
-    for start in range(0, len(texts), batch_size):
-        mask = attention_mask[start : start + batch_size]
-        longest = int(mask.sum(axis=1).max())
-        output = model.encode_text(input_ids[start : start + batch_size, :longest], mask[:, :longest])
-        feats.append(output.text_feat)
-        if keep_tokens:  # at one length, so that the set is one tensor; what is added lies outside the mask
-            embeds.append(F.pad(output.text_embeds, (0, 0, 0, input_ids.shape[1] - longest)))
-        else:
-            embeds.append(output.text_embeds.new_empty(len(mask), 0))
-    masks = torch.as_tensor(attention_mask, device=model.device).bool()
-    return TextOutput(torch.cat(embeds), torch.cat(feats), masks)
+class _Texts:
+    """All texts of the set: their features, and token states where memory allows."""
+
+    def __init__(self, model: TCL, texts: list[str], batch_size: int, memory: int) -> None:
+        self._arguments = (model, *model.processor.texts(texts), batch_size)
+        mask = self._arguments[2]
+        self._fits = int(mask.sum()) * model.text_proj.in_features * 4 <= memory
+        self._all = PackedTexts(*self._arguments, np.arange(len(texts)), keep=self._fits)
+        self.text_feat = self._all.text_feat
+
+    def packed(self, rows: Tensor) -> PackedTexts:
+        """Token states of at least these texts (ascending)."""
+        return self._all if self._fits else PackedTexts(*self._arguments, rows.numpy())
+
+
+def _recalls(i2t: Tensor, t2i: Tensor) -> dict[str, float]:
+    result = recall_at(i2t.numpy(), "i2t") | recall_at(t2i.numpy(), "t2i")
+    return result | {"r_mean": float(np.mean(list(result.values())))}
+
+
+def _too_few(images: list[str], bad: dict[int, str]) -> DataError:
+    reason = f"; the first: {images[min(bad)]}: {bad[min(bad)]}" if bad else ""
+    return DataError(
+        f"retrieval needs at least two readable images, found {len(images) - len(bad)}{reason}",
+        hint="relative paths start from --images, else from the folder of the data file",
+    )
+
+
+def rerank_scores(
+    model: TCL, images: ImageOutput, texts: TextOutput, sims: Tensor, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """ITM scores of the best candidates of every query: [I, T] and [T, I], -100 where not re-ranked."""
+    from_image, from_text = (
+        torch.zeros_like(scores, dtype=torch.bool).scatter_(
+            1, scores.topk(min(top_k, scores.shape[1]), dim=1).indices, True
+        )
+        for scores in (sims, sims.T)
+    )
+    scores = torch.full(sims.shape, -100.0)
+    for row, columns in enumerate(from_image | from_text.T):
+        image = model.image_key_values(images.image_embeds[row : row + 1])
+        fused = model.fuse(texts.text_embeds[columns], texts.attention_mask[columns], image)
+        scores[row, columns] = model.itm_head(fused[:, 0])[:, 1]
+    return scores.masked_fill(~from_image, -100.0), scores.T.masked_fill(~from_text, -100.0)

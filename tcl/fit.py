@@ -1,0 +1,275 @@
+"""A run from its first step to its last: the loop, and what it logs, saves, validates and reports on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tcl.atomic import write_whole
+from tcl.checkpoint import load_model_folder, save_model
+from tcl.distributed import Agreement
+from tcl.doctor import Doctor
+from tcl.errors import NonFiniteError
+from tcl.report import read_records, write_report
+from tcl.runlog import RunLog, StopRequest, point_latest_at
+from tcl.trackers import open_trackers
+from tcl.train import Training
+from tcl.upload import Uploader
+
+BEST_FILE = "best.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        step: steps done.
+        finished: False when it was told to stop; it can be resumed.
+        signal: the signal that told it to, else 0.
+    """
+
+    run: Path
+    step: int
+    finished: bool
+    signal: int = 0
+
+
+def fit(training: Training, run: Path) -> TrainResult:
+    """Train to the end, or until SIGINT or SIGTERM, which save first.
+
+    Args:
+        training: new, or restored from a checkpoint of `run`.
+        run: its folder.
+
+    Raises:
+        NonFiniteError: a loss or gradient stopped being finite.
+        UsageError: another process trains in this folder.
+        CheckpointError: a checkpoint cannot be written.
+    """
+    recipe, signal = training.recipe.train, 0
+    eval_every = recipe.eval_every or training.loader.steps_per_epoch
+    with _Fit(training, run) as this, StopRequest() as stop:
+        agreed = Agreement(training.world)
+        if this.owes_validation(eval_every):
+            this.validate()
+        while not this.ended and not signal:
+            for batches in this.batches_of_steps():
+                finished = training.step + 1 >= training.total_steps
+                logs = finished or (training.step + 1) % recipe.log_every == 0
+                losses = training.train_step(batches, with_statistics=logs)
+                training.reporter.stepped(training.step)
+                signal = agreed(stop.signal)
+                saves = finished or signal or training.step % recipe.checkpoint_every == 0
+                if training.device.type == "cpu" or logs or saves:
+                    this.raise_if_nonfinite()
+                if logs or saves:
+                    this.log_bad_samples()
+                if logs:
+                    this.log(losses)
+                if saves:  # before validation, which may fail
+                    this.save()
+                due = finished or (training.step % eval_every == 0 and not signal)  # who is told to go goes now
+                if training.task.validates and due:
+                    this.validate()
+                    if this.ended and not saves:  # early
+                        this.save()
+                if this.ended or signal:
+                    break
+                if saves:
+                    this.report()
+        agreed.close()
+        if this.ended:
+            this.finish()
+        this.report()
+    return TrainResult(run, training.step, this.ended, signal)
+
+
+class _Fit:
+    """What the loop does besides training. All processes call it alike; only the first one writes."""
+
+    def __init__(self, training: Training, run: Path) -> None:
+        self.training, self.run = training, run
+        self.world, self.task, self.reporter = training.world, training.task, training.reporter
+        self.bad: list[dict[str, Any]] = []  # samples that could not be read, not yet in the log
+        self.waited = 0.0  # seconds spent waiting for data
+        self.stale = 0  # validations since the best one
+        self.runlog: RunLog | None = None
+        self._closing = ExitStack()
+
+    def __enter__(self) -> _Fit:
+        with self._closing:  # what was opened is closed again when the rest fails
+            self._closing.callback(self.training.loader.close)
+            self.best = self._read_best()
+            self.stale = self._count_stale()
+            if self.world.is_main:
+                recipe = self.training.recipe
+                self.run.mkdir(parents=True, exist_ok=True)
+                doctor = Doctor(self.task.candidates, warmup_steps=recipe.optim.warmup_steps)
+                log = RunLog(self.run, self.training.step, self.reporter, doctor)
+                self.runlog = self._closing.enter_context(log)
+                for record in read_records(self.run / METRICS_FILE):  # what was said before is not said again
+                    doctor.examine(record)
+                write_whole(self.run / "config.yaml", recipe.to_yaml())
+                point_latest_at(self.run)
+                warn = self.reporter.message
+                log.track(open_trackers(self.run, recipe.train.track, recipe.model_dump(), self.training.step, warn))
+                self.uploader = self._closing.enter_context(Uploader(recipe.train.upload, warn))
+            self._warn_without_validation()
+            self.reporter.started(self.training.step, self.training.total_steps)
+            self._closing = self._closing.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.__exit__(kind, error, trace)
+
+    @property
+    def ended(self) -> bool:
+        """Is the training done: all steps, or `patience` validations without a better one? Agreed by all processes."""
+        patience = self.training.recipe.train.patience
+        return self.training.step >= self.training.total_steps or (patience is not None and self.stale >= patience)
+
+    def _warn_without_validation(self) -> None:
+        train = self.training.recipe.train
+        if not self.task.validates and (train.patience is not None or train.select == "best"):
+            self.reporter.message(
+                "without validation data, train.patience and train.select=best have no effect: use --val"
+            )
+
+    def batches_of_steps(self) -> Iterator[list[Any]]:
+        """This process's batches of each step, to the end of the epoch; the time they are waited for is counted."""
+        training = self.training
+        epoch, start = divmod(training.step, training.loader.steps_per_epoch)
+        batches = training.loader.batches(epoch, start)
+        for _ in range(start, training.loader.steps_per_epoch):
+            began = time.perf_counter()
+            of_step = [next(batches) for _ in range(training.recipe.train.accumulate)]
+            self.waited += time.perf_counter() - began
+            self.bad += [{"step": training.step + 1, **entry} for batch in of_step for entry in batch.bad]
+            yield of_step
+
+    def log_bad_samples(self) -> None:
+        """Write down what could not be read since the last time."""
+        of_all = self.world.collect(self.bad)
+        self.bad = []
+        if self.runlog:
+            self.runlog.bad_samples([entry for of_one in of_all for entry in of_one])
+
+    def log(self, losses: dict[str, Tensor]) -> None:
+        """A line of `metrics.jsonl`; losses are means over all processes."""
+        training = self.training
+        means = self.world.mean(torch.stack(list(losses.values()))).tolist()
+        if self.runlog is None:
+            return
+        record = {
+            "step": training.step,
+            "epoch": training.step / training.loader.steps_per_epoch,
+            **dict(zip(losses, means, strict=True)),
+            "lr": training.optimizer.param_groups[0]["lr"],
+            "grad_norm": training.grad_norm.item(),
+            **training.statistics,
+            "samples": training.step * training.loader.samples_per_step,
+        }
+        if training.device.type == "cuda":
+            record["peak_memory_gb"] = torch.cuda.max_memory_allocated(training.device) / 1e9
+        if training.scaler.is_enabled():
+            record["loss_scale"] = training.scaler.get_scale()
+        self.runlog.training(record, self.waited)
+
+    def raise_if_nonfinite(self) -> None:
+        """Stop the run when an update had to be withheld, and name the samples."""
+        found = self.training.nonfinite_steps()
+        if found is None:
+            return
+        step, place = self.training.step, self.run / "nonfinite_samples.json"
+        samples = [sample for of_one in self.world.collect(found.samples) for sample in of_one]
+        if self.world.is_main:
+            text = json.dumps({"step": step, "samples": samples}, indent=2)
+            place.write_text(text + "\n", encoding="utf-8")
+        when = f"at step {step}" if found.first == step else f"between steps {found.first} and {step}"
+        raise NonFiniteError(
+            f"the loss or its gradient is not finite {when}; the update was not applied. "
+            f"Samples: {', '.join(samples[:3])}{', ...' if len(samples) > 3 else ''} (all in {place})",
+            hint=f"look at these samples, or lower optim.lr, then continue with --resume --out {self.run}",
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint, and start to copy it."""
+        if self.world.is_main:
+            self.uploader.copy(self.training.save(self.run))
+
+    def owes_validation(self, every: int) -> bool:
+        """Was the run stopped after the step of a validation, but before it was done?"""
+        step = self.training.step
+        due = step > 0 and (step >= self.training.total_steps or step % every == 0)
+        done = any("loss" not in record and record["step"] == step for record in read_records(self.run / METRICS_FILE))
+        return self.task.validates and due and bool(self.world.from_main(not done))
+
+    def validate(self) -> None:
+        """Figures on the validation data, and the best model so far; other processes wait at their next exchange."""
+        if self.runlog is not None:
+            self._validate(self.runlog)
+        if self.training.recipe.train.patience is not None:
+            self.stale = self.world.from_main(self.stale)
+            if self.ended and self.training.step < self.training.total_steps:
+                self.reporter.note(f"No better in {self.stale} validations: ending at step {self.training.step}.")
+
+    def _validate(self, runlog: RunLog) -> None:
+        step = self.training.step
+        with self.training.evaluating(), runlog.paused():
+            figures = self.task.validate()
+            runlog.validation({"step": step, **{f"val_{name}": value for name, value in figures.items()}})
+        value = figures[self.task.best_by]
+        self.stale += 1
+        if self.best is None or value > self.best["value"]:
+            self.stale = 0
+            self.best = {"step": step, "metric": self.task.best_by, "value": value}
+            save_model(self.training.model, self.run / "best")
+            write_whole(self.run / BEST_FILE, json.dumps(self.best) + "\n")
+
+    def report(self) -> None:
+        """Write `report.html`."""
+        if self.runlog is None:
+            return
+        with self.training.evaluating(), self.runlog.paused():
+            try:
+                write_report(self.run, self.task.examples(), published=self.training.recipe.task == "pretrain")
+            except OSError as error:
+                self.reporter.message(f"report.html was not written: {error.strerror or error}")
+
+    def finish(self) -> None:
+        """Write the model of the run."""
+        if not self.world.is_main:
+            return
+        best = self.training.recipe.train.select == "best" and self.best is not None
+        model = load_model_folder(self.run / "best") if best else self.training.model
+        save_model(model, self.run / "model")
+        self.uploader.copy(self.run / "model")
+
+    def _count_stale(self) -> int:
+        """Validations after the best one, up to the checkpoint."""
+        if self.best is None:
+            return 0
+        metric, first, last = f"val_{self.best['metric']}", self.best["step"], self.training.step
+        records = read_records(self.run / METRICS_FILE)
+        return sum(metric in record and first < record["step"] <= last for record in records)
+
+    def _read_best(self) -> dict[str, Any] | None:
+        """The best validation of a run that goes on, unless it lies past the checkpoint: then it will come again."""
+        for record in read_records(self.run / BEST_FILE):
+            if record["step"] <= self.training.step:
+                return record
+        return None

@@ -1,0 +1,262 @@
+"""`report.html` of a run: one file with everything in it, for a browser, a mail or an archive. Needs no torch."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tcl.atomic import write_whole
+from tcl.doctor import is_figure
+from tcl.report_charts import Line, Point, chart, format_figure
+from tcl.versions import versions
+
+REPORT_FILE = "report.html"
+STYLE = Path(__file__).with_name("report.css")
+
+Records = Sequence[Mapping[str, Any]]
+Series = dict[str, list[Point]]  # the curve of each figure over the steps
+
+PUBLISHED: dict[str, tuple[float, ...]] = {
+    # Mean of each epoch from the first one on, of the published pre-training: 4M data, 512 pairs per step.
+    "contrastive": (2.352, 2.032, 1.949, 1.900, 1.857, 1.825, 1.797, 1.782),
+    "itm": (0.451, 0.347, 0.316, 0.300, 0.288, 0.279, 0.271, 0.263),
+    "mlm": (2.017, 1.364, 1.303, 1.265, 1.236, 1.214, 1.193, 1.176),
+}
+NOT_A_LOSS = re.compile(
+    r"step|epoch|lr|temperature|grad_norm|samples|samples_per_second|loader_wait|.*_feat_std|queue_age|duplicate_negatives"
+    r"|peak_memory_gb|loss_scale|accuracy"
+)
+RANKED = re.compile(r"val_(\w+)_r(\d+)")
+DIRECTIONS = {"t2i": "Text to image", "i2t": "Image to text"}
+SHOWN = 10  # unreadable samples that are listed
+LONGEST = 1000  # characters of a caption, a path or a message
+
+
+@dataclass
+class ReportSample:
+    """A pair, and the captions that the model finds nearest to its image.
+
+    Attributes:
+        thumbnail: the image, as a small JPEG or PNG file.
+        caption: its own caption.
+        by_vectors: captions with their cosine, best first.
+        by_matching: captions with their probability of a match, best first.
+    """
+
+    thumbnail: bytes
+    caption: str
+    by_vectors: list[tuple[str, float]] = field(default_factory=list)
+    by_matching: list[tuple[str, float]] = field(default_factory=list)
+
+
+def write_report(run: Path, samples: Sequence[ReportSample] = (), *, published: bool = True) -> Path:
+    """Write `report.html` from what a run folder holds; what is missing or cut short is left out.
+
+    Args:
+        run: the run's folder.
+        samples: pairs to show.
+        published: draw the published loss of each epoch beside the same losses of this run.
+    """
+    records = read_records(run / "metrics.jsonl")
+    warnings, bad = read_records(run / "warnings.jsonl"), read_records(run / "bad_samples.jsonl")
+    training = _series([record for record in records if "loss" in record])
+    validation = _series([record for record in records if "loss" not in record])
+    sections = [
+        _summary(training, validation, warnings, bad, finished=(run / "model" / "config.json").is_file()),
+        _section("Warnings", _warnings(warnings)),
+        _section("Loss by term", _losses(training, published)),
+        _section("Validation", _validation(validation)),
+        _section("Optimisation", _figures(training, OPTIMISATION)),
+        _section("Features", _figures(training, FEATURES)),
+        _section("Speed", _figures(training, SPEED)),
+        _section("Pairs and their nearest captions", _samples(samples)),
+        _section("Samples that could not be read", _bad_samples(bad)),
+        _section("Settings", _settings(run / "config.yaml")),
+        _section("Versions", _table([[escape(name), escape(version)] for name, version in versions().items()])),
+    ]
+    name = escape(run.resolve().name)
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
+        f"<h1>{name}</h1>{''.join(sections)}</main></body></html>\n"
+    )
+    path = run / REPORT_FILE
+    write_whole(path, page.encode("utf-8", "replace").decode("utf-8"))  # file names may hold what is no Unicode
+    return path
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; none if it is missing. Lines that were cut short are left out."""
+    records = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+# --- curves -------------------------------------------------------------------------------------------------------
+
+
+def _series(records: Records) -> Series:
+    series: Series = {}
+    for record in records:
+        step = record.get("step")
+        if is_figure(step):
+            for key, value in record.items():
+                if is_figure(value):
+                    series.setdefault(key, []).append((step, value))
+    return {key: sorted(points) for key, points in series.items()}
+
+
+def _losses(training: Series, published: bool) -> str:
+    step, epochs = training.get("epoch", [(0, 0.0)])[-1]
+    compares = published and epochs >= 1 and training.keys() & PUBLISHED.keys()
+    charts = []
+    for key, points in training.items():
+        if NOT_A_LOSS.fullmatch(key):
+            continue
+        lines = [Line("this run", points)]
+        if compares and key in PUBLISHED:
+            middles = [(number + 0.5) * step / epochs for number in range(len(PUBLISHED[key])) if number < epochs]
+            lines.append(Line("published", list(zip(middles, PUBLISHED[key], strict=False)), reference=True))
+        charts.append(chart(key, lines))
+    note = "Grey: the published pre-training, mean of each epoch (4M data, 512 pairs per step)."
+    return _grid(charts) + (f"<p>{note}</p>" if compares else "")
+
+
+def _validation(validation: Series) -> str:
+    ranked: dict[str, list[Line]] = {}
+    single = []
+    for key, points in validation.items():
+        if match := RANKED.fullmatch(key):
+            direction, rank = match.groups()
+            ranked.setdefault(DIRECTIONS.get(direction, direction), []).append(Line(f"R@{rank}", points))
+        elif key.startswith("val_"):
+            title = "Mean recall" if key == "val_r_mean" else key[4:].replace("_", " ")
+            single.append(chart(title, [Line(title, points)]))
+    return _grid([chart(title, lines, "percent") for title, lines in ranked.items()] + single)
+
+
+Figure = tuple[str, str, tuple[tuple[str, str], ...]]  # title, note, (key, label) of each curve
+
+OPTIMISATION: tuple[Figure, ...] = (
+    ("Learning rate", "", (("lr", ""),)),
+    ("Gradient norm", "before clipping", (("grad_norm", ""),)),
+    ("Temperature", "of the contrast, learned", (("temperature", ""),)),
+)
+FEATURES: tuple[Figure, ...] = (
+    ("Spread of the features", "1: all over, 0: collapsed", (("image_feat_std", "image"), ("text_feat_std", "text"))),
+    ("Copies among the negatives", "share of the queue", (("duplicate_negatives", ""),)),
+    ("Age of the queue", "steps", (("queue_age", ""),)),
+)
+SPEED: tuple[Figure, ...] = (
+    ("Samples per second", "", (("samples_per_second", ""),)),
+    ("Waiting for data", "share of the time", (("loader_wait", ""),)),
+    ("Peak memory of the device", "GB", (("peak_memory_gb", ""),)),
+)
+
+
+def _figures(training: Series, figures: Sequence[Figure]) -> str:
+    return _grid(
+        [
+            chart(title, [Line(label, training.get(key, [])) for key, label in curves], note)
+            for title, note, curves in figures
+        ]
+    )
+
+
+# --- the rest of the page -----------------------------------------------------------------------------------------
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _grid(figures: Sequence[str]) -> str:
+    content = "".join(figures)
+    return f'<div class="grid">{content}</div>' if content else ""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    return "<table>" + "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows) + "</table>"
+
+
+def _summary(training: Series, validation: Series, warnings: Records, bad: Records, finished: bool) -> str:
+    tiles = [("state", "finished" if finished else "not finished")]
+    if training:
+        tiles += [(key, format_figure(training[key][-1][1])) for key in ("step", "epoch", "loss") if key in training]
+    else:
+        tiles.append(("metrics", "none as yet"))
+    if "val_r_mean" in validation:
+        tiles.append(("best mean recall", f"{max(value for _, value in validation['val_r_mean']):.1f} %"))
+    tiles += [("warnings", f"{len(warnings):,}"), ("unreadable samples", f"{len(bad):,}")]
+    items = [f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles]
+    return f'<dl class="tiles">{"".join(items)}</dl>'
+
+
+def _warnings(warnings: Records) -> str:
+    items = [
+        f"<li><b>step {_text(each.get('step', '?'))}</b> {_text(each.get('message', ''))}</li>" for each in warnings
+    ]
+    return f'<ul class="warnings">{"".join(items)}</ul>' if items else ""
+
+
+def _samples(samples: Sequence[ReportSample]) -> str:
+    articles = [
+        f'<article><img alt="" src="{_data_url(sample.thumbnail)}"><div><p>{_text(sample.caption)}</p>'
+        f'<div class="nearest">{_nearest("by vectors: cosine", sample.by_vectors, sample.caption)}'
+        f"{_nearest('by matching: probability', sample.by_matching, sample.caption)}</div></div></article>"
+        for sample in samples
+    ]
+    return (
+        "<p>The captions found nearest to each image; its own one is green.</p>" + "".join(articles) if articles else ""
+    )
+
+
+def _nearest(title: str, captions: Sequence[tuple[str, float]], own: str) -> str:
+    rows = [
+        f"<li{' class=own' if caption == own else ''}><span>{score:.3f}</span> {_text(caption)}</li>"
+        for caption, score in captions
+    ]
+    return f"<div><h4>{title}</h4><ol>{''.join(rows)}</ol></div>" if rows else ""
+
+
+def _text(value: object) -> str:
+    """Foreign text as HTML, cut where nobody reads on."""
+    text = str(value)
+    return escape(text if len(text) <= LONGEST else text[:LONGEST] + " ...")
+
+
+def _data_url(image: bytes) -> str:
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
+
+
+def _bad_samples(bad: Records) -> str:
+    rows = [[_text(each.get(key, "")) for key in ("step", "image", "reason")] for each in bad[:SHOWN]]
+    more = f"<p>{len(bad):,} in all; bad_samples.jsonl lists them.</p>" if len(bad) > SHOWN else ""
+    return _table(rows) + more if rows else ""
+
+
+def _settings(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return f"<details><summary>{path.name}</summary><pre>{escape(text)}</pre></details>"

@@ -1,0 +1,115 @@
+"""What the fine-tunings with a head have in common: a model, perhaps its teacher, and no queue."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from tcl.adapt import compile_layers
+from tcl.config import Recipe
+from tcl.data.augment import Transform, build_transform
+from tcl.data.loader import Samples
+from tcl.distributed import World
+from tcl.errors import ConfigError
+from tcl.models.task import TaskModel
+from tcl.momentum import MomentumTeacher
+from tcl.report import ReportSample
+from tcl.task import build_loader
+
+
+class Rows(Samples, Protocol):
+    """Samples that can tell whether they are the same as before."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the rows and their order."""
+
+
+class Finetuning:
+    """The parts of `tcl.task.Task` that are the same for every task with a head.
+
+    Attributes:
+        model: what is trained and saved.
+        objective: model, teacher and losses in one module, for DDP to wrap.
+        loader: batches of training rows.
+    """
+
+    best_by = "accuracy"
+    candidates: int | None = None
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        world: World,
+        model: TaskModel,
+        samples: Rows,
+        objective: nn.Module,
+        teacher: MomentumTeacher | None = None,
+    ) -> None:
+        self.recipe, self.world, self.model = recipe, world, model
+        self._samples, self._teacher = samples, teacher
+        self.loader = build_loader(samples, recipe, world)
+        self.objective = objective.to(world.device).train()
+
+    @property
+    def rows(self) -> int:
+        """Number of training rows."""
+        return len(self._samples)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the training rows and their order."""
+        return self._samples.fingerprint
+
+    def begin_step(self) -> None:
+        """Move the teacher, once per optimizer step."""
+        if self._teacher:
+            self._teacher.update(self.model, self.recipe.loss.momentum)
+
+    def statistics(self) -> dict[str, float]:
+        """Nothing beyond the losses."""
+        return {}
+
+    def end_step(self) -> None:
+        """Nothing is kept from one step to the next."""
+
+    def discard_step(self) -> None:
+        """Nothing is kept from one step to the next."""
+
+    def examples(self) -> list[ReportSample]:
+        """None: a report shows pairs with their nearest captions, and there are no pairs here."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the task adds to a checkpoint."""
+        return {"teacher": self._teacher.state_dict()} if self._teacher else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            ConfigError: the run was started without a teacher.
+        """
+        if self._teacher and "teacher" not in state:
+            raise ConfigError(
+                f"loss.alpha is {self.recipe.loss.alpha} now, and the run was started without a teacher",
+                hint="resume with loss.alpha=0, or start a new run with another --out",
+            )
+        if self._teacher:
+            self._teacher.load_state_dict(state["teacher"])
+
+
+def transform_of(recipe: Recipe) -> Transform:
+    """The views that a recipe asks for."""
+    return build_transform(recipe.data.augment, recipe.model.image_shape, recipe.data.min_scale)
+
+
+def teacher_of(model: TaskModel, recipe: Recipe) -> MomentumTeacher | None:
+    """A teacher, where its targets count."""
+    if recipe.loss.alpha == 0:
+        return None
+    teacher = MomentumTeacher(model)
+    if recipe.train.compile:  # a copy is not compiled
+        compile_layers(teacher.model)
+    return teacher

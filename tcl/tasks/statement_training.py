@@ -1,0 +1,95 @@
+"""Fine-tuning for visual entailment and NLVR2, with the published classes or one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from tcl.config import Recipe
+from tcl.data.annotations import Statement, StatementTask, label_set, read_statements
+from tcl.data.statement_samples import StatementBatch, StatementSamples
+from tcl.distributed import World
+from tcl.models.classifier import Classifier
+from tcl.models.heads import HeadConfig
+from tcl.preflight import check_readable
+from tcl.runlog import Reporter
+from tcl.starting import start_model
+from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
+from tcl.tasks.noise import Noise
+from tcl.tasks.statements import MAX_WORDS, ClassifierLosses, ClassifierObjective, evaluate_statements
+
+NOISE_LENGTH = 30  # tokens of a text that memory and time are measured with
+
+
+class StatementTraining(Finetuning):
+    """Training on statements: a text about one image or two, and its class."""
+
+    model: Classifier
+
+    def __init__(self, recipe: Recipe, world: World, checkpoint: Path | None, reporter: Reporter) -> None:
+        """Read the data and build the model.
+
+        Raises:
+            DataError: a row that cannot be used, one class only, or a validation label that training does not have.
+        """
+        self.task = cast(StatementTask, recipe.task)
+        self._data = recipe.data
+        with world.main_first():
+            statements = list(read_statements(self.task, recipe.data.train, recipe.data.images))
+        self._val: list[Statement] = []
+        found = {str(statement.label) for statement in statements}
+
+        def choose_head(known: HeadConfig | None) -> HeadConfig:
+            labels = label_set(self.task, found)
+            if known and known.task == self.task and found <= set(known.labels):
+                labels = known.labels
+            with world.main_first():
+                self._val = self._read_validation(labels)
+            return HeadConfig(task=self.task, labels=labels)
+
+        texts = (statement.text for statement in statements)
+        model = cast(Classifier, start_model(recipe, texts, checkpoint, reporter, choose_head))
+        samples = StatementSamples(
+            statements,
+            model.head.labels,
+            model.processor.tokenizer,
+            transform_of(recipe),
+            max_words=MAX_WORDS[self.task],
+            max_length=model.max_positions,
+        )
+        teacher = teacher_of(model, recipe)
+        super().__init__(recipe, world, model, samples, ClassifierObjective(model, teacher), teacher)
+
+    def _read_validation(self, labels: list[str]) -> list[Statement]:
+        if not self._data.val:
+            return []
+        statements = list(read_statements(self.task, self._data.val, self._data.images, labels=labels))
+        check_readable(image for statement in statements for image in statement.images)
+        return statements
+
+    @property
+    def validates(self) -> bool:
+        """Are there validation statements?"""
+        return bool(self._val)
+
+    def losses(self, objective: nn.Module, batch: StatementBatch, alpha: float, seed: int) -> ClassifierLosses:
+        """The loss of one batch; nothing is drawn but dropout."""
+        batch = batch.to(self.world.device)
+        losses: ClassifierLosses = objective(batch.images, batch.input_ids, batch.attention_mask, batch.labels, alpha)
+        return losses
+
+    def synthetic_batch(self, size: int) -> StatementBatch:
+        """A batch of noise of the shapes of this run, to measure time and memory with."""
+        noise = Noise(self.model)
+        input_ids, attention_mask = noise.texts(size, min(NOISE_LENGTH, self.model.max_positions))
+        images = noise.images(size * self.model.images_per_text)
+        return StatementBatch([], [], images, input_ids, attention_mask, torch.zeros(size, dtype=torch.long))
+
+    def validate(self) -> dict[str, float]:
+        """Accuracy on the validation statements, in percent."""
+        result = evaluate_statements(self.model, self._val, batch_size=self.recipe.data.batch_size)
+        assert result.accuracy is not None  # every row has a label
+        return {"accuracy": result.accuracy}

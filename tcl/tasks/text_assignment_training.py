@@ -1,0 +1,129 @@
+"""Text assignment, the step before NLVR2: training on pairs, of which each text is shown with two images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tcl.config import Recipe
+from tcl.data.loader import Batch
+from tcl.data.pairs import PairSamples
+from tcl.distributed import World
+from tcl.models.heads import ASSIGNMENT, HeadConfig
+from tcl.models.nlvr import TextAssigner
+from tcl.preflight import check_readable, read_index
+from tcl.runlog import Reporter
+from tcl.starting import start_model
+from tcl.tasks.decoding import decode_batches
+from tcl.tasks.finetuning import Finetuning, transform_of
+from tcl.tasks.nlvr2 import TextAssignmentObjective
+from tcl.tasks.noise import Noise
+from tcl.tasks.statements import ClassifierLosses
+
+
+@dataclass
+class CaptionedBatch(Batch):
+    """B images with a caption each.
+
+    Args:
+        images: [B, 3, H, W], uint8.
+        input_ids: [B, S], int64.
+        attention_mask: [B, S], bool, True at tokens.
+    """
+
+    images: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+class SingleViews(PairSamples):
+    """Pairs with one view of the image."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the pairs and their order."""
+        return self.index.fingerprint
+
+    def load(self, row: int) -> tuple[Tensor, str]:  # type: ignore[override]
+        """Draw a caption and a view."""
+        pair = self.index[row]
+        caption = pair.captions[int(torch.randint(len(pair.captions), ()))]
+        return self.transform(pair.image), caption
+
+    def collate(  # type: ignore[override]
+        self, samples: list[tuple[Tensor, str]], sample_ids: list[str], bad: list[dict[str, str]]
+    ) -> CaptionedBatch:
+        """Stack the views and pad the captions to the longest."""
+        images, captions = zip(*samples, strict=True)
+        input_ids, mask = self.tokenizer(captions, self.max_length)
+        return CaptionedBatch(
+            sample_ids, bad, torch.stack(images), torch.from_numpy(input_ids), torch.from_numpy(mask).bool()
+        )
+
+
+class TextAssignmentTraining(Finetuning):
+    """Training on pairs: which of two images does the text belong to?"""
+
+    model: TextAssigner
+
+    def __init__(self, recipe: Recipe, world: World, checkpoint: Path | None, reporter: Reporter) -> None:
+        """Read the data and build the model.
+
+        Raises:
+            ConfigError: the recipe does not fit the starting weights.
+        """
+        with world.main_first():
+            index = read_index(recipe.data.train, recipe, reporter)
+            self._val = read_index(recipe.data.val, recipe, reporter) if recipe.data.val else None
+        if self._val:
+            check_readable(pair.image for pair in self._val)
+        head = HeadConfig(task="text_assignment", labels=list(ASSIGNMENT))
+        captions = (text for pair in index for text in pair.captions)
+        model = cast(TextAssigner, start_model(recipe, captions, checkpoint, reporter, lambda known: head))
+        samples = SingleViews(index, model.processor.tokenizer, transform_of(recipe), recipe.model.max_length)
+        super().__init__(recipe, world, model, samples, TextAssignmentObjective(model))
+
+    @property
+    def validates(self) -> bool:
+        """Are there validation pairs?"""
+        return self._val is not None
+
+    def losses(self, objective: nn.Module, batch: CaptionedBatch, alpha: float, seed: int) -> ClassifierLosses:
+        """The loss of one batch; `seed` decides which images stand beside each text."""
+        batch = batch.to(self.world.device)
+        generator = torch.Generator(self.world.device).manual_seed(seed)
+        losses: ClassifierLosses = objective(batch.images, batch.input_ids, batch.attention_mask, generator)
+        return losses
+
+    def synthetic_batch(self, size: int) -> CaptionedBatch:
+        """A batch of noise of the shapes of this run, to measure time and memory with."""
+        noise = Noise(self.model)
+        return CaptionedBatch([], [], noise.images(size), *noise.texts(size, self.recipe.model.max_length))
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Share of right assignments on the validation pairs, in percent; each text has the same images every time."""
+        device = self.model.device
+        generator = torch.Generator(device).manual_seed(0)
+        right = rows = 0.0
+        for pixels, captions in self._val_batches():
+            input_ids, mask = (torch.from_numpy(part).to(device) for part in self.model.processor.texts(captions))
+            losses = self.objective(torch.from_numpy(pixels).to(device), input_ids, mask.bool(), generator)
+            right += losses.accuracy.item() * len(captions)
+            rows += len(captions)
+        return {"accuracy": 100.0 * right / max(rows, 1.0)}
+
+    def _val_batches(self) -> Iterator[tuple[Any, list[str]]]:
+        """Pixels and first captions of what can be read; one alone would have nothing beside it."""
+        assert self._val is not None
+        pairs = list(self._val)
+        images, size = [pair.image for pair in pairs], max(self.recipe.data.batch_size, 2)
+        for batch in decode_batches(self.model.processor, images, size, 4):
+            captions = [pairs[row].captions[0] for row in batch.rows]
+            if len(captions) > 1:
+                yield batch.pixels, captions

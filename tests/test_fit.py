@@ -1,0 +1,192 @@
+"""Runs under the settings that make them fit and last: each resumes exactly, and what they report is true."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tcl.checkpoint import checkpoints, load_model
+from tcl.config import Recipe
+from tcl.distributed import World
+from tcl.errors import ConfigError, NonFiniteError, UsageError
+from tcl.fit import fit
+from tcl.runlog import Reporter
+from tcl.train import Training
+from tests.test_train import assert_same_run, metrics, tiny_recipe
+
+ALONE = World()
+
+
+class Listener(Reporter):
+    """Hears warnings, and sends a signal after a step."""
+
+    def __init__(self, stop_after: int = 0, number: int = signal.SIGINT) -> None:
+        self.stop_after, self.number = stop_after, number
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def stepped(self, step: int) -> None:
+        if step == self.stop_after:
+            os.kill(os.getpid(), self.number)
+
+
+def with_data(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accumulate": 2},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"activation_checkpointing": True},
+        {"freeze": ["image_encoder"], "lora": ["text_encoder", "fusion_encoder"], "lora_rank": 2},
+    ],
+    ids=["accumulate", "bf16", "fp16", "checkpointing", "freeze and LoRA"],
+)
+def test_each_setting_trains_and_resumes_exactly(tmp_path: Path, settings: dict[str, Any]) -> None:
+    recipe = with_data(tiny_recipe(steps=4, checkpoint_every=10, **settings), workers=1)
+    fit(Training(recipe, ALONE), tmp_path / "whole")
+    fit(Training(recipe, ALONE, reporter=Listener(stop_after=2)), tmp_path / "halves")
+    (checkpoint,) = checkpoints(tmp_path / "halves")
+    assert checkpoint.name == "step-00000002"
+    fit(Training(recipe, ALONE, checkpoint), tmp_path / "halves")
+    halves, whole = checkpoints(tmp_path / "halves"), checkpoints(tmp_path / "whole")
+    assert halves[-1].name == whole[-1].name
+    assert_same_run(tmp_path / "halves", tmp_path / "whole")
+    assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "whole"))
+
+
+def test_lora_trains_little_and_saves_an_ordinary_model(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=3, lora=["image_encoder", "text_encoder", "fusion_encoder"], lora_rank=2)
+    training = Training(recipe, ALONE)
+    trained = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"])
+    assert trained < 0.5 * sum(p.numel() for p in training.model.parameters())
+    fit(training, tmp_path / "run")
+    model = load_model(tmp_path / "run")
+    assert type(model.visual_encoder.blocks[0].attn.qkv) is torch.nn.Linear
+    batch = training.task.synthetic_batch(2)
+    with torch.no_grad():
+        expected = training.model.eval().encode_image(batch.images).image_feat
+        torch.testing.assert_close(model.encode_image(batch.images).image_feat, expected)
+
+
+def test_frozen_encoders_do_not_move(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=2, freeze=["image_encoder", "text_encoder"])
+    training = Training(recipe, ALONE)
+    before = {name: p.clone() for name, p in training.model.named_parameters()}
+    fit(training, tmp_path / "run")
+    moved = {name for name, p in training.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and not any(name.startswith("visual_encoder.") for name in moved)
+    assert not any("layer.0." in name or "embeddings" in name for name in moved)
+    assert {"vision_proj.weight", "itm_head.weight"} <= moved
+
+
+def test_another_adaptation_is_no_resume(tmp_path: Path) -> None:
+    fit(Training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train\.freeze is \[image_encoder\]"):
+        Training(tiny_recipe(steps=2, freeze=["image_encoder"]), ALONE, checkpoints(tmp_path / "run")[-1])
+
+
+def test_a_checkpoint_of_an_older_version_counts_new_settings_as_defaults(tmp_path: Path) -> None:
+    fit(Training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
+    meta = checkpoints(tmp_path / "run")[-1] / "meta.json"
+    content = json.loads(meta.read_text())
+    for section, key in (("model", "init"), ("train", "freeze"), ("train", "lora_rank"), ("data", "augment")):
+        del content["recipe"][section][key]
+    meta.write_text(json.dumps(content))
+    listener = Listener()
+    assert Training(tiny_recipe(steps=2), ALONE, checkpoints(tmp_path / "run")[-1], listener).step == 1
+    assert [message for message in listener.messages if "data.augment" in message]  # mild here, published by default
+
+
+def test_sigterm_saves_and_says_which_signal_it_was(tmp_path: Path) -> None:
+    result = fit(Training(tiny_recipe(steps=9), ALONE, reporter=Listener(2, signal.SIGTERM)), tmp_path / "run")
+    assert (result.signal, result.step, result.finished) == (signal.SIGTERM, 2, False)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000002"]
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    class Second(Reporter):
+        def stepped(self, step: int) -> None:
+            if step == 1:
+                with pytest.raises(UsageError, match="another process trains in this folder") as caught:
+                    fit(Training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
+                refused.append(str(caught.value))
+
+    fit(Training(tiny_recipe(steps=2), ALONE, reporter=Second()), tmp_path / "run")
+    assert len(refused) == 1
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
+def test_the_best_model_is_kept_and_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([10.0, 30.0, 20.0, 25.0])
+    recipe = with_data(tiny_recipe(steps=4, eval_every=1, checkpoint_every=2, select="best"), val=["scenes:val:4"])
+
+    def run(training: Training) -> None:
+        monkeypatch.setattr(training.task, "validate", lambda: {"r_mean": next(values)})
+        fit(training, tmp_path / "run")
+
+    run(Training(recipe, ALONE, reporter=Listener(stop_after=2)))
+    run(Training(recipe, ALONE, checkpoints(tmp_path / "run")[-1]))  # knows that 25 is not the best
+    assert json.loads((tmp_path / "run" / "best.json").read_text()) == {"step": 2, "metric": "r_mean", "value": 30.0}
+    second = load_file(checkpoints(tmp_path / "run")[0] / "model.safetensors")
+    chosen = load_model(tmp_path / "run").state_dict()
+    assert all(torch.equal(chosen[name], tensor) for name, tensor in second.items())
+
+
+def test_checkpoints_and_model_are_uploaded(tmp_path: Path) -> None:
+    fit(Training(tiny_recipe(steps=2, upload="memory://copies/run"), ALONE), tmp_path / "run")
+    files = fsspec.filesystem("memory")
+    for name in ("step-00000002", "model"):
+        assert files.exists(f"/copies/run/{name}/model.safetensors")
+
+
+def test_a_run_leaves_a_report_and_event_files(tmp_path: Path) -> None:
+    fit(Training(tiny_recipe(steps=2), ALONE), tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "cma_i2t" in page and "scenes:train:22" in page and "<img" in page
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_health_is_logged(tmp_path: Path) -> None:
+    recipe = with_data(tiny_recipe(steps=3), train=["scenes:train:4"])
+    listener = Listener()
+    fit(Training(recipe, ALONE, reporter=listener), tmp_path / "run")
+    line = metrics(tmp_path / "run")[-1]
+    assert line["queue_age"] == 13 / 4 and 0 < line["image_feat_std"] < 2 and 0 < line["text_feat_std"] < 2
+    assert 0.001 <= line["temperature"] <= 0.5 and line["grad_norm"] > 0 and 0 <= line["duplicate_negatives"] <= 1
+
+
+def test_fp16_ends_when_the_scale_is_used_up(tmp_path: Path) -> None:
+    training = Training(tiny_recipe(steps=20, precision="fp16"), ALONE)
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with torch.no_grad():  # a gradient that is infinite whatever the scale, of a loss that is finite
+        training.model.temp.register_hook(lambda grad: torch.full_like(grad, math.inf))
+    before = training.model.vision_proj.weight.clone()
+    with pytest.raises(NonFiniteError, match="the loss or its gradient is not finite"):
+        fit(training, tmp_path / "run")
+    assert torch.equal(training.model.vision_proj.weight, before)
+
+
+def test_the_footprint_is_measured_without_a_trace() -> None:
+    first, second = Training(tiny_recipe(steps=2), ALONE), Training(tiny_recipe(steps=2), ALONE)
+    first.footprint()
+    losses = [training.train_step([next(training.loader.batches(0))])["loss"] for training in (first, second)]
+    assert torch.equal(*losses)
+    queues = [training.task.state_dict()["queue"] for training in (first, second)]
+    assert all(torch.equal(queues[0][name], queues[1][name]) for name in queues[0])
