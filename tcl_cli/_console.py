@@ -15,9 +15,12 @@ PLAIN_INTERVAL = 5.0  # seconds between progress lines when stderr is no termina
 
 
 class Advance(Protocol):
-    """Reports progress: `n` more items are done; `info` (loss, samples_per_second, ...) is shown beside the bar."""
+    """Reports progress: `n` more items are done; `info` (loss, samples_per_second, ...) is shown beside the bar.
 
-    def __call__(self, n: int = 1, **info: object) -> None: ...
+    `total` says how many there are, where that is known only now.
+    """
+
+    def __call__(self, n: int = 1, *, total: int | None = None, **info: object) -> None: ...
 
 
 class Console:
@@ -110,8 +113,9 @@ class _PlainProgress:
         self.info: dict[str, object] = {}
         self.started = self.printed = time.monotonic()
 
-    def advance(self, n: int = 1, **info: object) -> None:
+    def advance(self, n: int = 1, *, total: int | None = None, **info: object) -> None:
         self.done += n
+        self.total = total or self.total
         self.info |= info
         if time.monotonic() - self.printed >= PLAIN_INTERVAL:
             self._print()
@@ -161,7 +165,7 @@ def _bar(description: str, total: int | None, initial: int) -> Iterator[Advance]
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, completed=initial, info="")
 
-        def advance(n: int = 1, **info: object) -> None:
+        def advance(n: int = 1, *, total: int | None = None, **info: object) -> None:
             shown.update(info)
             text = ""
             for name, value in shown.items():
@@ -169,7 +173,7 @@ def _bar(description: str, total: int | None, initial: int) -> Iterator[Advance]
                 if fixed + len(text) + 2 + len(part) > console.width:
                     break
                 text += ("  " if text else "") + part
-            progress.update(task, advance=n, info=text)
+            progress.update(task, advance=n, total=total, info=text)
 
         yield advance
 

@@ -13,8 +13,9 @@ import typer
 
 import tcl
 from tcl.errors import MissingExtraError, TclError
-from tcl_cli import embed, export, pretrain, scenes, search
+from tcl_cli import convert, doctor, embed, explain, export, finetune, inspect, pretrain, scenes, search
 from tcl_cli._console import out
+from tcl_cli.data import data_app
 from tcl_cli.eval import eval_app
 from tcl_cli.recipes import recipes_app
 
@@ -69,12 +70,18 @@ def options(
 
 TRAIN, USE, SETTINGS = "Train and evaluate", "Use a model", "Settings and data"
 app.command(epilog=pretrain.EPILOG, rich_help_panel=TRAIN)(pretrain.pretrain)
+app.command(epilog=finetune.EPILOG, rich_help_panel=TRAIN)(finetune.finetune)
 app.add_typer(eval_app, name="eval", rich_help_panel=TRAIN)
 app.command(epilog=embed.EPILOG, rich_help_panel=USE)(embed.embed)
 app.command(epilog=search.EPILOG, rich_help_panel=USE)(search.search)
+app.command(epilog=explain.EPILOG, rich_help_panel=USE)(explain.explain)
 app.command(epilog=export.EPILOG, rich_help_panel=USE)(export.export)
+app.command(epilog=inspect.EPILOG, rich_help_panel=USE)(inspect.inspect)
+app.command(epilog=convert.EPILOG, rich_help_panel=USE)(convert.convert)
+app.add_typer(data_app, name="data", rich_help_panel=SETTINGS)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=SETTINGS)
 app.command(epilog=scenes.EPILOG, rich_help_panel=SETTINGS)(scenes.scenes)
+app.command(epilog=doctor.EPILOG, rich_help_panel=SETTINGS)(doctor.doctor)
 
 
 def main() -> None:

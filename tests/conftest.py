@@ -11,6 +11,7 @@ from typing import Any
 # One thread per test process: the tests run side by side, and float results do not depend on the machine's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,10 @@ from tcl.models.tcl import TCL
 from tcl.processor import Processor
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# The same examples in every run: a test that fails does so for everyone.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 TINY: dict[str, Any] = {
     "image_encoder": "vit_tiny_patch16_224",
@@ -56,8 +61,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_model_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TCL_MODEL", raising=False)
+    monkeypatch.setenv("TCL_CACHE", str(tmp_path / ".cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

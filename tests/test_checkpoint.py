@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from tcl import TCL
 from tcl.checkpoint import load_model
 from tcl.config import ModelConfig
-from tcl.convert import load_pretrained_encoders, rename_reference
 from tcl.data.captions import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
+from tcl.initialise import load_pretrained_encoders
 from tcl.models.vision import resize_position_embeddings
+from tcl.reference import rename_reference
 from tcl.resolve import find_bundle, find_model
 from tests.conftest import CAPTIONS, TINY, make_tiny_model
 

@@ -211,7 +211,7 @@ def test_sources_of_texts(tmp_path: Path) -> None:
         ("missing", None, "auto", UsageError, "no such file or folder"),
         ("empty", "folder", "auto", DataError, "holds no image"),
         ("empty.txt", "", "auto", DataError, "holds no"),
-        ("x.parquet", "", "auto", UsageError, "unknown kind of source"),
+        ("x.parquet", "", "auto", DataError, "malformed Parquet"),
         ("x.jsonl", '{"text": "a"}\n{"text": \n', "auto", DataError, "line 2"),
         ("x.csv", "a,b\n1,2\n", "auto", UsageError, "no text column among a, b"),
         ("x.json", "[3]", "auto", DataError, "expected an object"),

@@ -12,6 +12,8 @@ import torch
 from export.runtime import TorchEncoder
 from tcl import TCL
 from tcl.checkpoint import checkpoints
+from tcl.distributed import World
+from tcl.fit import fit
 from tcl.train import Training
 from tests.conftest import CAPTIONS, make_tiny_model
 from tests.test_train import metrics, tiny_recipe
@@ -19,18 +21,18 @@ from tests.test_train import metrics, tiny_recipe
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_validates_saves_and_resumes(tmp_path: Path, precision: str) -> None:
     recipe = tiny_recipe(precision=precision, eval_every=4)
     data = recipe.data.model_copy(update={"val": ["scenes:val:8"], "workers": 1})
     recipe = recipe.model_copy(update={"data": data})
-    Training(recipe, "cuda").fit(tmp_path / "run")
+    fit(Training(recipe, World("cuda")), tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "val_r_mean" in line] == [4, 8]
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
-    resumed = Training(recipe, "cuda", checkpoints(tmp_path / "run")[0])
+    resumed = Training(recipe, World("cuda"), checkpoints(tmp_path / "run")[0])
     assert resumed.step == 3
-    resumed.train_step(next(resumed.loader.batches(0, 3)))
+    resumed.train_step([next(resumed.loader.batches(0, 3))])
 
 
 def test_vectors_equal_those_of_the_cpu(tiny_model: TCL) -> None:

@@ -1,4 +1,4 @@
-"""Recall against hand-made cases."""
+"""Recall and accuracy against hand-made cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcl.errors import DataError
-from tcl.metrics import positive_ranks, recall_at, retrieval_metrics
+from tcl.metrics import ClassFigures, accuracy, class_table, positive_ranks, recall_at, retrieval_metrics
 
 
 def test_ranks_by_hand() -> None:
@@ -47,3 +47,15 @@ def test_recall_grows_with_k_and_equals_a_sort(images: int, texts: int, seed: in
     assert result["i2t_r1"] <= result["i2t_r5"] <= result["i2t_r10"]
     first = image_of_text[np.argsort(-scores, axis=1)[:, 0]]
     assert result["i2t_r1"] == pytest.approx(100 * np.mean(first == np.arange(images)))
+
+
+def test_classes_by_hand() -> None:
+    wanted = np.array([0, 0, 0, 1, 1, 3])
+    predicted = np.array([0, 0, 1, 1, 0, 2])
+    assert accuracy(predicted, wanted) == pytest.approx(50)
+    table = class_table(predicted, wanted, ["a", "b", "c", "d", "e"])
+    assert table[0] == ClassFigures("a", 3, pytest.approx(200 / 3), pytest.approx(200 / 3), pytest.approx(200 / 3))
+    assert table[1] == ClassFigures("b", 2, 50, 50, 50)
+    assert table[2] == ClassFigures("c", 0, None, 0, 0)  # taken for it once, never wanted
+    assert table[3] == ClassFigures("d", 1, 0, None, 0)
+    assert table[4] == ClassFigures("e", 0, None, None, None)

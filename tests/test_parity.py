@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tcl.config import ModelConfig, OptimConfig
-from tcl.convert import NOT_THE_MODEL, rename_reference
+from tcl.layouts import NOT_THE_MODEL
 from tcl.losses import distilled_targets
 from tcl.metrics import retrieval_metrics
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
@@ -21,6 +21,7 @@ from tcl.models.vision import resize_position_embeddings
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
+from tcl.reference import rename_reference
 from tcl.sampling import MaskedTokens, negative_weights
 from tcl.tasks.retrieval import rerank_scores
 

@@ -211,7 +211,7 @@ def test_resuming_with_another_model_size(recipe: str, tcl: Any) -> None:
 
 def test_fewer_pairs_than_a_batch_trains_and_says_so(recipe: str, tcl: Any) -> None:
     result = tcl("pretrain", recipe, "data.train=[scenes:train:3]", "train.steps=1")
-    assert result.code == 0 and "3 pairs are fewer than batch_size 4" in result.stderr
+    assert result.code == 0 and "3 pairs are fewer than batch_size 4 asks for" in result.stderr
 
 
 def test_evaluation_leaves_out_what_it_cannot_read(

@@ -1,0 +1,199 @@
+"""What the evaluations of all tasks share: options, the model, files of predictions, images that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tcl.data.remote import is_url
+from tcl.errors import CheckpointError, UsageError
+from tcl_cli._console import out
+from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL, Device
+
+if TYPE_CHECKING:
+    from tcl.models.tcl import TCL
+
+SHOWN = 5  # unreadable images that are named on a terminal; --json has all
+
+HEADS = {
+    "entailment": "classification head (cls_head)",
+    "nlvr2": "classification head (cls_head)",
+    "vqa": "answer decoder (text_decoder)",
+}
+"""What a model must have been given for a task."""
+
+ImagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--images",
+        help="Folder that relative image paths start from; default: the folder of the data file.",
+        show_default=False,
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="PIXELS",
+        help="Read images at this size, as 384 or 256x384 (height x width), rather than at that of training; the "
+        "position embeddings are resampled.",
+        show_default=False,
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images and texts at once.", rich_help_panel=SPEED_PANEL)
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Decoding threads.", rich_help_panel=SPEED_PANEL)]
+PredictionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions",
+        metavar="JSONL",
+        help="Write what the model says of each row, with its confidence; a file that is there is replaced.",
+        show_default=False,
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+
+
+def load(location: str, device: Device, image_size: str | None = None) -> TCL:
+    """A model on its device and at the image size asked for.
+
+    Args:
+        location: of `find_model`, which is asked before the data is read.
+        device: where it computes.
+        image_size: of `--image-size`.
+
+    Raises:
+        UsageError: there is no such device, or the size is malformed.
+        CheckpointError: the weights are damaged or not finite.
+    """
+    from tcl.checkpoint import load_model
+    from tcl.devices import choose_device
+    from tcl.metrics import NAN_HINT
+
+    size = _parse_size(image_size)
+    chosen = choose_device(device.value)
+    loaded = load_model(location)
+    if not all(bool(parameter.isfinite().all()) for parameter in loaded.parameters()):
+        raise CheckpointError(f"{location}: its weights are not finite", hint=NAN_HINT)
+    if size is not None:
+        from tcl.models.resize import resize_images
+
+        resize_images(loaded, size)
+    return loaded.to(chosen)
+
+
+def load_for(task: str, location: str, device: Device, image_size: str | None = None) -> Any:
+    """The same for a model that was fine-tuned for `task`.
+
+    Raises:
+        UsageError: it was not; the message names what it lacks.
+    """
+    loaded = load(location, device, image_size)
+    head = getattr(loaded, "head", None)
+    if head is None or head.task != task:
+        made_for = f"fine-tuned for {head.task}" if head else "not fine-tuned for a task"
+        raise UsageError(
+            f"{location} has no {HEADS[task]} for {task}: it was {made_for}",
+            hint=f"tcl finetune {task} --model {location} --data TRAINING_ROWS",
+        )
+    return loaded
+
+
+def check_images(images: str | None) -> None:
+    """Refuse a folder of images that is not there.
+
+    Raises:
+        UsageError: with its name.
+    """
+    if images is not None and not is_url(images) and not os.path.isdir(images):
+        raise UsageError(f"no such folder of images: {images}", hint="check --images")
+
+
+def check_output(option: str, path: Path | None, sources: Iterable[str]) -> None:
+    """Find out what cannot be written before the work begins.
+
+    Args:
+        option: for the message.
+        path: what will be written, if anything.
+        sources: the data, which it must not replace.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path} is no file", hint="name a file to write")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: no folder {path.parent}", hint="make it, or choose another place")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{option} {path}: {path.parent} may not be written to", hint="choose another place")
+    if path.exists() and any(path.samefile(name) for source in sources for name in _files(source)):
+        raise UsageError(f"{option} {path} is the data itself", hint="choose another name")
+
+
+def _files(source: str) -> list[str]:
+    """The local files of a source, whatever stands around its name."""
+    from tcl.data.sources import find_source
+
+    names = [source] if os.path.exists(source) else [file.name for file in find_source(source).files]
+    return [name for name in names if os.path.exists(name)]
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSONL; see `write_text`."""
+    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it: a full disk leaves the file that was there."""
+    _write(path, [text])
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        # What is no Unicode, as in names of files, becomes an escape of the kind that JSON has too.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(parts)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def list_bad(bad: Sequence[dict[str, str]]) -> None:
+    """Name the images that could not be read."""
+    if not bad:
+        return
+    out.warning(f"{len({entry['image'] for entry in bad})} images left out:")
+    for entry in bad[:SHOWN]:
+        place = f"{entry['row']}: " if "row" in entry else ""
+        out.message(f"  {place}{entry['image']}: {entry['reason']}")
+    if len(bad) > SHOWN:
+        out.message(f"  and {len(bad) - SHOWN} more; --json lists all")
+
+
+def percent(value: float | None) -> object:
+    """A share as tables show it, with one digit; `-` where there is none."""
+    return "-" if value is None else round(value, 1)
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
+    sides = [int(side) for side in found.groups() if side] if found else []
+    if not sides or not all(16 <= side <= 1024 for side in sides):
+        raise UsageError(f"--image-size {text}: no size in pixels, 16 to 1024", hint="write 384, or 256x384")
+    return sides[0], sides[-1]

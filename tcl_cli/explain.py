@@ -1,0 +1,145 @@
+"""`tcl explain`: where in an image each word of a caption comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tcl_cli._console import out as console
+from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tcl.explain import Explanation
+    from tcl.heatmap_figure import Panel
+
+EPILOG = """\
+[bold]Examples[/]
+
+  tcl explain photo.jpg "a dog runs on the beach" --out dog.png
+  tcl explain scenes:val:0:17 "a small red circle" --out circle.png --model runs/demo
+  tcl explain photo.jpg "a dog runs on the beach" --out dog.png --layer 8 --json
+"""
+
+
+def explain(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="An image, or a scenes: reference.", show_default=False)
+    ],
+    caption: Annotated[str, typer.Argument(metavar="CAPTION", help="A text about it.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PNG",
+            help="The figure; one that is there is replaced.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ],
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            "--layer",
+            help="The fusion layer to look at, numbered as in BERT. Default: the one at two fifths of the fusion "
+            "encoder, which is 8 of 6 to 11 in the published model.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = Device.auto,
+    json: JsonOption = False,
+) -> None:
+    """Draw a heat map of an image for each word of a caption (Grad-CAM of the fusion encoder)."""
+    from tcl.boxes import region_box
+    from tcl.data.captions import clean_caption
+    from tcl.data.images import decode
+    from tcl.errors import UsageError
+    from tcl.explain import explain as explain_caption
+    from tcl.explain import fusion_layers
+    from tcl.heatmap_figure import Panel, draw_figure
+
+    _check_output(out, image)
+    if not clean_caption(caption).strip():
+        raise UsageError(f"the caption {caption!r} holds no words", hint="describe the image")
+    picture = decode(image)
+    source, loaded = _load(model, device)
+    found = explain_caption(loaded, picture, caption, layer)
+    size = picture.height, picture.width
+    if found.cut:
+        console.warning(
+            f"the model reads {loaded.processor.max_length} tokens; {found.cut} words at the end of the caption are "
+            "left out"
+        )
+    if found.layer == fusion_layers(loaded)[-1]:
+        console.warning(f"layer {found.layer} is the last: behind it only [CLS] is read, so no word has a map there")
+    named = [("caption", found.caption_map), *zip(found.words, found.word_maps, strict=True)]
+    panels = [Panel(label, heat, region_box(heat, size) if heat.any() else None) for label, heat in named]
+    _write(draw_figure(picture, caption, _note(found), panels), out)
+    if not json:
+        console.message(f"{out}: {len(found.words)} words; match {found.probability:.3f}; layer {found.layer}")
+        return
+    console.json({"image": image, "model": source, "out": str(out)} | _values(found, caption, panels, size))
+
+
+def _values(found: Explanation, caption: str, panels: Sequence[Panel], size: tuple[int, int]) -> dict[str, Any]:
+    from tcl.boxes import peak
+
+    places = [{"peak": peak(panel.heat, size) if panel.box else None, "box": panel.box} for panel in panels]
+    return {
+        "size": [size[1], size[0]],
+        "layer": found.layer,
+        "match": found.probability,
+        "caption": {"text": caption} | places[0],
+        "words": [{"word": word} | place for word, place in zip(found.words, places[1:], strict=True)],
+        "words_left_out": found.cut,
+    }
+
+
+def _note(found: Explanation) -> str:
+    return (
+        f"match {found.probability:.3f}; Grad-CAM of fusion layer {found.layer}; each map is scaled to its own "
+        "maximum, and boxed where it is above half of that around its peak"
+    )
+
+
+def _load(model: str | None, device: Device) -> tuple[str, Any]:
+    from tcl.checkpoint import load_model
+    from tcl.devices import choose_device
+    from tcl.resolve import find_model
+
+    source = find_model(model)
+    return source.location, load_model(source.location).to(choose_device(device.value))
+
+
+def _check_output(path: Path, image: str) -> None:
+    """Find out what cannot be written before the model is loaded."""
+    from tcl.errors import UsageError
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--out {path}: the figure is a PNG", hint=f"write --out {path.with_suffix('.png')}")
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder", hint=f"name a file in it: --out {path / 'explanation.png'}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: no folder {path.parent}", hint="make it, or choose another place")
+    if path.exists() and Path(image).exists() and path.samefile(image):
+        raise UsageError(f"--out {path} is the image itself", hint="choose another name")
+
+
+def _write(figure: Image, path: Path) -> None:
+    """Under a temporary name first: a full disk leaves the figure that was there."""
+    content = BytesIO()
+    figure.save(content, "PNG")
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_bytes(content.getvalue())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

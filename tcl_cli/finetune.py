@@ -1,0 +1,208 @@
+"""`tcl finetune TASK`: train a model for a task, on published data or one's own."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tcl_cli._console import out
+from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, Device, DeviceOption, ModelOption
+from tcl_cli._training import (
+    AUTO,
+    BatchSizeOption,
+    DryRunOption,
+    ImagesOption,
+    ResumeOption,
+    RunOption,
+    check_existing,
+    check_task,
+    check_writable,
+    choose_run,
+    decide,
+    recipe_of_run,
+    settings_of,
+    split_arguments,
+    train,
+)
+
+if TYPE_CHECKING:
+    from tcl.config import Recipe
+    from tcl.tasks.held_out import HeldOut, HeldOutResult
+
+EPILOG = """\
+[bold]Examples[/]
+
+  tcl finetune entailment --model runs/mine --data train.jsonl --val val.jsonl
+  tcl finetune vqa --model TCL_4M.pth --data questions.jsonl --images photos/ --test held_out.jsonl
+  tcl finetune retrieval --data pairs.csv train.epochs=3 optim.lr=1.0e-5
+  tcl finetune retrieval retrieval-coco --model TCL_4M.pth --data coco_train.json --val coco_val.json --images coco/
+  tcl finetune grounding --model TCL_4M.pth --data referred.jsonl --val boxes.jsonl --out runs/grounding --resume
+
+Without a recipe: `small-<task>`, for hundreds to thousands of rows of your own (`tcl recipes show small-vqa`).
+"""
+
+PREDICTIONS_FILE = "predictions.jsonl"
+FIGURES_FILE = "test.json"
+
+
+class FinetuneTask(StrEnum):
+    """What a model can be fine-tuned for."""
+
+    retrieval = "retrieval"
+    vqa = "vqa"
+    entailment = "entailment"
+    nlvr2 = "nlvr2"
+    grounding = "grounding"
+
+
+def finetune(
+    task: Annotated[FinetuneTask, typer.Argument(help="What to train for.", show_default=False)],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE|KEY=VALUE",
+            help="A recipe of the task, a file or the name of a shipped one (`tcl recipes ls`), and settings that "
+            "replace its own. Default: `small-<task>`.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    scratch: Annotated[
+        bool,
+        typer.Option(
+            "--scratch",
+            help="Start from no model: from what the recipe's own `model` section says.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Training rows: JSON, JSONL, CSV, TSV or Parquet; pairs for retrieval and grounding. "
+            "Repeat it for several.",
+            show_default=False,
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    images: ImagesOption = None,
+    val: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Validation rows; of grounding with boxes. The best model by them becomes the model of the run.",
+            show_default=False,
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows to evaluate the finished model on, labels or not; predictions.jsonl goes into the run folder.",
+            show_default=False,
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    run: RunOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    batch_size: BatchSizeOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Fine-tune a model for a task."""
+    overrides = settings_of({"data.train": data, "data.images": images, "data.val": val}, batch_size)
+    name, given = split_arguments(arguments or [])
+
+    from tcl.config import load_recipe
+    from tcl.distributed import join, restarted
+
+    held_out: list[HeldOut] = []  # at most one, of the first process
+
+    def plan() -> tuple[Path, Path | None, Recipe]:
+        continues = resume or restarted()
+        folder = choose_run(run, name or task, continues)
+        check_writable(folder)
+        checkpoint = check_existing(folder, continues) if folder.exists() else None
+        if name:  # before a model is looked for
+            check_task(load_recipe(name, [setting for setting in given if setting.startswith("task=")]), (task,), name)
+        recipe = resolve(folder if checkpoint else None, task, name, model, scratch, overrides + given)
+        check_task(recipe, (task,), str(folder))
+        if test:
+            from tcl.tasks.held_out import HeldOut
+
+            held_out.append(HeldOut(recipe, test))
+        return folder, checkpoint, recipe
+
+    with join(device.value) as world:
+        folder, checkpoint, recipe = decide(world, plan)
+        if world.is_main:
+            out.message(f"Run        {folder}")
+        train(
+            folder,
+            checkpoint,
+            recipe,
+            world,
+            again=f"tcl finetune {task} --resume --out {folder}",
+            resume=resume,
+            dry_run=dry_run,
+            auto=batch_size == AUTO,
+            check=held_out[0].check if held_out else lambda model: None,
+        )
+        if dry_run or not world.is_main:
+            return
+        if held_out:
+            from tcl.checkpoint import load_model
+
+            report(folder, held_out[0].evaluate(load_model(folder).to(world.device)))
+        out.hint(f"tcl eval {task} --model {folder} --data SOURCE")
+
+
+def resolve(
+    run: Path | None, task: str, name: str | None, model: str | None, scratch: bool, overrides: list[str]
+) -> Recipe:
+    """The recipe, whose `model` section is that of the model to start from, as far as it has none of its own.
+
+    Args:
+        run: that is continued; it is its own model, unless another is named.
+        task: chooses the default recipe.
+        name: of the recipe.
+        model: to start from.
+        scratch: start from no model.
+        overrides: they win.
+
+    Raises:
+        UsageError: there is no model, or two ways to start.
+    """
+    from tcl.config import load_recipe
+    from tcl.errors import UsageError
+    from tcl.resolve import find_model
+    from tcl.starting import config_of
+
+    if scratch and model:
+        raise UsageError("--scratch starts from no model, and --model names one", hint="leave one of them out")
+    of_run = recipe_of_run(run) if run else None
+    if of_run and name is None and model is None:
+        return load_recipe(of_run, overrides)
+    place = name or f"small-{task}"
+    if scratch:
+        return load_recipe(place, overrides)
+    section = load_recipe(of_run).model if of_run and model is None else config_of(find_model(model).location)
+    return load_recipe(place, overrides, section)
+
+
+def report(run: Path, result: HeldOutResult) -> None:
+    """Write down what the model does on the test split, and print the figures."""
+    from tcl.atomic import write_whole
+
+    if result.bad:
+        first = result.bad[0]
+        out.warning(f"{len(result.bad)} images left out; the first: {first['image']}: {first['reason']}")
+    if result.predictions:
+        lines = [json.dumps(row, ensure_ascii=False) for row in result.predictions]
+        write_whole(run / PREDICTIONS_FILE, "\n".join(lines) + "\n")
+        out.message(f"Wrote {len(lines)} predictions to {run / PREDICTIONS_FILE}")
+    write_whole(run / FIGURES_FILE, json.dumps(result.figures, indent=2) + "\n")
+    if result.figures:
+        out.table(["on the test rows", "%"], [[name, round(value, 2)] for name, value in result.figures.items()])

@@ -1,0 +1,170 @@
+"""Evaluation on rows: the same as one row at a time, each image looked at once, bad images named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from tcl.data.annotations import Statement
+from tcl.data.questions import Question
+from tcl.errors import DataError
+from tcl.models.heads import HeadConfig, attach_head
+from tcl.models.tcl import TCL
+from tcl.tasks import statements as statements_module
+from tcl.tasks.statements import evaluate_statements, tokenize_statements
+from tcl.tasks.vqa import evaluate_vqa, rank_answers, tokenize_answers, tokenize_questions
+
+IMAGES = [f"scenes:train:0:{number}" for number in range(4)]
+LABELS = ["left", "right", "neither"]
+ANSWERS = ["red", "blue", "a star", "2", "yes"]
+
+
+@pytest.fixture(scope="module", params=["entailment", "nlvr2"])
+def statement_model(request: pytest.FixtureRequest, tiny_model: TCL) -> Any:
+    torch.manual_seed(1)
+    return attach_head(copy.deepcopy(tiny_model), HeadConfig(task=request.param, labels=LABELS)).eval()
+
+
+def statements(model: Any) -> list[Statement]:
+    texts = ["a red circle", "a blue square left of a star", "a star", "two stars", "a red circle on top"]
+    first, second = [0, 1, 0, 2, 0], [1, 2, 1, 2, 3]
+    images = [(IMAGES[a], IMAGES[b])[: model.images_per_text] for a, b in zip(first, second, strict=True)]
+    labels = ["left", "right", "left", None, "neither"]
+    rows = zip(images, texts, labels, strict=True)
+    return [Statement(f"rows line {i}", *row) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_statements_one_by_one(statement_model: Any, batch_size: int) -> None:
+    model, rows = statement_model, statements(statement_model)
+    result = evaluate_statements(model, rows, batch_size=batch_size, workers=1)
+    assert [row["text"] for row in result.predictions] == [row.text for row in rows]
+    right = 0
+    for row, prediction in zip(rows, result.predictions, strict=True):
+        with torch.no_grad():
+            images = model.image_key_values(model.encode_image(model.processor.images(row.images)).image_embeds)
+            shares = model.classify(images, *tokenize_statements(model, [row.text])).softmax(dim=1)[0]
+        best = int(shares.argmax())
+        assert prediction["predicted"] == LABELS[best]
+        assert prediction["confidence"] == pytest.approx(shares[best].item(), abs=1e-5)
+        assert sum(entry["confidence"] for entry in prediction["top"]) == pytest.approx(1)
+        right += row.label == LABELS[best]
+    assert result.accuracy == pytest.approx(100 * right / 4)  # the row without a label is not counted
+    assert [line.rows for line in result.classes] == [2, 1, 1]
+    json.dumps(result.predictions)
+
+
+def test_an_image_is_read_once(statement_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tcl.tasks import decoding
+
+    read: Counter[str] = Counter()
+    decode = decoding.decode
+
+    def counting(reference: Any) -> Any:
+        read[reference] += 1
+        return decode(reference)
+
+    monkeypatch.setattr(decoding, "decode", counting)
+    done: list[int] = []
+    evaluate_statements(statement_model, statements(statement_model), workers=1, progress=done.append)
+    assert sum(done) == 5
+    if statement_model.images_per_text == 1:
+        assert set(read.values()) == {1}
+    else:
+        assert sum(read.values()) == 8  # four different pairs
+
+
+def test_images_that_cannot_be_read_are_named(statement_model: Any) -> None:
+    rows = statements(statement_model)
+    missing = ("/nowhere.png",) * statement_model.images_per_text
+    rows[1] = rows[1]._replace(images=(*rows[1].images[:-1], "/nowhere.png"))
+    result = evaluate_statements(statement_model, rows, workers=1)
+    assert len(result.predictions) == 4
+    assert [(entry["row"], entry["image"]) for entry in result.bad] == [("rows line 1", "/nowhere.png")]
+    with pytest.raises(DataError, match=r"no image can be read; the first: /nowhere\.png"):
+        evaluate_statements(statement_model, [rows[0]._replace(images=missing)], workers=1)
+
+
+def test_labels_that_the_model_does_not_know(statement_model: Any) -> None:
+    rows = statements(statement_model)
+    rows[2] = rows[2]._replace(label="above")
+    with pytest.raises(DataError, match="rows line 2: unknown label 'above'"):
+        evaluate_statements(statement_model, rows)
+
+
+def test_a_test_file_without_labels(statement_model: Any) -> None:
+    rows = [row._replace(label=None) for row in statements(statement_model)]
+    result = evaluate_statements(statement_model, rows, workers=1)
+    assert result.accuracy is None and result.classes == [] and len(result.predictions) == 5
+
+
+def test_long_texts_are_cut_to_the_models_positions(statement_model: Any) -> None:
+    words = statements_module.MAX_WORDS[statement_model.head.task]
+    ids, mask = tokenize_statements(statement_model, ["a " * 200, "a"])
+    assert ids.shape[1] == min(words + 1, statement_model.max_positions) and not mask[1].all()
+
+
+@pytest.fixture(scope="module")
+def vqa_model(tiny_model: TCL) -> Any:
+    torch.manual_seed(1)
+    head = HeadConfig(task="vqa", labels=ANSWERS, decoder_layers=2)
+    return attach_head(copy.deepcopy(tiny_model), head).eval()
+
+
+def questions() -> list[Question]:
+    asked = [(0, "What colour?"), (1, "How many stars?"), (0, "Is there a star?"), (2, "What is at the top?")]
+    people: list[list[str]] = [["red"] * 10, ["two"] * 10, ["yes", "no"] * 5, []]
+    return [
+        Question(f"rows line {i}", 100 + i, IMAGES[image], question, answers, {}, None)
+        for i, ((image, question), answers) in enumerate(zip(asked, people, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_questions_one_by_one(vqa_model: Any, batch_size: int) -> None:
+    result = evaluate_vqa(vqa_model, questions(), batch_size=batch_size, workers=1, top=2)
+    answers = tokenize_answers(ANSWERS, vqa_model.processor.tokenizer)
+    for row, prediction in zip(questions(), result.predictions, strict=True):
+        with torch.no_grad():
+            embeds = vqa_model.encode_image(vqa_model.processor.images([row.image])).image_embeds
+            asked = vqa_model.ask(vqa_model.image_key_values(embeds), *tokenize_questions(vqa_model, [row.question]))
+            ranking = rank_answers(vqa_model, asked, answers, 128)
+        assert prediction["question_id"] == row.question_id
+        assert prediction["answer"] == ANSWERS[int(ranking.answers[0, 0])]
+        assert prediction["confidence"] == pytest.approx(ranking.probabilities[0, 0].item(), abs=1e-5)
+        assert len(prediction["top"]) == 2
+    assert result.submission() == [
+        {"question_id": row["question_id"], "answer": row["answer"]} for row in result.predictions
+    ]
+    json.dumps(result.predictions)
+
+
+def test_figures_of_answers(vqa_model: Any) -> None:
+    rows = questions()
+    first = evaluate_vqa(vqa_model, rows, workers=1)
+    said = [prediction["answer"] for prediction in first.predictions]
+    rows[0] = rows[0]._replace(answers=[said[0]] * 10, answer_type="other")
+    rows[1] = rows[1]._replace(answers=["seven"] * 10)
+    rows[2] = rows[2]._replace(answers=[said[2]] * 2 + ["something"] * 8, answer_type="other")
+    result = evaluate_vqa(vqa_model, rows, workers=1)
+    assert result.accuracy == pytest.approx((100 + 0 + 60) / 3)
+    assert result.by_type == {"number": (0, 1), "other": (pytest.approx(80), 2)}
+    assert result.outside == 1  # "seven"; where nobody answered, nothing is counted
+    assert result.predictions[3]["accuracy"] is None
+    nobody = evaluate_vqa(vqa_model, [row._replace(answers=[]) for row in rows], workers=1)
+    assert nobody.accuracy is None and nobody.by_type == {} and len(nobody.predictions) == 4
+
+
+def test_questions_about_images_that_cannot_be_read(vqa_model: Any) -> None:
+    rows = questions()
+    rows[1] = rows[1]._replace(image="/nowhere.png")
+    result = evaluate_vqa(vqa_model, rows, workers=1)
+    assert [row["question_id"] for row in result.predictions] == [100, 102, 103]
+    assert result.bad[0]["row"] == "rows line 1"
+    with pytest.raises(DataError, match=r"no image can be read; the first: /nowhere\.png"):
+        evaluate_vqa(vqa_model, rows[1:2], workers=1)

@@ -1,0 +1,195 @@
+"""NLVR2 and text assignment against the published implementation, and what the doubled layers leave as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from tcl.models.heads import ASSIGNMENT, NLVR2, HeadConfig, attach_head
+from tcl.models.tcl import TCL
+from tcl.tasks.nlvr2 import (
+    NEITHER,
+    TextAssignmentObjective,
+    assign,
+    assignment_weights,
+    draw_assignment,
+)
+from tcl.tasks.statements import ClassifierObjective
+from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
+
+LAYERS = 12  # 18 in the recordings, after the fusion layers were doubled
+
+
+@pytest.fixture
+def case(golden: Any) -> TaskCase:
+    """The recorded case with the teacher moved, as at the start of the recorded forward."""
+    case = load_case(golden, "nlvr", LAYERS)
+    case.teacher.update(case.model, MOMENTUM)
+    return case
+
+
+def images(case: TaskCase) -> torch.Tensor:
+    return pixels(torch.cat([case.tensors["in/image0_u8"], case.tensors["in/image1_u8"]]))
+
+
+@torch.no_grad()
+def test_states_and_predictions(case: TaskCase) -> None:
+    t = case.tensors
+    mask = t["in/attention_mask"].bool()
+    for net, prediction in ((case.model, "out/prediction"), (case.teacher.model, "mid/prediction_m")):
+        image_embeds = net.encode_image(images(case)).image_embeds
+        close(net.classify(net.image_key_values(image_embeds), t["in/input_ids"], mask), t[prediction], prediction)
+        if net is case.model:
+            close(image_embeds, t["mid/image_embeds"], "image_embeds")
+            fused = net.fuse_images(net.image_key_values(image_embeds), net.encode_text(t["in/input_ids"], mask))
+            close(fused, t["mid/fused"], "fused")
+
+
+def test_loss(case: TaskCase) -> None:
+    t = case.tensors
+    objective = ClassifierObjective(case.model, case.teacher)
+    losses = objective(images(case), t["in/input_ids"], t["in/attention_mask"].bool(), t["in/targets"], 0.4)
+    close(losses.total, t["out/loss"], "loss")
+    losses.total.backward()
+    case.check_gradients()
+    case.check_teacher()
+    assert case.trained() == case.recorded_trained()
+
+
+def test_text_assignment(golden: Any) -> None:
+    case = load_case(golden, "pretrain_nlvr", LAYERS)
+    t = case.tensors
+    objective = TextAssignmentObjective(case.model)
+    image = case.model.encode_image(pixels(t["in/image_u8"]))
+    close(image.image_embeds, t["mid/image_embeds"], "image_embeds")
+    close(image.image_feat, t["mid/image_feat"], "image_feat")
+    recorded = t["mid/weights"]  # not renormalised after the diagonal was cleared; the draw ignores that
+    weights = assignment_weights(image.image_feat)
+    close(weights, recorded / recorded.sum(dim=1, keepdim=True), "weights")
+
+    drawn = replay(case.values["draws_in_order"])
+    assert torch.equal(drawn.image_of_text, torch.stack([t["draw/image0_idx"], t["draw/image1_idx"]], dim=1))
+    assert torch.equal(drawn.labels, t["draw/labels"])
+    mask = t["in/attention_mask"].bool()
+    logits = case.model.assign(
+        case.model.image_key_values(image.image_embeds), t["in/input_ids"], mask, drawn.image_of_text
+    )
+    close(logits, t["mid/pred"], "pred")
+    losses = objective(pixels(t["in/image_u8"]), t["in/input_ids"], mask, assignment=drawn)
+    close(losses.total, t["out/loss"], "loss")
+    losses.total.backward()
+    case.check_gradients()
+    assert case.trained() == case.recorded_trained()
+
+
+def replay(draws: list[Any]) -> Any:
+    """The recorded draws in the shape of ours."""
+    negatives, one_negative, own_first = [], [], []
+    rest = iter(draws)
+    for _, value in rest:
+        one = value[0] > 1 / 3
+        drawn = next(rest)[1]
+        negatives.append((drawn * 2)[:2])
+        one_negative.append(one)
+        own_first.append(next(rest)[1][0] > 0.5 if one else False)
+    return assign(torch.tensor(negatives), torch.tensor(one_negative), torch.tensor(own_first))
+
+
+def test_draws_are_as_likely_as_published() -> None:
+    torch.manual_seed(0)
+    feats = torch.nn.functional.normalize(torch.randn(4, 8), dim=1) * 0.3
+    weights = assignment_weights(feats)
+    generator = torch.Generator().manual_seed(0)
+    draws = [draw_assignment(feats, generator) for _ in range(3000)]
+    own = torch.arange(4)
+    labels = torch.stack([draw.labels for draw in draws])
+    assert ((labels[..., None] == torch.arange(3)).float().mean(dim=(0, 1)) - 1 / 3).abs().max() < 0.02
+    counts = torch.zeros(4, 4)
+    for draw in draws:
+        first, second = draw.image_of_text.T
+        assert (first != second).all()
+        neither = draw.labels == NEITHER
+        assert torch.equal(torch.where(draw.labels == 0, first, second)[~neither], own[~neither])
+        assert not (draw.image_of_text[neither] == own[neither, None]).any()
+        counts[own, torch.where(draw.labels == 0, second, first)] += 1  # the negative, or the first of two
+    assert (counts / 3000 - weights).abs().max() < 0.04
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    feats = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    first, second = (draw_assignment(feats, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first.image_of_text, second.image_of_text) and torch.equal(first.labels, second.labels)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_text_assignment_of_small_batches(fresh_model: TCL, size: int) -> None:
+    head = HeadConfig(task="text_assignment", labels=list(ASSIGNMENT))
+    objective = TextAssignmentObjective(attach_head(fresh_model, head))
+    ids = torch.randint(5, 50, (size, 6))
+    pixels_u8 = torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8)
+    losses = objective(pixels_u8, ids, torch.ones_like(ids).bool(), torch.Generator().manual_seed(0))
+    losses.total.backward()
+    assert losses.total.isfinite() and (losses.total.item() == 0) == (size == 1)
+
+
+@torch.no_grad()
+def test_doubling_the_layers_changes_nothing_for_one_image(fresh_model: TCL) -> None:
+    ids = torch.randint(5, 50, (2, 6))
+    text = fresh_model.encode_text(ids, torch.ones_like(ids))
+    image = fresh_model.encode_image(torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8))
+    before = fresh_model.match(image, text)
+    parameters = sum(parameter.numel() for parameter in fresh_model.parameters())
+    head = HeadConfig(task="nlvr2", labels=list(NLVR2))
+    model = attach_head(fresh_model, head)
+    assert torch.equal(model.match(image, text), before)
+    assert sum(parameter.numel() for parameter in model.parameters()) > parameters
+    again = attach_head(model, head)
+    assert len(again.text_encoder.bert.encoder.layer) == 6  # 2 of text, 2 of fusion twice
+
+
+@torch.no_grad()
+def test_shared_images_are_looked_at_once(fresh_model: TCL) -> None:
+    model = attach_head(fresh_model, HeadConfig(task="nlvr2", labels=list(NLVR2)))
+    pixels_u8 = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    image_of_text = torch.tensor([[0, 1], [1, 0], [2, 2], [0, 2]])
+    ids, mask = torch.randint(5, 50, (4, 6)), torch.ones(4, 6, dtype=torch.bool)
+    embeds = model.encode_image(pixels_u8).image_embeds
+    shared = model.classify(model.image_key_values(embeds), ids, mask, image_of_text)
+    repeated = embeds[torch.cat([image_of_text[:, 0], image_of_text[:, 1]])]
+    assert torch.allclose(shared, model.classify(model.image_key_values(repeated), ids, mask), atol=1e-6)
+
+
+def test_layers_start_as_the_published_script_maps_them(golden: Any, fresh_model: TCL) -> None:
+    """`remap.json` at real depth, by names; ours has one copy of what a pair shares."""
+    renamed = golden("remap")[1]["scripts"]["Pretrain_nlvr"]["renamed"]
+    source = TCL.from_config(deep(fresh_model), 300)
+    before = dict(source.text_encoder.named_parameters())
+    for number, parameter in enumerate(before.values()):
+        torch.nn.init.constant_(parameter, number)
+    values = {name: parameter.flatten()[0].item() for name, parameter in before.items()}
+    model = attach_head(source, HeadConfig(task="text_assignment", labels=list(ASSIGNMENT)))
+    state = {f"text_encoder.{name}": value for name, value in model.text_encoder.state_dict().items()}
+    wanted = {
+        target.replace("text_encoder.", "text_encoder.bert."): source.removeprefix("text_encoder.")
+        for target, source in renamed.items()
+        if not target.endswith("position_ids")
+    }
+    own = {name for name in state if ".cls." not in name}
+    assert own < set(wanted)
+    shared = {name for name in wanted if name not in own}
+    assert len(shared) == 24  # key and value of 6 layers, weight and bias
+    for name in shared:
+        layer = int(name.split(".")[4])
+        twin = name.replace(f".layer.{layer}.", f".layer.{layer - 1}.")
+        assert layer % 2 == 1 and wanted[name] == wanted[twin] and twin in own
+    for name in own:
+        assert state[name].flatten()[0].item() == values[wanted[name]], name
+
+
+def deep(model: TCL) -> Any:
+    config = copy.deepcopy(model.config).model_dump()
+    config["text_encoder_args"]["num_hidden_layers"] = 12
+    return type(model.config).model_validate(config | {"fusion_layer": 6})
