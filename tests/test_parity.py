@@ -23,7 +23,6 @@ from tcl.objective import PretrainLosses, PretrainObjective
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
 from tcl.reference import rename_reference
 from tcl.sampling import MaskedTokens, negative_weights
-from tcl.tasks.retrieval import rerank_scores
 
 MOMENTUM = 0.995
 
@@ -330,9 +329,9 @@ def test_published_schedule(golden: Any, job: str, steps_per_epoch: int) -> None
 
 
 @torch.no_grad()
-def test_retrieval_evaluation(golden: Any) -> None:
+def test_retrieval_features_and_similarities(golden: Any) -> None:
     case = load_case(golden, "retrieval")
-    t, recorded = case.tensors, case.values["eval"]
+    t = case.tensors
     small = t["eval/image_quarter_u8"]
     images = case.model.encode_image(pixels(small.repeat_interleave(4, -1).repeat_interleave(4, -2)))
     texts = case.model.encode_text(t["eval/input_ids"], t["eval/attention_mask"])
@@ -340,12 +339,6 @@ def test_retrieval_evaluation(golden: Any) -> None:
     close(texts.text_feat, t["eval/text_feat"], "text_feat")
     sims = images.image_feat @ texts.text_feat.T
     close(sims, t["eval/sims_i2t"], "sims")
-    score_i2t, score_t2i = rerank_scores(case.model, images, texts, sims, recorded["k_test"])
-    close(score_i2t, t["eval/score_i2t"], "score_i2t")
-    close(score_t2i, t["eval/score_t2i"], "score_t2i")
-
-    image_of_text = torch.arange(recorded["n_images"]).repeat_interleave(recorded["captions_per_image"]).numpy()
-    _same_metrics(retrieval_metrics(score_i2t.numpy(), score_t2i.numpy(), image_of_text), recorded["result"])
 
 
 def test_retrieval_metric_alone(golden: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tcl.data.index import PairIndex
 from tcl.errors import DataError
 from tcl.metrics import recall_at
-from tcl.models.tcl import TCL, ImageOutput, TextOutput
+from tcl.models.tcl import TCL
 from tcl.tasks.decoding import Decoded, decode_batches
 from tcl.tasks.reranking import (
     PackedTexts,
@@ -266,21 +266,3 @@ def _too_few(images: list[str], bad: dict[int, str]) -> DataError:
         f"retrieval needs at least two readable images, found {len(images) - len(bad)}{reason}",
         hint="relative paths start from --images, else from the folder of the data file",
     )
-
-
-def rerank_scores(
-    model: TCL, images: ImageOutput, texts: TextOutput, sims: Tensor, top_k: int
-) -> tuple[Tensor, Tensor]:
-    """ITM scores of the best candidates of every query: [I, T] and [T, I], -100 where not re-ranked."""
-    from_image, from_text = (
-        torch.zeros_like(scores, dtype=torch.bool).scatter_(
-            1, scores.topk(min(top_k, scores.shape[1]), dim=1).indices, True
-        )
-        for scores in (sims, sims.T)
-    )
-    scores = torch.full(sims.shape, -100.0)
-    for row, columns in enumerate(from_image | from_text.T):
-        image = model.image_key_values(images.image_embeds[row : row + 1])
-        fused = model.fuse(texts.text_embeds[columns], texts.attention_mask[columns], image)
-        scores[row, columns] = model.itm_head(fused[:, 0])[:, 1]
-    return scores.masked_fill(~from_image, -100.0), scores.T.masked_fill(~from_text, -100.0)
