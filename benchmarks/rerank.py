@@ -32,6 +32,9 @@ from tcl.tasks.retrieval import RetrievalSet, evaluate_retrieval
 
 PLAIN_LENGTH = 30
 MEBIBYTE = 1 << 20
+# glibc raises the size from which memory goes back to the system as soon as it is freed to that of the largest block
+# freed so far. Then the heap keeps what nobody uses, the more the longer a process runs; here memory in use counts.
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
 TURNS = 20  # in which the sides alternate, so that other work on the machine slows both
 
 
@@ -177,10 +180,11 @@ def memory() -> bool:
         row = []
         for keep in ([], ["--keep"]):
             command = [sys.executable, __file__, "--measure", str(images), *keep]
-            row.append(int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | RETURNED)
+            row.append(int(done.stdout))
         peaks.append(row)
         print(f"{images:>6} {row[0]:>53} {row[1]:>17}", flush=True)
-    # The allocator's heap creeps a little with the number of calls; the tokens of an image are eight times that.
+    # Vectors and lists of candidates grow with the set; the tokens of all its images are many times that.
     bounded, kept = (last - first for first, last in zip(peaks[0], peaks[-1], strict=True))
     return bounded <= kept / 4
 

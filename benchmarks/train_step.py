@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from plain import IGNORED, PlainObjective, local_mutual_information, move_teacher
 from report import environment, write
 
+from tcl.allocator import keep_freed_memory
 from tcl.config import ModelConfig, OptimConfig
 from tcl.losses import lmi_loss
 from tcl.models.tcl import TCL
@@ -70,6 +71,7 @@ class Setup:
 
 def our_step(setup: Setup) -> Callable[[], None]:
     """What `tcl pretrain` does with a batch."""
+    keep_freed_memory()
     objective = PretrainObjective(setup.model, setup.teacher, setup.queue)
     optimizer = build_optimizer(setup.model, OptimConfig())
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tcl
-from export.formats import OPSET, graphs
-from export.verify import BOUND, Check, verify
+from export.checks import Bounds, Check
+from export.formats import DEFAULT_PRECISION, OPSET, graphs
 from tcl.atomic import atomic_folder
-from tcl.errors import CheckpointError, UsageError
+from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 from tcl.resolve import BUNDLE_FILE, read_json
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
 
-FORMAT_VERSION = 1
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
+FORMAT_VERSION = 2
+TOOLS = ("torch", "onnx", "onnxruntime")
+AGAIN = "export the model again"
 
 
 @dataclass(frozen=True)
@@ -33,20 +38,67 @@ class Bundle:
         folder: where it is.
         model_hash: of the model it was exported from.
         embed_dim: width of the vectors.
-        precision: of the graphs.
+        precisions: that every graph has.
         verified: True only after a verification in which every check passed.
+        graphs: by graph and precision, what `bundle.json` says of the file, `file` at least.
+        hashes: SHA-256 of each file.
         checks: of that verification; empty when there was none, or when the bundle was read from disk.
     """
 
     folder: Path
     model_hash: str
     embed_dim: int
-    precision: str
+    precisions: tuple[str, ...]
     verified: bool
+    graphs: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    hashes: Mapping[str, str]
     checks: list[Check] = field(default_factory=list)
 
+    def graph_file(self, graph: str, precision: str) -> Path:
+        """The file of a graph, compared with its recorded hash.
 
-def build_bundle(model: TCL, target: Path, *, check: bool = True, images: Sequence[str | Path] = ()) -> Bundle:
+        Raises:
+            UsageError: the bundle has no such graph or precision.
+            CheckpointError: it is not the file that was exported.
+        """
+        if graph not in self.graphs:
+            raise UsageError(f"{self.folder}: has no {graph} graph", hint=AGAIN + ", without --no-matcher")
+        if precision not in self.graphs[graph]:
+            raise UsageError(
+                f"{self.folder}: has no {precision} graphs, only {', '.join(self.graphs[graph])}",
+                hint=f"export the model again with --precision {precision}",
+            )
+        entry = self.graphs[graph][precision]
+        for name in filter(None, (entry["file"], entry.get("data"))):
+            self.check_file(str(name))
+        return self.folder / str(entry["file"])
+
+    def check_file(self, name: str) -> None:
+        """Compare a file with its recorded hash.
+
+        Raises:
+            CheckpointError: it is missing, or another one.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing from the bundle", hint=AGAIN)
+        if _sha256(path) != self.hashes[name]:
+            raise CheckpointError(f"{path}: is not the file that was exported (other SHA-256)", hint=AGAIN)
+
+
+def build_bundle(
+    model: TCL,
+    target: Path,
+    precisions: Sequence[str] = (DEFAULT_PRECISION,),
+    *,
+    matcher: bool = True,
+    check: bool = True,
+    images: Sequence[str | Path] = (),
+    texts: Sequence[str] = (),
+    static: bool = False,
+    bounds: Bounds | None = None,
+    progress: Callable[[str], object] = lambda step: None,
+) -> Bundle:
     """Export `model` to the new folder `target`.
 
     Files are written beside it under a temporary name. A bundle that fails its verification is kept, marked unverified.
@@ -54,74 +106,188 @@ def build_bundle(model: TCL, target: Path, *, check: bool = True, images: Sequen
     Args:
         model: on the CPU, in evaluation mode.
         target: must not exist.
+        precisions: of the graphs.
+        matcher: with the graphs that re-ranking needs.
         check: verify the written files against the model.
-        images: real images for the verification.
+        images: real images, for verification and the ranges of int8.
+        texts: real texts, for the same.
+        static: find the ranges of int8 on these, rather than for every batch; graphs that read what was not given keep
+            finding them for every batch.
+        bounds: how far figures may be off.
+        progress: told what is done next.
 
     Raises:
-        UsageError: `target` exists or cannot be written.
+        UsageError: `target` exists or cannot be written, or a precision does not exist.
+        MissingExtraError: a package that exports or verifies is not installed.
+        TclError: the disk is full, or the model cannot be exported.
     """
-    from export.onnx import export_onnx
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx")
+    from export.cases import Samples, calibration
+    from export.onnx import check_precisions, export_onnx
+    from export.readme import write_readme
+    from export.verify import verify
 
+    precisions, bounds = check_precisions(precisions), bounds or Bounds()
     if target.exists():
         raise UsageError(f"{target}: exists", hint="choose another --out")
+    with writing(target), atomic_folder(target) as folder:
+        samples = Samples(model, images, texts)
+        files = export_onnx(
+            model,
+            folder,
+            precisions,
+            matcher=matcher,
+            calibration=lambda graph: calibration(model, graph, samples) if static else (),
+            progress=lambda name: progress(f"writing {name}"),
+        )
+        model.processor.save(folder)
+        checks = (
+            verify(
+                folder,
+                model,
+                precisions,
+                matcher=matcher,
+                samples=samples,
+                bounds=bounds,
+                progress=lambda name: progress(f"verifying {name}"),
+            )
+            if check
+            else []
+        )
+        verified = check and all(item.passed for item in checks)
+        write_readme(folder, model, files)
+        if target.exists():  # which the lock cannot prevent where it was made by something else
+            raise UsageError(f"{target}: cannot be written: it has appeared meanwhile", hint="choose another --out")
+        manifest = _manifest(model, folder, precisions, matcher, files, checks, bounds, verified)
+        (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return Bundle(
+        target, model.model_hash, model.config.embed_dim, precisions, verified, files, manifest["files"], checks
+    )
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Hold the name `target` while it is written, and say in one line why it cannot be.
+
+    Raises:
+        UsageError: another process is writing it, or it cannot be written.
+        TclError: the disk is full.
+    """
+    lock = target.with_name(f".{target.name}.lock")
     try:
-        with atomic_folder(target) as folder:
-            export_onnx(model, folder)
-            model.processor.save(folder)
-            checks = verify(folder, model, images) if check else []
-            verified = check and all(item.passed for item in checks)
-            manifest = _manifest(model, folder, checks, verified)
-            (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{target}: cannot be written: {error.strerror}", hint="choose another --out") from error
-    return Bundle(target, model.model_hash, model.config.embed_dim, "fp32", verified, checks)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{target}: another process is writing it", hint="wait for it, or choose another --out"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            else:
+                # Whoever had it may have removed the file just now, and someone else may have made it anew.
+                if not lock.exists() or not os.path.samestat(os.fstat(handle), lock.stat()):
+                    raise UsageError(f"{target}: another process is writing it", hint="choose another --out")
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TclError(
+                f"{target}: not enough disk space; nothing is left of it", hint="free some, or choose another --out"
+            ) from error
+        raise UsageError(
+            f"{target}: cannot be written: {error.strerror or error}", hint="choose another --out"
+        ) from error
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read a bundle and compare every file with its recorded hash.
+    """Read a bundle of this format or the one before; small files are compared with their hash, graphs when opened.
 
     Raises:
         CheckpointError: naming the file that is missing, damaged, or of a newer format.
     """
     path = folder / BUNDLE_FILE
     manifest: dict[str, Any] = read_json(path)
-    again = "export the model again"
-    if manifest.get("format_version") != FORMAT_VERSION:
+    version = manifest.get("format_version")
+    if version not in (1, FORMAT_VERSION):
         raise CheckpointError(
-            f"{path}: format version {manifest.get('format_version')}, this tcl reads {FORMAT_VERSION}",
+            f"{path}: format version {version}, this tcl reads {FORMAT_VERSION}",
             hint="update tcl, or export the model again",
         )
     try:
-        for name, digest in manifest["files"].items():
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name}: is missing from the bundle", hint=again)
-            if _sha256(folder / name) != digest:
-                raise CheckpointError(f"{folder / name}: is not the file that was exported (other SHA-256)", hint=again)
-        return Bundle(
+        if version == 1:  # one precision, and the file named beside inputs and outputs
+            found = {name: {DEFAULT_PRECISION: {"file": entry["file"]}} for name, entry in manifest["graphs"].items()}
+        else:
+            found = {name: dict(entry["precisions"]) for name, entry in manifest["graphs"].items()}
+        names = [
+            part for entry in found.values() for file in entry.values() for part in (file["file"], file.get("data"))
+        ]
+        bundle = Bundle(
             folder,
             str(manifest["model_hash"]),
             int(manifest["embed_dim"]),
-            ", ".join(manifest["precisions"]),
+            tuple(manifest["precisions"]),
             bool(manifest["verified"]),
+            found,
+            {str(name): str(digest) for name, digest in manifest["files"].items()},
         )
+        if unknown := [name for name in names if name is not None and name not in bundle.hashes]:
+            raise CheckpointError(f"{path}: damaged: lists no hash of {unknown[0]}", hint=AGAIN)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged: {type(error).__name__} {error}", hint=again) from error
+        raise CheckpointError(f"{path}: damaged: {type(error).__name__} {error}", hint=AGAIN) from error
+    for name in bundle.hashes:
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: damaged: {name!r} is no name of a file", hint=AGAIN)
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: is missing from the bundle", hint=AGAIN)
+        if name not in names:
+            bundle.check_file(name)
+    return bundle
 
 
-def _manifest(model: TCL, folder: Path, checks: Sequence[Check], verified: bool) -> dict[str, Any]:
+def _manifest(
+    model: TCL,
+    folder: Path,
+    precisions: Sequence[str],
+    matcher: bool,
+    files: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    checks: Sequence[Check],
+    bounds: Bounds,
+    verified: bool,
+) -> dict[str, Any]:
+    from export.builders import sizes_of
+
+    sizes = sizes_of(model)
+    described = {}
+    for graph in graphs(sizes, matcher):
+        entries = {}
+        for precision, entry in files[graph.name].items():
+            own = [check for check in checks if (check.graph, check.precision) == (graph.name, precision)]
+            entries[precision] = {**entry, "verified": bool(own) and all(check.passed for check in own)}
+        described[graph.name] = graph.describe(entries)
+    head = getattr(model, "head", None)
     return {
         "format_version": FORMAT_VERSION,
         "model_hash": model.model_hash,
-        "embed_dim": model.config.embed_dim,
-        "precisions": ["fp32"],
+        "embed_dim": sizes.embed_dim,
+        "precisions": list(precisions),
         "opset": OPSET,
-        "graphs": {graph.name: graph.describe(model.config.embed_dim) for graph in graphs(model.processor.image_size)},
+        "graphs": described,
+        "task": {"name": head.task, "labels": head.labels} if head is not None else None,
         "preprocessing": model.processor.settings(),
         "verified": verified,
-        "verification": {"bound": BOUND, "checks": [item.to_json() for item in checks]} if checks else None,
+        "verification": {**bounds.to_json(), "checks": [item.to_json() for item in checks]} if checks else None,
         "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
         "tools": {"tcl": tcl.__version__} | {name: import_module(name).__version__ for name in TOOLS},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -1,124 +1,131 @@
-"""TCL to ONNX: an image graph and a text graph with dynamic batch and sequence axes. Verification is `verify.py`'s."""
+"""A model as ONNX files: every graph in every precision, standard operators only. Verification is `verify.py`'s."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.formats import MAX_BATCH, OPSET, Graph, graphs
-from tcl.errors import TclError
+from export.formats import DEFAULT_PRECISION, OPSET, PRECISIONS, Graph, graphs
+from tcl.errors import TclError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import numpy as np
+    from numpy.typing import NDArray
 
     from tcl.models.tcl import TCL
 
-# Never 1, which tracing would take for a constant, and different from each other and from any width.
-EXAMPLE_BATCH = 2
-EXAMPLE_LENGTH = 7
+INLINE_LIMIT = (1 << 31) - (1 << 24)
+"""Bytes of weights that a file of the format can hold, some room left; more go to a file of their own beside it."""
+
+Feeds = Sequence[dict[str, "NDArray[np.generic]"]]
 
 
-def export_onnx(model: TCL, folder: Path) -> list[Path]:
-    """Write `image_encoder.onnx` and `text_encoder.onnx`; the same model gives the same bytes.
+def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
+    """The precisions in the order in which they are written, each once.
+
+    Raises:
+        UsageError: there is none, or one that does not exist.
+    """
+    unknown = [name for name in precisions if name not in PRECISIONS]
+    if unknown or not precisions:
+        raise UsageError(
+            f"no such precision: {unknown[0]!r}" if unknown else "no precision was given",
+            hint=f"a comma-separated list of {', '.join(PRECISIONS)}",
+        )
+    return tuple(name for name in PRECISIONS if name in precisions)
+
+
+def export_onnx(
+    model: TCL,
+    folder: Path,
+    precisions: Sequence[str] = (DEFAULT_PRECISION,),
+    *,
+    matcher: bool = True,
+    calibration: Callable[[Graph], Feeds] = lambda graph: (),
+    progress: Callable[[str], object] = lambda file: None,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Write the graphs of `model`; the same model gives the same bytes.
 
     Args:
         model: on the CPU, in evaluation mode.
         folder: exists.
+        precisions: of `PRECISIONS`.
+        matcher: with the graphs that re-ranking needs.
+        calibration: typical inputs of a graph, which fix the ranges of int8; none: they are found for every batch.
+        progress: told the name of each file before it is written.
 
     Returns:
-        The files written.
+        By graph and precision: `file`, and of int8 `quantisation`.
 
     Raises:
-        TclError: the exporter failed, or wrote something else than was asked for.
+        UsageError: a precision does not exist, or not for this model.
+        TclError: the model has a layer that cannot be exported.
     """
-    import torch
+    from export.builders import sizes_of
+    from export.vision import is_plain
 
-    from export.wrappers import ImageEncoder, TextEncoder
+    if "bf16" in precisions and not is_plain(model.visual_encoder):
+        raise UsageError(
+            f"bf16: {model.config.image_encoder} is traced, and its convolution has no bfloat16 form in ONNX {OPSET}",
+            hint="leave bf16 out of --precision; fp16 works",
+        )
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for graph in graphs(sizes_of(model), matcher):
+        found[graph.name] = {}
+        for precision in check_precisions(precisions):
+            progress(graph.file(precision))
+            found[graph.name][precision] = _write(model, graph, precision, folder, calibration)
+    return found
 
-    image, text = graphs(model.processor.image_size)
-    positions = model.config.text_encoder_args.max_position_embeddings
-    pixels = torch.zeros(EXAMPLE_BATCH, 3, *model.processor.image_size, dtype=torch.uint8)
-    ids = torch.ones(EXAMPLE_BATCH, min(EXAMPLE_LENGTH, positions - 1), dtype=torch.int64)
-    return [
-        _export(ImageEncoder(model).eval(), (pixels,), image, folder, model, positions),
-        _export(TextEncoder(model).eval(), (ids, torch.ones_like(ids)), text, folder, model, positions),
-    ]
 
-
-def _export(
-    module: nn.Module, example: tuple[Tensor, ...], graph: Graph, folder: Path, model: TCL, positions: int
-) -> Path:
+def _write(
+    model: TCL, graph: Graph, precision: str, folder: Path, calibration: Callable[[Graph], Feeds]
+) -> dict[str, Any]:
     import onnx
-    import torch
 
-    bounds = {"batch": MAX_BATCH, "sequence": positions}
-    dims = {name: torch.export.Dim(name, min=1, max=bound) for name, bound in bounds.items()}
-    shapes = tuple(
-        {axis: dims[name] for axis, name in enumerate(axes) if isinstance(name, str)} for axes in graph.inputs.values()
-    )
-    try:
-        with _quiet(), torch.inference_mode(False), torch.no_grad():
-            program = torch.onnx.export(
-                module,
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=shapes,
-                input_names=list(graph.inputs),
-                output_names=[graph.output],
-                external_data=False,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TclError(f"{graph.file}: torch cannot export this model: {reason}", hint="see --debug") from error
-    assert program is not None  # which is what the exporter returns unless it writes the file itself
-    _set_metadata(program.model, model, graph)
-    path = folder / graph.file
-    with _quiet():
-        program.save(path)
-    opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
-    if opsets != {"": OPSET}:
-        raise TclError(f"{graph.file}: the exporter wrote operator sets {opsets} instead of {OPSET}")
+    path = folder / graph.file(precision)
+    entry: dict[str, Any] = {"file": path.name}
+    if precision == "int8":
+        from export.quantise import quantise
+
+        source = folder / graph.file()
+        temporary = not source.exists()
+        if temporary:
+            _save(model, graph, DEFAULT_PRECISION, source)
+        entry["quantisation"] = quantise(source, path, calibration(graph))
+        if temporary:
+            for part in (source, _data_file(source)):
+                part.unlink(missing_ok=True)
+    else:
+        _save(model, graph, precision, path)
+    if _data_file(path).exists():
+        entry["data"] = _data_file(path).name
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise TclError(f"{graph.file}: the exported graph is invalid: {' '.join(str(error).split())}") from error
-    return path
+        raise TclError(f"{path.name}: the exported graph is invalid: {' '.join(str(error).split())[:300]}") from error
+    return entry
 
 
-def _set_metadata(ir_model: Any, model: TCL, graph: Graph) -> None:
-    """Name the model and its preprocessing inside the file, and drop the exporter's traces, which hold local paths."""
-    for part in (ir_model, ir_model.graph):
-        part.metadata_props.clear()
-    for node in ir_model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*ir_model.graph.inputs, *ir_model.graph.initializers.values()):
-        value.metadata_props.clear()
-    ir_model.graph.name = graph.name
-    ir_model.graph.doc_string = ir_model.doc_string = None
-    ir_model.producer_name = "tcl"
-    ir_model.metadata_props["tcl.model_hash"] = model.model_hash
-    ir_model.metadata_props["tcl.preprocessing"] = json.dumps(model.processor.settings(), sort_keys=True)
+def _save(model: TCL, graph: Graph, precision: str, path: Path) -> None:
+    import onnx
+
+    from export.builders import build
+
+    made = build(model, graph, precision).model(graph, precision, metadata(model))
+    size = sum(len(weight.raw_data) for weight in made.graph.initializer)
+    onnx.save(made, path, save_as_external_data=size > INLINE_LIMIT, location=_data_file(path).name)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, which prints progress and logs to both streams; errors still arrive as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+def _data_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def metadata(model: TCL) -> Mapping[str, str]:
+    """What every file says about itself: `tcl.model_hash` and `tcl.preprocessing`."""
+    return {
+        "tcl.model_hash": model.model_hash,
+        "tcl.preprocessing": json.dumps(model.processor.settings(), sort_keys=True),
+    }

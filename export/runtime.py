@@ -5,23 +5,36 @@ Neither torch nor ONNX Runtime is imported before an encoder of its kind is made
 
 from __future__ import annotations
 
-from functools import cached_property
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.bench_record import choose
+from export.formats import PRECISIONS
+from export.sessions import open_session
 from tcl.devices import choose_device
 from tcl.embed import Encoder
-from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
+from tcl.errors import MissingExtraError, UsageError
 from tcl.processor import Processor
 from tcl.resolve import ModelSource, find_bundle, find_model
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from export.bundle import Bundle
     from tcl.models.tcl import TCL
+
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+PREFERRED = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp16", "fp32")}
+"""Precisions of a bundle in the order in which `auto` takes them; ONNX Runtime runs no others there."""
 
 
 class TorchEncoder:
@@ -30,137 +43,232 @@ class TorchEncoder:
     Args:
         model: in evaluation mode; it is moved to `device`.
         device: `cpu`, `cuda`, or None for where it is.
+        precision: `auto` is fp16 on a GPU, where products are then float16 and the rest float32, and fp32 on a CPU.
+        compiled: by torch's compiler, at the first call; that takes a minute, and again when another batch size comes.
+
+    Raises:
+        UsageError: torch does not compute in this precision there.
     """
 
-    precision = "fp32"
+    lanes = 1
 
-    def __init__(self, model: TCL, device: str | None = None) -> None:
+    def __init__(self, model: TCL, device: str | None = None, precision: str = "auto", compiled: bool = False) -> None:
         self.model = model.to(device) if device else model
         self.processor: Processor = model.processor
         self.model_hash: str = model.model_hash
         self.embed_dim: int = model.config.embed_dim
-        self.backend = f"torch-{model.device.type}"
+        kind = model.device.type
+        known = ("fp32", "fp16", "bf16") if kind == "cuda" else ("fp32",)
+        if precision not in ("auto", *known):
+            raise UsageError(
+                f"--precision {precision}: torch computes in {' or '.join(known)} on {kind}",
+                hint=f"for {precision}, `tcl export --precision {precision}` and give the bundle by --model",
+            )
+        self.precision = precision if precision != "auto" else "fp16" if kind == "cuda" else "fp32"
+        self.backend = f"torch-compiled-{kind}" if compiled else f"torch-{kind}"
+        self._image: Callable[..., Any] = self.model.encode_image
+        self._text: Callable[..., Any] = self.model.encode_text
+        if compiled:
+            import torch
+
+            self._image, self._text = torch.compile(self._image), torch.compile(self._text)
 
     def encode_image(self, pixel_values: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E]."""
         import torch
 
-        with torch.inference_mode():
-            vectors: NDArray[np.float32] = self.model.encode_image(pixel_values).image_feat.cpu().numpy()
-        return vectors
+        with torch.inference_mode(), self._autocast():
+            return _array(self._image(self._moved(pixel_values)).image_feat)
+
+    def encode_image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """uint8 pixels [B, 3, H, W] to vectors [B, E] and the last token states [B, T, W]."""
+        import torch
+
+        with torch.inference_mode(), self._autocast():
+            image = self._image(self._moved(pixel_values))
+            return _array(image.image_feat), _array(image.image_embeds)
 
     def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Token ids and mask [B, S] to L2-normalised vectors [B, E]."""
         import torch
 
-        with torch.inference_mode():
-            vectors: NDArray[np.float32] = self.model.encode_text(input_ids, attention_mask).text_feat.cpu().numpy()
-        return vectors
+        with torch.inference_mode(), self._autocast():
+            return _array(self._text(self._moved(input_ids), self._moved(attention_mask)).text_feat)
+
+    def _moved(self, values: NDArray[Any]) -> Tensor:
+        import torch
+
+        tensor = torch.as_tensor(values)
+        if self.model.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.model.device, non_blocking=True)
+
+    def _autocast(self) -> Any:
+        import torch
+
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.model.device.type, dtype=dtype)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = tensor.float().cpu().numpy()
+    return found
 
 
 class OnnxEncoder:
-    """An exported bundle as an `Encoder`, in ONNX Runtime on the CPU.
+    """An exported bundle as an `Encoder`, in ONNX Runtime.
 
     Args:
         folder: the bundle.
-        threads: of ONNX Runtime; None lets it take the cores there are.
+        precision: of the graphs; `auto` takes the first of `PREFERRED` that the bundle has.
+        lanes: threads that may call it at once with profit. With more than one each call uses one core; with one, a
+            call uses them all. A GPU takes one.
+        device: where it computes.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         CheckpointError: the bundle is damaged.
+        UsageError: it lacks the precision, or ONNX Runtime does not run that there.
     """
 
-    backend = "onnx-cpu"
-
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, precision: str = "auto", lanes: int = 1, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> None:
         if find_spec("onnxruntime") is None:
-            raise MissingExtraError("onnxruntime", "onnx")
+            raise MissingExtraError("onnxruntime", "onnx-gpu" if device == "cuda" else "onnx")
         from export.bundle import read_bundle
 
         self.bundle: Bundle = read_bundle(folder)
         self.processor = Processor.load(folder)
         self.model_hash = self.bundle.model_hash
         self.embed_dim = self.bundle.embed_dim
-        self.precision = self.bundle.precision
-        self._threads = threads
+        self.precision = _choose(self.bundle, precision, device)
+        self.lanes = lanes if device == "cpu" else 1
+        self.backend = f"onnx-{device}"
+        self._device: Literal["cpu", "cuda"] = device
+        self._sessions: dict[str, Any] = {}
+        self._opening = Lock()
 
-    @cached_property
-    def _image_session(self) -> Any:
-        return open_session(self.bundle.folder / "image_encoder.onnx", self._threads)
+    def session(self, graph: str) -> Any:
+        """The session of a graph; opened when it is first asked for, and shared by all threads.
 
-    @cached_property
-    def _text_session(self) -> Any:
-        return open_session(self.bundle.folder / "text_encoder.onnx", self._threads)
+        Raises:
+            UsageError: the bundle has no such graph, or the device cannot be used.
+            CheckpointError: its file is damaged.
+        """
+        with self._opening:
+            if graph not in self._sessions:
+                path = self.bundle.graph_file(graph, self.precision)
+                self._sessions[graph] = open_session(path, 1 if self.lanes > 1 else None, self._device)
+            return self._sessions[graph]
 
     def encode_image(self, pixel_values: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E]."""
-        vectors: NDArray[np.float32] = self._image_session.run(["image_embeds"], {"pixel_values": pixel_values})[0]
+        feed = {"pixel_values": pixel_values}
+        vectors: NDArray[np.float32] = self.session("image_encoder").run(["image_embeds"], feed)[0]
         return vectors
+
+    def encode_image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """uint8 pixels [B, 3, H, W] to vectors [B, E] and the last token states [B, T, W].
+
+        Raises:
+            UsageError: the bundle was exported without this graph.
+        """
+        outputs = ["image_embeds", "image_tokens"]
+        vectors, tokens = self.session("image_tokens").run(outputs, {"pixel_values": pixel_values})
+        return vectors, tokens
 
     def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Token ids and mask [B, S] to L2-normalised vectors [B, E]."""
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
-        vectors: NDArray[np.float32] = self._text_session.run(["text_embeds"], feed)[0]
+        vectors: NDArray[np.float32] = self.session("text_encoder").run(["text_embeds"], feed)[0]
         return vectors
 
 
-def open_session(path: Path, threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the CPU.
+def _choose(bundle: Bundle, precision: str, device: str) -> str:
+    """The precision to run.
 
     Raises:
-        CheckpointError: ONNX Runtime does not accept the file.
-        TclError: it chose another provider than the CPU.
+        UsageError: the bundle lacks it, or ONNX Runtime does not run it on the device.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only; the rest is advice on graph clean-up
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    wanted = "CPUExecutionProvider"
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
-    except Exception as error:  # its exceptions share no public base class
-        raise CheckpointError(
-            f"{path}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}", hint="export the model again"
-        ) from error
-    if session.get_providers() != [wanted]:
-        raise TclError(f"{path}: ONNX Runtime runs it on {', '.join(session.get_providers())}, not on the CPU")
-    return session
+    known: Sequence[str] = PREFERRED[device]
+    if precision not in ("auto", *PRECISIONS):
+        raise UsageError(f"--precision {precision}: no such precision", hint=f"one of auto, {', '.join(PRECISIONS)}")
+    if precision != "auto" and precision not in bundle.precisions:
+        raise UsageError(
+            f"{bundle.folder}: has no {precision} graphs, only {', '.join(bundle.precisions)}",
+            hint=f"export the model again with --precision {precision}",
+        )
+    found = [name for name in known if name in bundle.precisions and precision in ("auto", name)]
+    if not found:
+        wanted = precision if precision != "auto" else ", ".join(bundle.precisions)
+        raise UsageError(
+            f"{bundle.folder}: ONNX Runtime does not run {wanted} graphs on {device}",
+            hint=f"export the model again with --precision {known[0]}",
+        )
+    return found[0]
 
 
 def open_encoder(
     model: str | None = None,
-    backend: Literal["auto", "torch", "onnx"] = "auto",
+    backend: Literal["auto", "torch", "torch-compiled", "onnx"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision = "auto",
+    lanes: int | None = None,
 ) -> Encoder:
     """The encoder a command means.
 
     Args:
-        model: a run, model folder, bundle, `.pth` or hub id; None looks for the newest.
-        backend: `auto` runs a bundle in ONNX Runtime and any other model in torch; without torch, or where there is no
-            run, it takes the newest bundle.
-        device: where torch computes.
+        model: a run, model folder, bundle, packed or not, `.pth` or hub id; None looks for the newest.
+        backend: `auto` takes the fastest way that `tcl bench` has verified here. Without its result it runs a bundle in
+            ONNX Runtime and any other model in torch; without torch, or where there is no run, it takes the newest
+            bundle.
+        device: where it computes; without a result of `tcl bench`, `auto` runs bundles on the CPU.
+        precision: see `TorchEncoder` and `OnnxEncoder`.
+        lanes: of an `OnnxEncoder`; None for one, which is right for single queries, as is 1.
 
     Raises:
         UsageError: there is no such model, or the backend cannot run it.
         MissingExtraError: the backend is not installed.
     """
+    model = _unpacked(model or os.environ.get("TCL_MODEL"))
     source = find_bundle(model) if backend == "onnx" else _find(model, bundles=backend == "auto")
+    if backend == "auto":
+        fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
+        if fastest is not None:
+            return open_encoder(*fastest, lanes)  # type: ignore[arg-type]
     if source.kind == "bundle":
-        if backend == "torch":
+        if backend.startswith("torch"):
             raise UsageError(
                 f"{source.location} is an exported bundle, which torch cannot run",
-                hint="leave out --backend torch, or name the run it was exported from with --model",
+                hint=f"leave out --backend {backend}, or name the run it was exported from with --model",
             )
-        if device == "cuda":
-            raise UsageError("bundles run on the CPU", hint="leave out --device, or use --backend torch with a run")
-        return OnnxEncoder(source.path)
+        return OnnxEncoder(source.path, precision, lanes or 1, "cuda" if device == "cuda" else "cpu")
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model
 
-    return TorchEncoder(load_model(source.location), choose_device(device))
+    return TorchEncoder(load_model(source.location), choose_device(device), precision, backend == "torch-compiled")
+
+
+def find_source(model: str | None = None) -> ModelSource:
+    """The model a command means, unpacked; the newest bundle where there is no run, or no torch.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return _find(_unpacked(model or os.environ.get("TCL_MODEL")), bundles=True)
+
+
+def _unpacked(model: str | None) -> str | None:
+    """The folder of a packed bundle; anything else as it is."""
+    if model is None or not model.endswith(".tar"):
+        return model
+    from export.pack import unpacked
+
+    return str(unpacked(Path(model)))
 
 
 def _find(model: str | None, bundles: bool) -> ModelSource:

@@ -1,189 +1,172 @@
-"""Do the written graphs compute what the model computes? Names, then axes, then shapes, then values, on fresh sessions.
-
-Shapes and values are checked far from the traced ones: batches of 1, 2 and 7, every text length, rows with and without
-padding. What stands in the padding is random, so a graph that ignores its mask is caught.
-"""
+"""Do the written graphs compute what the model computes? Names, axes, shapes, then values, on fresh sessions."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.formats import Graph, graphs
-from export.runtime import TorchEncoder, open_session
+from export.cases import Case, Samples, cases, is_small
+from export.checks import Bounds, Check, Figures
+from export.formats import DEFAULT_PRECISION, Graph, graphs
+from export.sessions import one_line, open_session
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
 
-BOUND = 1e-5  # largest |difference| of a vector's entry, float32
-BATCHES = (1, 2, 7)
-ORT_TYPES = {"uint8": "tensor(uint8)", "int64": "tensor(int64)", "float32": "tensor(float)"}
-
-Feed = dict[str, NDArray[Any]]
-Case = tuple[str, Feed]  # "batch 2, length 5, padded" and the inputs
-
-
-@dataclass
-class Check:
-    """One line of a verification.
-
-    Attributes:
-        graph: name of the graph.
-        subject: `names`, `axes`, `shapes` or `values`.
-        passed: whether it is as it should be.
-        detail: what was seen; of a failure, where and what.
-        cases: runs that were compared.
-        max_abs_diff: largest |graph - model| over all entries and cases; None unless `values`.
-        min_cosine: smallest cosine between a row of the graph and of the model; None unless `values`.
-    """
-
-    graph: str
-    subject: str
-    passed: bool
-    detail: str = ""
-    cases: int = 0
-    max_abs_diff: float | None = None
-    min_cosine: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
+ORT_TYPES = {
+    "uint8": "tensor(uint8)",
+    "int64": "tensor(int64)",
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+}
+ROUNDED = ("fp16", "bf16")
+PLAIN_CASES = 6  # of a half-precision file that are also run as it is
 
 
-def verify(folder: Path, model: TCL, images: Sequence[str | Path] = (), bound: float = BOUND) -> list[Check]:
+def verify(
+    folder: Path,
+    model: TCL,
+    precisions: Sequence[str] = (DEFAULT_PRECISION,),
+    *,
+    matcher: bool = True,
+    samples: Samples | None = None,
+    bounds: Bounds | None = None,
+    progress: Callable[[str], object] = lambda graph: None,
+) -> list[Check]:
     """Compare the graphs in `folder` with the model they were exported from.
+
+    Half-precision graphs are compared as a GPU computes them, see `rounding.py`; in float16 the file is also run as it
+    is, which in bfloat16 ONNX Runtime cannot do on a CPU.
 
     Args:
         folder: holds the `.onnx` files.
         model: on the CPU, in evaluation mode.
-        images: real images, compared beside random pixels.
-        bound: largest |difference| allowed.
+        precisions: of the files.
+        matcher: whether the graphs of re-ranking are there.
+        samples: real images and texts, compared beside random ones.
+        bounds: how far figures may be off.
+        progress: told the name of each graph before it is verified.
 
     Returns:
-        For each graph its checks, up to the first that makes the next ones pointless.
+        For each graph and precision its checks, up to the first that makes the next ones pointless.
     """
-    encoder = TorchEncoder(model)
-    image, text = graphs(model.processor.image_size)
-    reference: dict[str, Callable[..., NDArray[np.float32]]] = {
-        image.name: encoder.encode_image,
-        text.name: encoder.encode_text,
-    }
-    cases = {image.name: _image_cases(model, images), text.name: _text_cases(model)}
+    from export.builders import sizes_of
+
+    threads = 1 if is_small(model) else None  # of small products a second thread makes slow ones
     checks: list[Check] = []
-    for graph in (image, text):
-        checks += _verify_graph(
-            folder / graph.file, graph, encoder.embed_dim, reference[graph.name], cases[graph.name], bound
-        )
+    for graph in graphs(sizes_of(model), matcher):
+        progress(graph.name)
+        found = cases(model, graph, samples or Samples(model))
+        checks += _verify_graph(folder, graph, precisions, found, bounds or Bounds(), threads)
     return checks
 
 
 def _verify_graph(
-    path: Path,
-    graph: Graph,
-    embed_dim: int,
-    reference: Callable[..., NDArray[np.float32]],
-    cases: Iterator[Case],
-    bound: float,
+    folder: Path, graph: Graph, precisions: Sequence[str], found: Iterator[Case], bounds: Bounds, threads: int | None
 ) -> list[Check]:
-    try:
-        session = open_session(path)
-    except Exception as error:  # ONNX Runtime raises many kinds
-        return [Check(graph.name, "names", False, f"cannot be opened: {_one_line(error)}")]
-    checks = [_check_names(session, graph)]
-    if checks[0].passed:
-        checks.append(_check_axes(session, graph, embed_dim))
-        checks += _check_values(session, graph, embed_dim, reference, cases, bound)
-    return checks
+    with ExitStack() as stack:
+        subjects = [_Subject(graph, precision, folder, stack, threads) for precision in precisions]
+        for case in found:
+            for subject in subjects:
+                subject.run(case)
+        return [check for subject in subjects for check in subject.checks(bounds)]
 
 
-def _check_names(session: Any, graph: Graph) -> Check:
-    found = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
-    wanted = (list(graph.inputs), [graph.output])
-    detail = f"{', '.join(found[0])} -> {', '.join(found[1])}"
-    if found != wanted:
-        detail += f", not {', '.join(wanted[0])} -> {', '.join(wanted[1])}"
-    return Check(graph.name, "names", found == wanted, detail)
+class _Subject:
+    """One file under verification."""
 
-
-def _check_axes(session: Any, graph: Graph, embed_dim: int) -> Check:
-    nodes = [*session.get_inputs(), *session.get_outputs()]
-    found = {node.name: (node.type, tuple(node.shape)) for node in nodes}
-    wanted = {name: (ORT_TYPES[graph.dtype], tuple(axes)) for name, axes in graph.inputs.items()}
-    wanted[graph.output] = (ORT_TYPES["float32"], ("batch", embed_dim))
-    wrong = [f"{name}: {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]]
-    right = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, (_, shape) in found.items())
-    return Check(graph.name, "axes", not wrong, "; ".join(wrong) or right)
-
-
-def _check_values(
-    session: Any,
-    graph: Graph,
-    embed_dim: int,
-    reference: Callable[..., NDArray[np.float32]],
-    cases: Iterator[Case],
-    bound: float,
-) -> list[Check]:
-    shapes = Check(graph.name, "shapes", True)
-    values = Check(graph.name, "values", True, max_abs_diff=0.0, min_cosine=1.0)
-    for name, feed in cases:
-        expected = reference(*feed.values())
+    def __init__(self, graph: Graph, precision: str, folder: Path, stack: ExitStack, threads: int | None) -> None:
+        self.graph, self.precision = graph, precision
+        self.found: list[Check] = []
+        self.failed: Check | None = None
+        self.cases = 0
+        self.figures = {port.name: Figures(port.role) for port in graph.outputs}
+        self.runs: list[Any] = []  # the first sees every case
+        path = folder / graph.file(precision)
         try:
-            (actual,) = session.run([graph.output], feed)
-        except Exception as error:
-            shapes.passed, shapes.detail = False, f"{name}: does not run: {_one_line(error)}"
-            break
-        shapes.cases += 1
-        if actual.shape != (len(expected), embed_dim):
-            shapes.passed, shapes.detail = False, f"{name}: {actual.shape}, not {(len(expected), embed_dim)}"
-            break
-        _compare(values, name, actual, expected)
-    shapes.detail = shapes.detail or f"[batch, {embed_dim}] in {shapes.cases} cases"
-    if not shapes.passed:
-        return [shapes]
-    difference = values.max_abs_diff
-    values.passed = difference is not None and difference <= bound  # a NaN is not
-    values.detail = f"max |difference| {difference:.1e} (bound {bound:.0e}) at {values.detail or 'every case'}"
-    return [shapes, values]
+            if precision in ROUNDED:
+                self.runs.append(_open_rounded(path, stack, threads))
+            if precision != "bf16":
+                self.runs.append(open_session(path, threads))
+            # Types are those of the file; the rounded form has the same at its edges.
+            self._look_at(self.runs[-1])
+        except Exception as error:  # ONNX Runtime and the reader of files raise many kinds
+            self._fail("names", f"cannot be opened: {one_line(error)}")
+
+    def _look_at(self, session: Any) -> None:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        wanted = {port.name: port for port in (*self.graph.inputs, *self.graph.outputs)}
+        names = [node.name for node in (*inputs, *outputs)]
+        detail = f"{', '.join(node.name for node in inputs)} -> {', '.join(node.name for node in outputs)}"
+        if names != list(wanted):
+            self._fail("names", f"{detail}, not {', '.join(wanted)}")
+            return
+        self.found.append(Check(self.graph.name, self.precision, "names", True, detail))
+        wrong = []
+        for node in (*inputs, *outputs):
+            port = wanted[node.name]
+            axes = ORT_TYPES[self.graph.dtype(port, self.precision)], list(port.axes)
+            if (node.type, node.shape) != axes:
+                wrong.append(f"{node.name}: {node.type} {node.shape}, not {axes[0]} {axes[1]}")
+        if wrong:
+            self._fail("axes", "; ".join(wrong))
+            return
+        right = ", ".join(f"{port.name} [{', '.join(map(str, port.axes))}]" for port in wanted.values())
+        self.found.append(Check(self.graph.name, self.precision, "axes", True, right))
+
+    def _fail(self, subject: str, detail: str) -> None:
+        self.failed = Check(self.graph.name, self.precision, subject, False, detail, cases=self.cases)
+
+    def run(self, case: Case) -> None:
+        """Compare one case, unless an earlier one made that pointless."""
+        if self.failed is not None:
+            return
+        feed = dict(case.feed)
+        for port in self.graph.inputs:
+            if port.dtype == "states":
+                feed[port.name] = feed[port.name].astype(self.graph.dtype(port, self.precision))
+        for session in self.runs[: None if self.cases < PLAIN_CASES else 1]:
+            try:
+                outputs: list[NDArray[Any]] = session.run(list(self.figures), feed)
+            except Exception as error:
+                self._fail("shapes", f"{case.name}: does not run: {one_line(error)}")
+                return
+            for (name, figures), actual in zip(self.figures.items(), outputs, strict=True):
+                expected = case.expected[name]
+                if actual.shape != expected.shape:
+                    self._fail("shapes", f"{case.name}: {name} {actual.shape}, not {expected.shape}")
+                    return
+                figures.add(case.name, actual.astype(np.float32), expected)
+        self.cases += 1
+
+    def checks(self, bounds: Bounds) -> list[Check]:
+        """What was found."""
+        if self.failed is not None:
+            return [*self.found, self.failed]
+        shapes = Check(self.graph.name, self.precision, "shapes", True, f"{self.cases} cases", cases=self.cases)
+        values = [
+            figures.check(self.graph.name, self.precision, name, self.cases, bounds, _runtime(self.precision))
+            for name, figures in self.figures.items()
+        ]
+        return [*self.found, shapes, *values]
 
 
-def _compare(check: Check, name: str, actual: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Add one case to the figures of a `values` check; its detail names the worst case."""
-    difference = float(np.abs(actual - expected).max())
-    norms = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
-    cosine = float(((actual * expected).sum(axis=1) / np.maximum(norms, 1e-12)).min())
-    assert check.max_abs_diff is not None and check.min_cosine is not None
-    check.cases += 1
-    if not difference <= check.max_abs_diff:  # also when it is NaN, which then stays
-        check.max_abs_diff, check.detail = difference, name
-    if not cosine >= check.min_cosine:
-        check.min_cosine = cosine
+def _open_rounded(path: Path, stack: ExitStack, threads: int | None) -> Any:
+    from export.rounding import write_rounded
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tcl-verify-")))
+    write_rounded(path, folder / path.name)
+    return open_session(folder / path.name, threads, optimise=False)
 
 
-def _image_cases(model: TCL, images: Sequence[str | Path]) -> Iterator[Case]:
-    draw = np.random.default_rng(0)
-    for batch in BATCHES:
-        pixels = draw.integers(0, 256, (batch, 3, *model.processor.image_size), dtype=np.uint8)
-        yield f"batch {batch}, random pixels", {"pixel_values": pixels}
-    for image in images:
-        yield f"image {image}", {"pixel_values": model.processor.images([image])}
-
-
-def _text_cases(model: TCL) -> Iterator[Case]:
-    draw = np.random.default_rng(0)
-    vocab_size = model.processor.tokenizer.vocab_size
-    for length in range(1, model.processor.max_length + 1):
-        for batch in BATCHES:
-            ids = draw.integers(0, vocab_size, (batch, length), dtype=np.int64)
-            yield f"batch {batch}, length {length}", {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            lengths = draw.integers(1, length + 1, batch)
-            mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
-            yield f"batch {batch}, length {length}, padded", {"input_ids": ids, "attention_mask": mask}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _runtime(precision: str) -> str:
+    """What computed the values, as `bundle.json` says."""
+    plain = "onnxruntime on the CPU"
+    rounded = f"{plain}, every operator in float32 and its result rounded to {precision}"
+    return {"fp16": f"{rounded}; {PLAIN_CASES} cases also as the file is", "bf16": rounded}.get(precision, plain)

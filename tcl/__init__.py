@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["TCL", "__version__"]
+__all__ = ["TCL", "Embedder", "__version__", "load"]
 
 if TYPE_CHECKING:
+    from tcl.embedder import Embedder, load
     from tcl.models.tcl import TCL
 
 
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from tcl.models.tcl import TCL
 
         return TCL
+    if name in ("Embedder", "load"):
+        import tcl.embedder
+
+        return getattr(tcl.embedder, name)
     raise AttributeError(f"module 'tcl' has no attribute {name!r}")

@@ -17,20 +17,21 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tcl
 from tcl.atomic import atomic_folder
-from tcl.config import ModelConfig
+from tcl.config import ModelConfig, one_line
+from tcl.damage import damage, is_of_torch
 from tcl.errors import CheckpointError, UsageError
+from tcl.hub import quiet_hub
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.lora import merged_state_dict
 from tcl.models.task import TaskModel
@@ -116,10 +117,10 @@ def load_model_folder(folder: Path) -> TCL:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: lacks {error}", hint=AGAIN) from error
-    except (ValidationError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {' '.join(str(error).split())}", hint=AGAIN) from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {one_line(error)}", hint=AGAIN) from error
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}", hint=AGAIN) from error
+        raise damage(folder / WEIGHTS_FILE, hint=AGAIN) from error
     except RuntimeError as error:  # from load_state_dict
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {_first_lines(error)}", hint=AGAIN
@@ -151,15 +152,14 @@ def with_head(model: TCL, head: HeadConfig | None) -> TCL:
     return model if head is None else attach_head(model, head)
 
 
-def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
-    """Write `checkpoints/step-<step>` of a run and delete all but the newest `keep`.
+def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str, Any]) -> Path:
+    """Write `checkpoints/step-<step>` of a run.
 
     Args:
         run: the run folder.
         model: the trained model.
         state: tensors and plain values only.
         meta: a JSON object with `step`.
-        keep: checkpoints to keep.
 
     Raises:
         CheckpointError: it cannot be written, as on a full disk; nothing of it is left.
@@ -177,11 +177,22 @@ def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str
             f"{folder}: cannot be written: {_first_lines(error)}; earlier checkpoints are intact",
             hint=f"free some space, then continue with --resume --out {run}",
         ) from error
-    for old in checkpoints(run)[:-keep]:
-        doomed = old.with_name(f".{old.name}.old")  # half deleted, it must not pass for a checkpoint
-        old.rename(doomed)
-        shutil.rmtree(doomed)
     return folder
+
+
+def prune_checkpoints(run: Path, keep: int, spare: Collection[Path] = ()) -> None:
+    """Delete all checkpoints of a run but the newest.
+
+    Args:
+        run: the run folder.
+        keep: how many to keep.
+        spare: folders that are still needed, such as those that are being copied.
+    """
+    for old in checkpoints(run)[:-keep]:
+        if old not in spare:
+            doomed = old.with_name(f".{old.name}.old")  # half deleted, it must not pass for a checkpoint
+            old.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -199,8 +210,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[st
         weights = load_file(folder / WEIGHTS_FILE)
         return weights, read_tensors(folder / STATE_FILE), read_json(folder / META_FILE)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder}: cannot be read: {error}", hint="delete this checkpoint folder to resume from the one before it"
+        raise damage(
+            folder / WEIGHTS_FILE, hint="delete this checkpoint folder to resume from the one before it"
         ) from error
 
 
@@ -221,12 +232,14 @@ def read_tensors(path: Path, lazily: bool = False) -> dict[str, Any]:
             mmap = lazily and zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
+        if not is_of_torch(path):  # whatever it is, nobody meant it as a pickle
+            raise damage(path) from error
         raise CheckpointError(
             f"{path}: refused: it is no plain checkpoint, and loading it could run code",
             hint="a checkpoint of tensors, numbers and strings is accepted; ask for one, or for safetensors",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {_first_lines(error)}", hint="is the file complete?") from error
+        raise damage(path) from error
 
 
 def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:
@@ -238,7 +251,8 @@ def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(names)))
+        with quiet_hub():
+            return Path(snapshot_download(hub_id, allow_patterns=list(names)))
     except Exception as error:  # the hub client raises many kinds, from its HTTP library too
         raise UsageError(
             f"{hub_id}: neither a file or folder here nor a model that could be fetched from the hub: "

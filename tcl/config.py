@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tcl.errors import ConfigError
 from tcl.overrides import apply_override
+from tcl.strict_yaml import read_yaml
 
 
 class Section(BaseModel):
@@ -246,12 +247,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), model: ModelC
         ConfigError: naming the file and every wrong key at once.
     """
     path = find_recipe(source)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: not valid YAML: {' '.join(str(error).split())}", hint="tcl recipes show demo prints a valid one"
-        ) from error
+    values = read_yaml(path)
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: a recipe is a mapping with the sections {', '.join(Recipe.model_fields)}")
     values = values or {}
@@ -284,9 +280,16 @@ def _explain(item: Any) -> str:
             name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]
         ]
         return f"  {key}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
-    message = item["msg"].removeprefix("Value error, ")
+    message = item["msg"].removeprefix("Value error, ")  # pydantic's, before what a validator of ours says
     given = "" if isinstance(item["input"], dict | BaseModel) else f", not {item['input']!r}"
     return f"  {key}: {message[0].lower()}{message[1:]}{given}"
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong with the `model` section that a model carries, in one line; other errors as they are."""
+    if isinstance(error, ValidationError):
+        return "; ".join(_explain(item).strip() for item in error.errors())
+    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
 
 def settings(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,13 +20,16 @@ from tcl.keyreport import KeyReport
 from tcl.layouts import Layout, tied_to
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
-from tcl.reference import build_reference, read_reference
+from tcl.reference import WHOLE, build_fine_tuned, build_reference, heads_of, read_reference, report_task, shapes
+from tcl.weights import attention_heads
 
 EXTRA_FILE = "extra.safetensors"  # beside a converted model: what the published file held besides it, and its order
 
 
 def from_reference(path: Path, folder: Path, tokenizer: str | None = None) -> KeyReport:
     """Convert a published checkpoint to a model folder, which keeps what else the file held for the way back.
+
+    One of VQA, entailment or NLVR2 becomes a model with its head, for its task alone, and cannot go back.
 
     Raises:
         UsageError: `folder` exists or cannot be written.
@@ -35,6 +38,10 @@ def from_reference(path: Path, folder: Path, tokenizer: str | None = None) -> Ke
     if folder.exists():
         raise UsageError(f"{folder}: exists", hint="choose another name")
     reference = read_reference(path)
+    if reference.layout.kind not in WHOLE:
+        model: TCL = build_fine_tuned(reference, tokenizer)
+        _write(folder, model)
+        return report_task(reference, shapes(model.state_dict()))
     model = build_reference(reference, tokenizer)
     own = model.state_dict()
     extra = {}
@@ -43,25 +50,34 @@ def from_reference(path: Path, folder: Path, tokenizer: str | None = None) -> Ke
         twin = reference.state.get(tied) if tied else own.get(reference.layout.place(name).target or "")
         if twin is None or not _identical(tensor, twin):
             extra[name] = tensor.clone().contiguous()  # a clone: two names of one storage cannot be saved
-    try:
-        with atomic_folder(folder) as temporary:
-            write_model(model, temporary)
-            metadata = {
-                "kind": reference.layout.kind,
-                "keys": json.dumps(list(reference.state)),
-                "model_hash": model.model_hash,
-            }
-            save_file(extra, temporary / EXTRA_FILE, metadata)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise _cannot_write(folder, error) from error
+    keys = json.dumps(list(reference.state))
+    _write(folder, model, extra, {"kind": reference.layout.kind, "keys": keys, "model_hash": model.model_hash})
     return reference.report(model)
 
 
-def to_reference(folder: Path, target: Path) -> dict[str, Tensor]:
+def _write(
+    folder: Path, model: TCL, extra: dict[str, Tensor] | None = None, metadata: dict[str, str] | None = None
+) -> None:
+    """A model folder, and what else the published file held."""
+    try:
+        with atomic_folder(folder) as temporary:
+            write_model(model, temporary)
+            if extra is not None:
+                save_file(extra, temporary / EXTRA_FILE, metadata)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _cannot_write(folder, error) from error
+
+
+def to_reference(folder: Path, target: Path, warn: Callable[[str], object] = lambda text: None) -> dict[str, Tensor]:
     """Write a model folder or a checkpoint of a run in the published format.
 
     Teacher and queues are written where the folder has them: a checkpoint, or a model that was converted from a
     published file.
+
+    Args:
+        folder: the model folder.
+        target: a new file.
+        warn: told what of the model the format has no place for.
 
     Returns:
         What was written under "model".
@@ -78,6 +94,8 @@ def to_reference(folder: Path, target: Path) -> dict[str, Tensor]:
             f"{folder}: fine-tuned for {model.head.task}; the published layout is written for models without a head",
             hint="convert the run that it was fine-tuned from",
         )
+    if heads := _changed_heads(model):
+        warn(f"a .pth does not say how many attention heads a model has: read back, {heads}, and vectors differ")
     if (folder / EXTRA_FILE).is_file():
         state = _original_state(model, folder / EXTRA_FILE)
     elif (folder / STATE_FILE).is_file():
@@ -122,6 +140,16 @@ def reference_state(
             name = f"{encoder}.cls.predictions.decoder.{which}"
             state[name] = state[str(tied_to(name))]
     return state
+
+
+def _changed_heads(model: TCL) -> str:
+    """Which parts of a model will be read back with other attention heads, as theirs are not 64 wide."""
+    image, text = attention_heads(model)
+    parts = [
+        ("image encoder", image, heads_of(model.visual_encoder.embed_dim)),
+        ("text encoder", text, heads_of(model.config.text_encoder_args.hidden_size)),
+    ]
+    return ", ".join(f"the {part}'s {ours} become {theirs}" for part, ours, theirs in parts if ours != theirs)
 
 
 def _original_state(model: TCL, path: Path) -> dict[str, Tensor]:

@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from tcl.checkpoint import META_FILE, WEIGHTS_FILE, checkpoints, fetch_model, read_head, with_head
-from tcl.config import ModelConfig
+from tcl.config import ModelConfig, one_line
+from tcl.damage import damage
 from tcl.errors import CheckpointError, UsageError
 from tcl.keyreport import KeyReport, Shape, account
 from tcl.layouts import Place
 from tcl.models.heads import HeadConfig
+from tcl.models.published import task_state
 from tcl.models.tcl import TCL
-from tcl.reference import Reference, infer_config, read_reference, shapes
+from tcl.reference import ANSWERS_FILE, Reference, head_of, infer_config, read_reference, report_task, shapes
 from tcl.resolve import BUNDLE_FILE, CONFIG_FILE, find_model, read_json
 
 TAIL = 1 << 16  # bytes of a metrics file that hold its last records
@@ -111,9 +112,9 @@ def _folder(folder: Path, location: str) -> Description:
         config = ModelConfig.model_validate(values["model"])
         vocab_size = int(str(values["vocab_size"]))
         head = read_head(values)
-    except (KeyError, ValidationError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE}: describes no TCL model: {' '.join(str(error).split())}",
+            f"{folder / CONFIG_FILE}: describes no TCL model: {one_line(error)}",
             hint="a model folder of this package has `model` and `vocab_size` in it",
         ) from error
     try:
@@ -121,9 +122,7 @@ def _folder(folder: Path, location: str) -> Description:
             there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dictionary
             temperature = file.get_tensor("temp").item() if there.get("temp") == () else None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS_FILE}: cannot be read: {error}", hint="copy the model folder again"
-        ) from error
+        raise damage(folder / WEIGHTS_FILE, hint="copy the model folder again") from error
     report = account(location, "model", there, _expected(config, vocab_size, head), Place)
     description = Description(
         "checkpoint" if (folder / META_FILE).is_file() else "model folder",
@@ -145,13 +144,24 @@ def _published(reference: Reference) -> Description:
     state = reference.renamed()
     config, vocab_size = infer_config(state, reference.place)
     layout = reference.layout
-    report = account(reference.place, layout.kind, shapes(reference.state), _expected(config, vocab_size), layout.place)
+    try:
+        head, known = head_of(reference), True
+    except UsageError:  # of VQA without its answers, which decide no key
+        head, known = head_of(reference, ["unknown"]), False
+    expected, architecture = _expected(config, vocab_size, head), _architecture(config, vocab_size, head)
+    if not known:
+        architecture["labels"] = f"unknown: no {ANSWERS_FILE} beside it"
+    if head:
+        state = task_state(reference.state)
+        report = report_task(reference, expected)
+    else:
+        report = account(reference.place, layout.kind, shapes(reference.state), expected, layout.place)
     temperature = state["temp"].item() if "temp" in state and state["temp"].numel() == 1 else None
     return Description(
         f"published checkpoint ({layout.kind})",
         reference.place,
         None,
-        _architecture(config, vocab_size),
+        architecture,
         temperature,
         _parameters(shapes(state), config.fusion_layer),
         {"beside the model": reference.others} if reference.others else {},

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tcl.devices import choose_device
 from tcl.errors import TclError, UsageError
+from tcl.launch import launched, starts
 
 TIMEOUT = timedelta(days=1)
 """How long the processes wait for each other: longer than the first one indexes or validates. A dead one is noticed at
@@ -25,7 +26,7 @@ once, however long this is."""
 
 
 class LostPeerError(TclError):
-    """Another process of the run has ended."""
+    """Another process of the run has ended, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -133,28 +134,13 @@ class Agreement:
         return int(value)
 
 
-def launched() -> bool:
-    """Was this process started as one of several?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def restarted() -> bool:
-    """Has `torchrun --max-restarts` started this run again, after one of its processes was lost?"""
-    return _starts() > 0
-
-
-def _starts() -> int:
-    """How often `torchrun` has started this run again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 @contextmanager
 def join(device: str = "auto") -> Iterator[World]:
     """This process's place in the run; inside it, the processes can talk to each other.
 
     Raises:
         UsageError: there is no such device, or fewer GPUs than processes on this machine.
-        LostPeerError: another process ended while this one was waiting for it.
+        LostPeerError: another process ended while this one was waiting for it, or let it wait longer than `TIMEOUT`.
     """
     if not launched():
         yield World(choose_device(device))
@@ -172,23 +158,34 @@ def join(device: str = "auto") -> Iterator[World]:
         device, backend = f"cuda:{local_rank}", "cpu:gloo,cuda:nccl"
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     # torchrun keeps its store over a restart, and with it the addresses of the processes that have ended.
-    store = dist.PrefixStore(f"start-{_starts()}", store)
+    store = dist.PrefixStore(f"start-{starts()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     world = World(device, dist.get_rank(), dist.get_world_size())
     try:
         yield world
     except (dist.DistError, RuntimeError) as error:
-        if not _is_of_a_lost_peer(error):
+        lost = _lost_peer(world, error)
+        if lost is None:
             raise
-        raise LostPeerError(
-            f"process {world.rank} of {world.size}: another process of this run has ended, so this one ends too",
-            hint="the last checkpoint is intact: continue with --resume, or start with torchrun --max-restarts",
-        ) from error
+        raise lost from error
     # Not after a failure: NCCL would wait for the others here, who wait for this process, and nobody would hear why.
     dist.destroy_process_group()
 
 
-def _is_of_a_lost_peer(error: Exception) -> bool:
+def _lost_peer(world: World, error: Exception) -> LostPeerError | None:
+    """What an error says about the other processes, if it is one of an exchange with them."""
     # Gloo has no exception of its own; these are the words of its and NCCL's messages.
-    words = ("closed by peer", "reset by peer", "gloo", "nccl", "broken pipe", "timed out")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+    words, text = ("closed by peer", "reset by peer", "gloo", "nccl", "broken pipe"), str(error).lower()
+    if not isinstance(error, dist.DistError) and not any(word in text for word in words):
+        return None
+    own = f"process {world.rank} of {world.size}"
+    if "timed out" in text or "timeout" in text:
+        return LostPeerError(
+            f"{own}: no word from another process of this run for {TIMEOUT.total_seconds() / 3600:.3g} hours",
+            hint="it hangs, or the first one has validated for that long: then use fewer --val rows or a smaller "
+            "train.eval_top_k. Continue from the last checkpoint with --resume",
+        )
+    return LostPeerError(
+        f"{own}: another process of this run has ended, so this one ends too",
+        hint="the last checkpoint is intact: continue with --resume, or start with torchrun --max-restarts",
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,17 @@ import torch
 from torch import Tensor
 
 from tcl.atomic import write_whole
-from tcl.checkpoint import load_model_folder, save_model
+from tcl.best import BEST_FILE, BEST_FOLDER, METRICS_FILE, count_stale, read_best
+from tcl.checkpoint import load_model_folder, prune_checkpoints, save_model
 from tcl.distributed import Agreement
 from tcl.doctor import Doctor
 from tcl.errors import NonFiniteError
 from tcl.report import read_records, write_report
+from tcl.run_lock import hold_run
 from tcl.runlog import RunLog, StopRequest, point_latest_at
 from tcl.trackers import open_trackers
 from tcl.train import Training
 from tcl.upload import Uploader
-
-BEST_FILE = "best.json"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass
@@ -46,32 +46,33 @@ class TrainResult:
     signal: int = 0
 
 
-def fit(training: Training, run: Path) -> TrainResult:
+def fit(training: Training, run: Path, *, held: bool = False) -> TrainResult:
     """Train to the end, or until SIGINT or SIGTERM, which save first.
 
     Args:
         training: new, or restored from a checkpoint of `run`.
         run: its folder.
+        held: this process holds the folder already.
 
     Raises:
         NonFiniteError: a loss or gradient stopped being finite.
         UsageError: another process trains in this folder.
         CheckpointError: a checkpoint cannot be written.
     """
-    recipe, signal = training.recipe.train, 0
+    recipe, told = training.recipe.train, 0
     eval_every = recipe.eval_every or training.loader.steps_per_epoch
-    with _Fit(training, run) as this, StopRequest() as stop:
+    with _Fit(training, run, held) as this, StopRequest() as stop:
         agreed = Agreement(training.world)
         if this.owes_validation(eval_every):
             this.validate()
-        while not this.ended and not signal:
+        while not this.ended and not told:
             for batches in this.batches_of_steps():
                 finished = training.step + 1 >= training.total_steps
                 logs = finished or (training.step + 1) % recipe.log_every == 0
                 losses = training.train_step(batches, with_statistics=logs)
                 training.reporter.stepped(training.step)
-                signal = agreed(stop.signal)
-                saves = finished or signal or training.step % recipe.checkpoint_every == 0
+                told = agreed(stop.signal)
+                saves = finished or told or training.step % recipe.checkpoint_every == 0
                 if training.device.type == "cpu" or logs or saves:
                     this.raise_if_nonfinite()
                 if logs or saves:
@@ -80,27 +81,28 @@ def fit(training: Training, run: Path) -> TrainResult:
                     this.log(losses)
                 if saves:  # before validation, which may fail
                     this.save()
-                due = finished or (training.step % eval_every == 0 and not signal)  # who is told to go goes now
+                due = finished or (training.step % eval_every == 0 and not told)  # who is told to go goes now
                 if training.task.validates and due:
                     this.validate()
                     if this.ended and not saves:  # early
                         this.save()
-                if this.ended or signal:
+                if this.ended or told:
                     break
                 if saves:
                     this.report()
         agreed.close()
         if this.ended:
             this.finish()
-        this.report()
-    return TrainResult(run, training.step, this.ended, signal)
+        this.report(samples=told != signal.SIGTERM)
+        this.wait_for_copies(lambda: signal.SIGTERM in (told, stop.signal))
+    return TrainResult(run, training.step, this.ended, told)
 
 
 class _Fit:
     """What the loop does besides training. All processes call it alike; only the first one writes."""
 
-    def __init__(self, training: Training, run: Path) -> None:
-        self.training, self.run = training, run
+    def __init__(self, training: Training, run: Path, held: bool) -> None:
+        self.training, self.run, self.held = training, run, held
         self.world, self.task, self.reporter = training.world, training.task, training.reporter
         self.bad: list[dict[str, Any]] = []  # samples that could not be read, not yet in the log
         self.waited = 0.0  # seconds spent waiting for data
@@ -111,11 +113,12 @@ class _Fit:
     def __enter__(self) -> _Fit:
         with self._closing:  # what was opened is closed again when the rest fails
             self._closing.callback(self.training.loader.close)
-            self.best = self._read_best()
-            self.stale = self._count_stale()
+            self.best = read_best(self.run, self.training.step)
+            self.stale = count_stale(self.run, self.training.step)
             if self.world.is_main:
                 recipe = self.training.recipe
-                self.run.mkdir(parents=True, exist_ok=True)
+                if not self.held:
+                    self._closing.enter_context(hold_run(self.run))
                 doctor = Doctor(self.task.candidates, warmup_steps=recipe.optim.warmup_steps)
                 log = RunLog(self.run, self.training.step, self.reporter, doctor)
                 self.runlog = self._closing.enter_context(log)
@@ -125,7 +128,7 @@ class _Fit:
                 point_latest_at(self.run)
                 warn = self.reporter.message
                 log.track(open_trackers(self.run, recipe.train.track, recipe.model_dump(), self.training.step, warn))
-                self.uploader = self._closing.enter_context(Uploader(recipe.train.upload, warn))
+                self.uploader = self._closing.enter_context(Uploader(recipe.train.upload, self.reporter))
             self._warn_without_validation()
             self.reporter.started(self.training.step, self.training.total_steps)
             self._closing = self._closing.pop_all()
@@ -207,9 +210,19 @@ class _Fit:
         )
 
     def save(self) -> None:
-        """Write a checkpoint, and start to copy it."""
+        """Write a checkpoint, start to copy it, and delete those that are too many."""
         if self.world.is_main:
             self.uploader.copy(self.training.save(self.run))
+            self._prune()
+
+    def wait_for_copies(self, hurry: Callable[[], bool]) -> None:
+        """Let the copies under way finish, for a while; a checkpoint that only they still needed goes then."""
+        if self.world.is_main:
+            self.uploader.wait(stop=hurry)
+            self._prune()
+
+    def _prune(self) -> None:
+        prune_checkpoints(self.run, self.training.recipe.train.keep, spare=self.uploader.pending)
 
     def owes_validation(self, every: int) -> bool:
         """Was the run stopped after the step of a validation, but before it was done?"""
@@ -237,16 +250,17 @@ class _Fit:
         if self.best is None or value > self.best["value"]:
             self.stale = 0
             self.best = {"step": step, "metric": self.task.best_by, "value": value}
-            save_model(self.training.model, self.run / "best")
+            save_model(self.training.model, self.run / BEST_FOLDER)
             write_whole(self.run / BEST_FILE, json.dumps(self.best) + "\n")
 
-    def report(self) -> None:
-        """Write `report.html`."""
+    def report(self, samples: bool = True) -> None:
+        """Write `report.html`; without samples, which a model on a CPU takes long for, where time is short."""
         if self.runlog is None:
             return
         with self.training.evaluating(), self.runlog.paused():
             try:
-                write_report(self.run, self.task.examples(), published=self.training.recipe.task == "pretrain")
+                examples = self.task.examples() if samples else []
+                write_report(self.run, examples, published=self.training.recipe.task == "pretrain")
             except OSError as error:
                 self.reporter.message(f"report.html was not written: {error.strerror or error}")
 
@@ -255,21 +269,6 @@ class _Fit:
         if not self.world.is_main:
             return
         best = self.training.recipe.train.select == "best" and self.best is not None
-        model = load_model_folder(self.run / "best") if best else self.training.model
+        model = load_model_folder(self.run / BEST_FOLDER) if best else self.training.model
         save_model(model, self.run / "model")
         self.uploader.copy(self.run / "model")
-
-    def _count_stale(self) -> int:
-        """Validations after the best one, up to the checkpoint."""
-        if self.best is None:
-            return 0
-        metric, first, last = f"val_{self.best['metric']}", self.best["step"], self.training.step
-        records = read_records(self.run / METRICS_FILE)
-        return sum(metric in record and first < record["step"] <= last for record in records)
-
-    def _read_best(self) -> dict[str, Any] | None:
-        """The best validation of a run that goes on, unless it lies past the checkpoint: then it will come again."""
-        for record in read_records(self.run / BEST_FILE):
-            if record["step"] <= self.training.step:
-                return record
-        return None

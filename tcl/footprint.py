@@ -7,7 +7,8 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from tcl.errors import ConfigError
 
 OPTIMIZER_COPIES = 2  # AdamW keeps two averages of each trained weight
 HEAP = 1.35  # RAM that a step takes for each byte of its tensors: the heap keeps gaps (benchmarks/footprint.py)
+TIMED_SAMPLES = 64  # in the step that is timed, at most; by then a larger batch is hardly faster per sample
+TIMED_SECONDS = 15.0  # that such a step may take
 LARGEST_BATCH = 4096  # beyond it the terms that grow with the square of the batch count
 
 
@@ -56,13 +59,14 @@ class Footprint:
         """Bytes at the fullest moment of a step."""
         return self.fixed_bytes + self.sample_bytes * batch_size
 
-    def describe(self, batch_size: int, samples: int, processes: int = 1) -> list[str]:
+    def describe(self, batch_size: int, samples: int, processes: int = 1, rows: str = "pairs") -> list[str]:
         """What to print before the first step.
 
         Args:
             batch_size: samples per device and forward pass.
-            samples: training pairs in an epoch.
+            samples: of an epoch.
             processes: that share them.
+            rows: what the task calls its samples.
         """
         rate = self.timed_batch / self.seconds * processes
         beside = f", teacher and queues {_size(self.beside_bytes)}" if self.beside_bytes else ""
@@ -71,8 +75,8 @@ class Footprint:
             f"weights {_size(self.weight_bytes)}{beside}, gradients {_size(self.trained_bytes)}, "
             f"optimizer {_size(OPTIMIZER_COPIES * self.trained_bytes)}, "
             f"activations {_size(self.step_bytes + self.sample_bytes * batch_size)}",
-            f"Time       {rate:.3g} pairs/s measured at batch {self.timed_batch}: "
-            f"{_duration(samples / rate)} for an epoch of {samples:,} pairs",
+            f"Time       {rate:.3g} {rows}/s measured at batch {self.timed_batch}: "
+            f"{_duration(samples / rate)} for an epoch of {samples:,} {rows}",
         ]
 
 
@@ -94,11 +98,10 @@ def measure(
     """
     small, large = batch_sizes
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _without_trace(model, device):
         step(small)  # the first one compiles, and fills the caches of the libraries
         peaks = [_peak_bytes(step, size, model, device) for size in batch_sizes]
         seconds = min(_seconds(step, large, device) for _ in range(2))
-    _set_gradients(model, exist=False)
     sample_bytes = (peaks[1] - peaks[0]) / (large - small)
     if sample_bytes <= 0:  # hidden by what does not depend on the batch; to be safe, all does
         sample_bytes = peaks[1] / large
@@ -112,6 +115,31 @@ def measure(
         timed_batch=large,
         seconds=seconds,
     )
+
+
+def time_at(
+    footprint: Footprint, step: Callable[[int], None], model: nn.Module, batch_size: int, budget: float
+) -> Footprint:
+    """The same, with the time of a step of the batch that will be trained, or of `TIMED_SAMPLES` where it has more.
+
+    A batch that needs more than `budget` bytes, or whose step would take too long, is not tried: the time stays as it
+    is. Weights, gradients and random generators are left as `measure` leaves them.
+
+    Args:
+        footprint: of `measure`.
+        step: as there. Called twice.
+        model: as there.
+        batch_size: samples per forward pass.
+        budget: bytes that may be used.
+    """
+    size = min(batch_size, TIMED_SAMPLES)
+    expected = footprint.seconds * size / footprint.timed_batch
+    if footprint.timed_batch in (size, batch_size) or expected > TIMED_SECONDS or footprint.peak(size) > budget:
+        return footprint
+    device = next(model.parameters()).device
+    with _without_trace(model, device):
+        seconds = min(_seconds(step, size, device) for _ in range(2))
+    return replace(footprint, timed_batch=size, seconds=seconds)
 
 
 def largest_batch(footprint: Footprint, budget: float) -> int:
@@ -134,6 +162,14 @@ def _storages(modules: Iterable[nn.Module]) -> dict[int, int]:
     tensors = itertools.chain.from_iterable(itertools.chain(m.parameters(), m.buffers()) for m in modules)
     storages = [tensor.untyped_storage() for tensor in tensors]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+@contextmanager
+def _without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Afterwards torch's random generators are as they were, and there are no gradients."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    _set_gradients(model, exist=False)
 
 
 def _set_gradients(model: nn.Module, *, exist: bool) -> None:

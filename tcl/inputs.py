@@ -4,182 +4,289 @@
 |---|---|---|
 | folder | its images, sub-folders included, natural order | path relative to the folder |
 | glob, image file | the images | path relative to the folder the pattern starts in |
-| `.txt`, `.lst` | one sentence, or one image path, per line | line number; the path as written |
-| `.json`, `.jsonl`, `.csv`, `.tsv` | an image or text column | the column `id`, else the path or the row number |
+| `.txt`, `.lst`, `-` for standard input | one sentence, or one image path or URL, per line | line number; the line |
+| `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` | an image or text column | the column `id`, else path or row number |
+| `.tar` | its images; with kind `text` its `.txt` and `.json` | name of the member; of the sample |
 | `scenes:` | rendered scenes or their captions | the scene's reference |
 
-A row with several texts gives several inputs: `3#1`, `3#2`.
+Tables and shards may be several, by a glob or braces, and have a condition `#COLUMN=VALUE`. All but a folder may be a
+URL of any fsspec scheme, and so may a folder where the remote can list it. A row with several texts gives several
+inputs: `3#1`, `3#2`.
 """
 
 from __future__ import annotations
 
 import glob
-from dataclasses import dataclass
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal, NamedTuple
 
 from tcl.data import scenes
-from tcl.data.formats import CAPTION_KEYS, IMAGE_KEYS, READERS, images_below, numbered_lines
+from tcl.data.formats import READERS, numbered_lines
 from tcl.data.images import IMAGE_SUFFIXES, natural_key
+from tcl.data.remote import fetch, find, is_url, stamp, url_path
+from tcl.data.sources import find_source
+from tcl.data.tar import unpack_command
 from tcl.errors import DataError, UsageError
+from tcl.listing.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns, InputRow
+from tcl.listing.files import Progress, images_in, images_matching, is_image
+from tcl.listing.ids import gather, numbered, qualified, refuse_repeats
+from tcl.listing.lists import Inputs, Kind, locate
+from tcl.listing.strings import Strings
+from tcl.listing.tables import all_rows, check_columns_apply, input_rows, kind_of, place, resolve
 
-Kind = Literal["image", "text"]
-TEXT_KEYS = (*CAPTION_KEYS, "sentence", "query")
-PEEK_LINES = 5  # of a .txt, to tell paths from sentences
+__all__ = ["Inputs", "Kind", "list_inputs", "locate"]
 
-
-@dataclass(frozen=True)
-class Inputs:
-    """Images or texts, in the order of the source.
-
-    Attributes:
-        kind: which of the two.
-        ids: one per input; how the source's owner knows it.
-        values: texts, or image paths below `root` (absolute ones and `scenes:` references stay as they are).
-        root: folder that relative image paths start from.
-    """
-
-    kind: Kind
-    ids: list[str]
-    values: list[str]
-    root: Path
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def location(self, row: int) -> str:
-        """What to open for image `row`: a path or a `scenes:` reference."""
-        return locate(self.values[row], self.root)
+LISTS = (".txt", ".lst")
+PEEK_LINES = 5  # of a list, to tell paths from sentences
+WARNINGS_KEPT = 20
 
 
-def locate(image: str, root: Path) -> str:
-    """A path or `scenes:` reference as it can be opened."""
-    return image if image.startswith(scenes.PREFIX) else str(root / image)
-
-
-def list_inputs(source: str, kind: Literal["auto", "image", "text"] = "auto") -> Inputs:
-    """List what a source holds.
+def list_inputs(
+    source: str,
+    kind: Literal["auto", "image", "text"] = "auto",
+    *,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    stdin: BinaryIO | None = None,
+    progress: Progress = lambda rows: None,
+) -> Inputs:
+    """List what a source holds. Images are not opened.
 
     Args:
         source: see the module's table.
         kind: `auto` takes images where there are any, else texts.
+        image_column: of a table, instead of those with a usual name.
+        text_column: likewise.
+        id_column: likewise.
+        stdin: what `-` reads; by default this process's standard input.
+        progress: called with the number of rows read since the last call.
 
     Raises:
-        UsageError: nothing is there, or it cannot hold what `kind` asks for.
-        DataError: it is malformed or holds nothing.
+        UsageError: nothing is there, or it cannot hold what is asked for.
+        DataError: it is malformed, cannot be read, holds nothing, or gives two inputs the same id.
     """
-    inputs = _list(source, kind)
-    if not inputs.ids:
+    if "\0" in source:
+        raise UsageError(f"{source!r}: no file has a name with a NUL in it")
+    asked = _Asked(source.removeprefix("file://"), kind, Columns(image_column, text_column, id_column), progress)
+    try:
+        inputs = _list(asked, stdin)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    if not len(inputs):
         what = {"auto": "image or text", "image": "image", "text": "text"}[kind]
-        raise DataError(f"{source}: holds no {what}", hint=_what_was_looked_for(Path(source)))
+        unread = f"; {inputs.warnings[0]}" if inputs.warnings else ""
+        raise DataError(f"{source}: holds no {what}{unread}", hint=_what_was_looked_for(Path(source)))
     return inputs
 
 
-def _list(source: str, kind: Literal["auto", "image", "text"]) -> Inputs:
-    path = Path(source)
+def _unreadable(source: str, error: OSError) -> DataError:
+    reason = str(error) if error.strerror is None else f"cannot read {error.filename or source}: {error.strerror}"
+    return DataError(reason, hint="check that it can be reached, and who may read it")
+
+
+class _Asked(NamedTuple):
+    """What `list_inputs` was asked."""
+
+    source: str
+    kind: Literal["auto", "image", "text"]
+    columns: Columns
+    progress: Progress
+
+
+def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
+    source, path = asked.source, Path(asked.source)
     if source.startswith(scenes.PREFIX):
-        return _scenes(source, kind)
+        return _scenes(_without_columns(asked))
+    if source == "-":
+        return _stdin(_without_columns(asked), stdin or sys.stdin.buffer)
+    if is_url(source):
+        return _remote(asked)
     if path.is_dir():
-        _no_text(source, kind)
-        names = images_below(path)
-        return Inputs("image", names, names, path)
-    if path.is_file():
-        suffix = path.suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
-            _no_text(source, kind)
-            return Inputs("image", [path.name], [path.name], path.parent)
-        if suffix in (".txt", ".lst"):
-            return _lines(path, kind)
-        if suffix in READERS:
-            return _table(path, kind)
+        return _folder(_without_columns(_only_images(asked)))
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in IMAGE_SUFFIXES:
+        return _one_image(_without_columns(_only_images(asked)))
+    if path.exists() and suffix in LISTS:
+        return _lines(_without_columns(asked), path, path.parent, "")
+    if _names_tables(source):
+        return _tables(asked)
+    if path.exists():
+        if command := unpack_command(source):
+            raise UsageError(f"{source} is compressed: inputs are read from any place of a file", hint=command)
         raise UsageError(
             f"{source}: unknown kind of source {suffix or path.name!r}",
-            hint="give a folder, a glob, an image, .txt, .lst, .json, .jsonl, .csv, .tsv, or scenes:",
+            hint="give a folder, a glob, an image, .txt, .lst, .tar, .json, .jsonl, .csv, .tsv, .parquet, or scenes:",
         )
     if glob.has_magic(source):
-        _no_text(source, kind)
-        return _glob(source)
+        warnings: list[str] = []
+        names, root = images_matching(_without_columns(_only_images(asked)).source, warnings, asked.progress)
+        return Inputs("image", names, names, root, _few(warnings))
     raise UsageError(
         f"{source}: no such file or folder", hint="check the path; quote a glob so that the shell keeps it"
     )
 
 
-def _no_text(source: str, kind: str) -> None:
-    if kind == "text":
-        raise UsageError(f"{source}: holds images, not texts", hint="leave out --kind, or give a file of texts")
+def _only_images(asked: _Asked) -> _Asked:
+    if asked.kind == "text":
+        raise UsageError(f"{asked.source}: holds images, not texts", hint="leave out --kind, or give a file of texts")
+    return asked
+
+
+def _without_columns(asked: _Asked) -> _Asked:
+    if asked.columns != Columns():
+        raise UsageError(f"{asked.source}: has no columns to choose from", hint="leave out the --...-column options")
+    return asked
 
 
 def _what_was_looked_for(path: Path) -> str:
-    if path.is_file():
-        return f"columns looked for: {', '.join(IMAGE_KEYS)} or {', '.join(TEXT_KEYS)}"
+    if path.suffix.lower() in READERS:
+        return f"columns looked for: {', '.join(IMAGE_COLUMNS)} or {', '.join(TEXT_COLUMNS)}"
+    if path.is_dir() and (shards := sorted(path.glob("*.tar")) or sorted(path.glob("*.parquet"))):
+        return f"for its {shards[0].suffix} files write '{path}/*{shards[0].suffix}'"
     return f"looked for files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
 
 
-def _scenes(source: str, kind: str) -> Inputs:
-    if kind != "text":
-        references = [reference for reference, _ in scenes.scene_rows(source)]
-        return Inputs("image", references, references, Path())
-    rows = [
-        (f"{reference}#{n}", text) for reference, texts in scenes.scene_rows(source) for n, text in enumerate(texts, 1)
-    ]
-    return Inputs("text", [row_id for row_id, _ in rows], [text for _, text in rows], Path())
+def _few(warnings: list[str]) -> tuple[str, ...]:
+    more = len(warnings) - WARNINGS_KEPT
+    return (*warnings[:WARNINGS_KEPT], f"and {more} more such places") if more > 0 else tuple(warnings)
 
 
-def _glob(pattern: str) -> Inputs:
-    fixed: list[str] = []  # the folders before the first wildcard
-    for part in Path(pattern).parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    root = Path(*fixed)
-    found = glob.glob(str(Path(pattern).relative_to(root)), root_dir=root, recursive=True)
-    names = [Path(name).as_posix() for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    names = sorted((name for name in names if (root / name).is_file()), key=natural_key)
-    return Inputs("image", names, names, root)
+def _folder(asked: _Asked) -> Inputs:
+    warnings: list[str] = []
+    names = images_in(Path(asked.source), warnings, asked.progress)
+    return Inputs("image", names, names, Path(asked.source), _few(warnings))
 
 
-def _lines(path: Path, kind: str) -> Inputs:
-    lines = ((number, line.strip()) for number, line in numbered_lines(path))
-    rows = [(number, line) for number, line in lines if line]
-    if kind == "auto":
-        paths = all(Path(line).suffix.lower() in IMAGE_SUFFIXES for _, line in islice(rows, PEEK_LINES))
-        kind = "image" if paths and rows else "text"
-    values = [line for _, line in rows]
-    if kind == "image":
-        return Inputs("image", values, values, path.parent)
-    return Inputs("text", [str(number) for number, _ in rows], values, path.parent)
+def _one_image(asked: _Asked) -> Inputs:
+    path = Path(asked.source)
+    names = Strings.of([path.name])
+    return Inputs("image", names, names, path.parent)
 
 
-def _table(path: Path, kind: str) -> Inputs:
-    """Rows with an image or text column; the first row decides which where `kind` is auto."""
-    ids: list[str] = []
-    values: list[str] = []
-    for number, (place, row) in enumerate(READERS[path.suffix.lower()](path), 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path} {place}: expected an object, found {type(row).__name__}")
-        if kind == "auto":
-            kind = "image" if _column(row, IMAGE_KEYS) else "text"
-        key = _column(row, IMAGE_KEYS if kind == "image" else TEXT_KEYS)
-        if key is None:
-            raise UsageError(
-                f"{path} {place}: no {kind} column among {', '.join(map(str, row)) or 'none'}",
-                hint=f"name it {', '.join(IMAGE_KEYS if kind == 'image' else TEXT_KEYS)}, or change --kind",
-            )
-        value = row[key]
-        row_id = row.get("id")
-        if row_id in (None, ""):
-            row_id = value if kind == "image" else number
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if isinstance(value, list):
-            ids += [f"{row_id}#{n}" for n in range(1, len(value) + 1)]
-            values += [str(item) for item in value]
-        else:
-            ids.append(str(row_id))
-            values.append("" if value is None else str(value))
-    return Inputs("image" if kind == "image" else "text", ids, values, path.parent)
+def _scenes(asked: _Asked) -> Inputs:
+    rows = scenes.scene_rows(asked.source)
+    if asked.kind != "text":
+        ids, values = gather((InputRow(name, name, "") for name, _ in rows), asked.progress)
+        return Inputs("image", ids, values, Path())
+    texts = (InputRow(f"{name}#{number}", text, "") for name, texts in rows for number, text in enumerate(texts, 1))
+    return Inputs("text", *gather(texts, asked.progress), Path())
 
 
-def _column(row: dict[str, Any], keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if key in row), None)
+def _stdin(asked: _Asked, stdin: BinaryIO) -> Inputs:
+    with tempfile.NamedTemporaryFile(suffix=".txt") as copy:  # it is read twice, the first lines for their kind
+        shutil.copyfileobj(stdin, copy)
+        copy.flush()
+        return _lines(asked, Path(copy.name), Path(), "")
+
+
+def _lines(asked: _Asked, path: Path, root: Path, base: str) -> Inputs:
+    """A list of images or of sentences; `base` is the URL that relative paths start from."""
+    name = "standard input" if asked.source == "-" else asked.source
+    kind = asked.kind if asked.kind != "auto" else _kind_of_lines(path, name)
+    lines = ((number, line) for number, text in numbered_lines(path, name) if (line := text.strip()))
+    if kind == "text":
+        return Inputs(
+            "text", *gather((InputRow(str(number), line, "") for number, line in lines), asked.progress), root
+        )
+    ids, values = gather((InputRow(line, resolve(line, base), "") for _, line in lines), asked.progress)
+    return Inputs("image", numbered(ids), values, root)
+
+
+def _kind_of_lines(path: Path, name: str) -> Kind:
+    if name.lower().endswith(".lst"):
+        return "image"
+    lines = (line.strip() for _, line in numbered_lines(path, name))
+    first = list(islice(filter(None, lines), PEEK_LINES))
+    return "image" if first and all(is_image(url_path(line)) for line in first) else "text"
+
+
+def _names_tables(source: str) -> bool:
+    """Whether a source, perhaps with braces, wildcards, a condition, is called as tables or shards are."""
+    name = re.sub(r"#[^#/]*=[^#]*$|@[0-9.]+$", "", source)
+    return all(PurePosixPath(url_path(one)).suffix.lower() in (*READERS, ".tar") for one in _ends(name))
+
+
+def _ends(name: str) -> list[str]:
+    """Names as the braces at the end leave them: `x.{csv,tsv}` is called `.csv` and `.tsv`."""
+    if not name.endswith("}") or "{" not in name:
+        return [name]
+    front, _, words = name[:-1].rpartition("{")
+    return [front + word for word in words.split(",")]
+
+
+def _tables(asked: _Asked) -> Inputs:
+    """Rows of tables and of shards."""
+    found = find_source(asked.source)
+    if found.weight != 1:
+        raise UsageError(f"{asked.source}: every input is embedded once", hint="leave out what stands behind the @")
+    if any(os.path.isdir(file.name) for file in found.files):
+        raise UsageError(f"{asked.source}: a folder is not read as a table", hint="name the files in it")
+    files, root = place(found)
+    columns = replace(asked.columns, condition=found.condition)
+    kind: Kind = kind_of(files[0], columns) if asked.kind == "auto" else asked.kind
+    check_columns_apply(asked.source, kind, columns, any(file.suffix == ".tar" for file in found.files))
+    warnings: list[str] = []
+    counts, given = [0] * len(files), [False]
+
+    def rows() -> Iterator[InputRow]:
+        for number, placed in enumerate(files):
+            for row in input_rows(placed, kind, columns, warnings):
+                counts[number] += 1
+                given[0] |= row.given
+                yield row
+
+    ids, values = gather(rows(), asked.progress)
+    if columns.condition and not ids:
+        raise DataError(f"{asked.source}: no row has {'='.join(columns.condition)}", hint="check column and value")
+    if given[0]:
+        refuse_repeats(asked.source, ids, lambda: all_rows(files, kind, columns, []))
+    else:
+        ids = qualified(ids, [(file.name, count) for file, count in zip(found.files, counts, strict=True)])
+    origin = "\n".join(f"{file.name} {file.stamp}" for file in found.files if is_url(file.name))
+    return Inputs(kind, ids, values, root, _few(warnings), origin)
+
+
+def _remote(asked: _Asked) -> Inputs:
+    url = asked.source
+    suffix = PurePosixPath(url_path(url)).suffix.lower()
+    web = url.startswith(("http://", "https://"))
+    wildcard = any(mark in url for mark in ("*[" if web else "*?["))
+    try:
+        if suffix in LISTS and not wildcard:
+            current = stamp(url)
+            base = url_path(url).rpartition("/")[0]
+            listed = _lines(_without_columns(asked), fetch(url, current), Path(), base)
+            return replace(listed, origin=f"{url} {current}")
+        if _names_tables(url):
+            return _tables(asked)
+        _without_columns(_only_images(asked))
+        if not wildcard and (web or suffix in IMAGE_SUFFIXES):
+            ids = Strings.of([PurePosixPath(url_path(url)).name or url])
+            return Inputs("image", ids, Strings.of([url]), Path())
+        return _remote_images(url if wildcard else f"{url.rstrip('/')}/**", asked.progress)
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file or folder: {url}", hint="check the URL") from error
+
+
+def _remote_images(pattern: str, progress: Progress) -> Inputs:
+    """Images behind URLs that match a glob; their ids are relative to the folder before its first wildcard."""
+    found = {url: current for url, current in find(pattern) if is_image(url_path(url))}
+    urls = sorted(found, key=natural_key)
+    root = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0].partition("://")[2].strip("/")
+    rows = []
+    for url in urls:
+        name = url.partition("://")[2].strip("/")
+        rows.append(InputRow(name.removeprefix(f"{root}/") if root else name, url, ""))
+    ids, values = gather(rows, progress)
+    origin = "\n".join(f"{url} {found[url]}" for url in urls)
+    return Inputs("image", ids, values, Path(), origin=hashlib.sha256(origin.encode()).hexdigest())

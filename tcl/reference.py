@@ -15,17 +15,20 @@ from tcl.checkpoint import hash_model, read_tensors
 from tcl.config import ModelConfig, TextEncoderArgs
 from tcl.data.captions import CaptionTokenizer
 from tcl.data.questions import read_answer_list
-from tcl.errors import CheckpointError
-from tcl.keyreport import KeyReport, account
-from tcl.layouts import NOT_THE_MODEL, Layout, Place, first_fusion_layer, recognise
-from tcl.models.heads import attach_head
-from tcl.models.published import published_head, task_state
+from tcl.errors import CheckpointError, UsageError
+from tcl.keyreport import KeyReport, Shape, account
+from tcl.layouts import NOT_THE_MODEL, Layout, first_fusion_layer, recognise
+from tcl.models.heads import HeadConfig, attach_head
+from tcl.models.published import published_head, task_places, task_state
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
 from tcl.processor import Processor
 
 EVALUATION_LENGTH = 30  # tokens that published retrieval evaluation keeps
 ANSWERS_FILE = "answer_list.json"  # of VQA, beside its checkpoint
+WHOLE = ("pre-training", "retrieval")  # kinds of published files that hold all parts of a TCL model
+PUBLISHED_VOCABULARY = "bert-base-uncased"  # of every published model
+HEAD_WIDTH = 64  # of its attention heads, of which a file says nothing
 EMBED_DIM = 256  # of every published model; read off the projections where there are any
 
 
@@ -67,7 +70,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a `.pth`, bare or under "model" or "state_dict", and the names of what else is in it.
 
     Raises:
-        CheckpointError: it cannot be read without running code from it.
+        CheckpointError: it is damaged, or cannot be read without running code from it.
     """
     content: Any = read_tensors(path, lazily=True)
     others: list[str] = []
@@ -135,47 +138,82 @@ def build_reference(reference: Reference, tokenizer: str | None = None) -> TCL:
     return model.eval()
 
 
-def load_fine_tuned(path: Path, tokenizer: str | None = None) -> TaskModel:
+def load_fine_tuned(path: Path, tokenizer: str | None = None, answers: list[str] | None = None) -> TaskModel:
     """A published checkpoint of VQA, entailment, NLVR2 or text assignment, for its task alone, in evaluation mode.
 
-    Such a file has no projections and no matching head; those of the model are random. So it answers its task, and is
-    not for vectors, which is why `load_reference` refuses it.
+    Such a file has no projections and no matching head; those of the model are random, the same every time. So it
+    answers its task, and is not for vectors, which is why `load_reference` refuses it.
 
     Args:
-        path: the `.pth`; of VQA with its `answer_list.json` beside it.
+        path: the `.pth`.
         tokenizer: see `load_reference`.
+        answers: what a model of VQA chooses from. Default: the `answer_list.json` beside the file.
 
     Raises:
         UsageError: there is no answer list.
         CheckpointError: not such a checkpoint, or keys are missing or without a place; the message lists them.
     """
-    reference = read_reference(path)
-    answers = path.with_name(ANSWERS_FILE)
-    head = published_head(reference.state, read_answer_list(answers) if answers.is_file() else None)
+    return build_fine_tuned(read_reference(path), tokenizer, answers)
+
+
+def build_fine_tuned(reference: Reference, tokenizer: str | None = None, answers: list[str] | None = None) -> TaskModel:
+    """The model of a checkpoint that has been read; see `load_fine_tuned`."""
+    place, head = reference.place, head_of(reference, answers)
     if head is None:
         raise CheckpointError(
-            f"{path}: a checkpoint of {reference.layout.kind}, without the head of a task",
-            hint=f"train one: tcl finetune TASK --model {path} --data SOURCE",
+            f"{place}: a checkpoint of {reference.layout.kind}, without the head of a task",
+            hint=f"train one: tcl finetune TASK --model {place} --data SOURCE",
         )
-    config, vocab_size = infer_config(reference.renamed(), reference.place)
-    model = attach_head(TCL.from_config(config, vocab_size), head)
-    state = task_state(reference.state)
-    report = account(reference.place, reference.layout.kind, shapes(state), shapes(model.state_dict()), Place)
-    problem = report.problem(lambda name: reference.layout.lacks(name, reference.state))
+    config, vocab_size = infer_config(reference.renamed(), place)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = attach_head(TCL.from_config(config, vocab_size), head)
+    problem = report_task(reference, shapes(model.state_dict())).problem(
+        lambda name: reference.layout.lacks(name, reference.state)
+    )
     if problem:
-        raise CheckpointError(f"{path}: its weights do not fit this model: {problem}", hint="is the file complete?")
-    model.load_state_dict(state, strict=False)
-    model.processor = Processor(reference_tokenizer(path, tokenizer), config.image_shape, config.max_length)
+        raise CheckpointError(f"{place}: its weights do not fit this model: {problem}", hint="is the file complete?")
+    model.load_state_dict(task_state(reference.state), strict=False)
+    model.processor = Processor(reference_tokenizer(Path(place), tokenizer), config.image_shape, config.max_length)
     model.model_hash = hash_model(model)
     return model.eval()
 
 
+def head_of(reference: Reference, answers: list[str] | None = None) -> HeadConfig | None:
+    """The task that a published checkpoint was fine-tuned for; None for pre-training and retrieval.
+
+    Raises:
+        UsageError: it is of vqa, and there is no answer list.
+    """
+    beside = Path(reference.place).with_name(ANSWERS_FILE)
+    if answers is None and reference.layout.kind == "VQA" and beside.is_file():
+        answers = read_answer_list(beside)
+    return published_head(reference.state, answers)
+
+
+def report_task(reference: Reference, ours: Mapping[str, Shape]) -> KeyReport:
+    """What becomes of each key of a fine-tuned checkpoint in a model with its head, whose keys are `ours`."""
+    places = task_places(reference.state)
+    return account(reference.place, reference.layout.kind, shapes(reference.state), ours, places.__getitem__)
+
+
 def reference_tokenizer(path: Path, tokenizer: str | None = None) -> CaptionTokenizer:
-    """The vocabulary of a published checkpoint: the one named, the one beside the file, else BERT's from the hub."""
-    if tokenizer is not None:
-        return CaptionTokenizer.load(tokenizer)
-    beside = any((path.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-    return CaptionTokenizer.load(path.parent if beside else "bert-base-uncased")
+    """The vocabulary of a published checkpoint: the one named, the one beside the file, else BERT's from the hub.
+
+    Raises:
+        UsageError: there is no such vocabulary, or no way to the hub.
+    """
+    if tokenizer is None and any((path.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return CaptionTokenizer.load(path.parent)
+    try:
+        return CaptionTokenizer.load(tokenizer or PUBLISHED_VOCABULARY)
+    except UsageError as error:
+        if tokenizer is not None:
+            raise
+        raise UsageError(
+            f"{path}: there is no vocab.txt beside it, and {PUBLISHED_VOCABULARY} cannot be fetched from the hub",
+            hint=f"put the vocab.txt of BERT there, or name it: tcl convert {path} OUT --tokenizer PATH",
+        ) from error
 
 
 def infer_config(state: Mapping[str, Tensor], place: str) -> tuple[ModelConfig, int]:
@@ -196,13 +234,13 @@ def infer_config(state: Mapping[str, Tensor], place: str) -> tuple[ModelConfig, 
                 "patch_size": patch.shape[-1],
                 "embed_dim": patch.shape[0],
                 "depth": len(_count(state, r"visual_encoder\.blocks\.(\d+)\.")),
-                "num_heads": max(patch.shape[0] // 64, 1),
+                "num_heads": heads_of(patch.shape[0]),
             },
             image_size=round(patches**0.5) * patch.shape[-1],
             text_encoder_args=TextEncoderArgs(
                 hidden_size=words.shape[1],
                 num_hidden_layers=len(layers),
-                num_attention_heads=max(words.shape[1] // 64, 1),
+                num_attention_heads=heads_of(words.shape[1]),
                 intermediate_size=state["text_encoder.bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
                 max_position_embeddings=state["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
             ),
@@ -220,6 +258,11 @@ def infer_config(state: Mapping[str, Tensor], place: str) -> tuple[ModelConfig, 
     return config, words.shape[0]
 
 
+def heads_of(width: int) -> int:
+    """Attention heads that a published checkpoint of this width is read with."""
+    return max(width // HEAD_WIDTH, 1)
+
+
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Names and shapes."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -227,7 +270,7 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _check_complete(reference: Reference, report: KeyReport) -> None:
     """A model to use, unlike one to start from, needs every part, and a file of another task is not half of one."""
-    if reference.layout.kind not in ("pre-training", "retrieval"):
+    if reference.layout.kind not in WHOLE:
         raise CheckpointError(
             f"{reference.place}: a checkpoint of {reference.layout.kind}, which lacks parts of the model",
             hint=f"training can start from its encoders: tcl pretrain model.init={reference.place}",

@@ -55,12 +55,34 @@ class ReportSample:
     by_matching: list[tuple[str, float]] = field(default_factory=list)
 
 
-def write_report(run: Path, samples: Sequence[ReportSample] = (), *, published: bool = True) -> Path:
+@dataclass
+class LabelSample:
+    """A row of a task with labels, and what the model says of it.
+
+    Attributes:
+        thumbnails: its image, or both.
+        text: the question, statement or phrase.
+        truth: the right labels or answers.
+        predicted: labels with their probability, best first.
+        note: what else there is to say.
+    """
+
+    thumbnails: list[bytes]
+    text: str
+    truth: list[str] = field(default_factory=list)
+    predicted: list[tuple[str, float]] = field(default_factory=list)
+    note: str = ""
+
+
+Sample = ReportSample | LabelSample
+
+
+def write_report(run: Path, samples: Sequence[Sample] = (), *, published: bool = True) -> Path:
     """Write `report.html` from what a run folder holds; what is missing or cut short is left out.
 
     Args:
         run: the run's folder.
-        samples: pairs to show.
+        samples: pairs to show, or rows of a task with labels.
         published: draw the published loss of each epoch beside the same losses of this run.
     """
     records = read_records(run / "metrics.jsonl")
@@ -75,7 +97,10 @@ def write_report(run: Path, samples: Sequence[ReportSample] = (), *, published: 
         _section("Optimisation", _figures(training, OPTIMISATION)),
         _section("Features", _figures(training, FEATURES)),
         _section("Speed", _figures(training, SPEED)),
-        _section("Pairs and their nearest captions", _samples(samples)),
+        _section(
+            "Pairs and their nearest captions", _samples([each for each in samples if isinstance(each, ReportSample)])
+        ),
+        _section("Validation samples", _labelled([each for each in samples if isinstance(each, LabelSample)])),
         _section("Samples that could not be read", _bad_samples(bad)),
         _section("Settings", _settings(run / "config.yaml")),
         _section("Versions", _table([[escape(name), escape(version)] for name, version in versions().items()])),
@@ -229,9 +254,29 @@ def _samples(samples: Sequence[ReportSample]) -> str:
     )
 
 
-def _nearest(title: str, captions: Sequence[tuple[str, float]], own: str) -> str:
+def _labelled(samples: Sequence[LabelSample]) -> str:
+    articles = [
+        f"<article>{''.join(map(_image, sample.thumbnails))}"
+        f'<div><p>{_text(sample.text)}</p><div class="nearest">'
+        f"{_nearest('predicted: probability', sample.predicted, *sample.truth)}"
+        f"<div>{_truth(sample)}</div></div></div></article>"
+        for sample in samples
+    ]
+    return "<p>What the model says; the right one is green.</p>" + "".join(articles) if articles else ""
+
+
+def _image(image: bytes) -> str:
+    return f'<img alt="" src="{_data_url(image)}">'
+
+
+def _truth(sample: LabelSample) -> str:
+    right = f"<h4>right</h4>{_text(', '.join(sample.truth))}" if sample.truth else ""
+    return right + (f"<p>{_text(sample.note)}</p>" if sample.note else "")
+
+
+def _nearest(title: str, captions: Sequence[tuple[str, float]], *own: str) -> str:
     rows = [
-        f"<li{' class=own' if caption == own else ''}><span>{score:.3f}</span> {_text(caption)}</li>"
+        f"<li{' class=own' if caption in own else ''}><span>{score:.3f}</span> {_text(caption)}</li>"
         for caption, score in captions
     ]
     return f"<div><h4>{title}</h4><ol>{''.join(rows)}</ol></div>" if rows else ""

@@ -1,67 +1,100 @@
-"""Match one query with many candidates by the fusion encoder. What depends on one side only is computed once."""
+"""Hits of a search matched with their query by the fusion encoder, from kept tokens or from the images. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from tcl.data.images import ImageError
+from tcl.errors import DataError, UsageError
+from tcl.inputs import locate
+from tcl.processor import Processor
+from tcl.search import Collection, Hit, rerank
 
-    from tcl.models.tcl import TCL
-
-Item = TypeVar("Item")
-
-CHUNK = 16  # candidates that pass through the fusion encoder at once
+CHUNK = 16  # pairs that pass through the fusion encoder at once
+WORKERS = 4  # threads that decode
 
 
-def match_text(model: TCL, text: str, images: Sequence[str | Path]) -> NDArray[np.float32]:
-    """ITM logits [N, 2] of one text with N images (paths or `scenes:` references).
+class Matcher(Protocol):
+    """What compares images with texts token by token; torch and ONNX Runtime have one each."""
+
+    def image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E] and the last token states [B, T, W]."""
+        ...
+
+    def match(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], image_tokens: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """ITM logits [N, 2] of texts [N, S] with one image [1, T, W] or one each [N, T, W]; float16 or float32."""
+        ...
+
+
+class Reranker:
+    """Orders the hits of a collection by the fusion encoder.
+
+    Args:
+        matcher: of the model that made the vectors.
+        processor: of the same model.
+        collection: where the hits come from.
+        root: where the embedded images are now; None for where they were embedded from.
+    """
+
+    def __init__(self, matcher: Matcher, processor: Processor, collection: Collection, root: Path | None) -> None:
+        self.matcher, self.processor, self.collection = matcher, processor, collection
+        self.root = collection.root if root is None else root
+
+    def by_text(self, text: str, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits that are images, ordered by how well they match a text.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        ids, mask = self.processor.texts([text])
+        logits = []
+        for start in range(0, len(hits), CHUNK):
+            chunk = hits[start : start + CHUNK]
+            tokens: NDArray[Any] | None = self.collection.tokens(chunk)
+            if tokens is None:
+                tokens = self.matcher.image_tokens(self._pixels(chunk))[1]
+            rows = np.zeros(len(chunk), np.int64)
+            logits.append(self.matcher.match(ids[rows], mask[rows], tokens))
+        return _ordered(hits, logits)
+
+    def by_image(self, pixels: NDArray[np.uint8], hits: Sequence[Hit]) -> list[Hit]:
+        """Hits that are texts, ordered by how well they match an image [3, H, W]."""
+        tokens = self.matcher.image_tokens(pixels[None])[1]
+        logits = []
+        for start in range(0, len(hits), CHUNK):
+            ids, mask = self.processor.texts([hit.text or "" for hit in hits[start : start + CHUNK]])
+            logits.append(self.matcher.match(ids, mask, tokens))
+        return _ordered(hits, logits)
+
+    def _pixels(self, hits: Sequence[Hit]) -> NDArray[np.uint8]:
+        places = [locate(hit.path or hit.id, self.root) for hit in hits]
+        try:
+            with ThreadPoolExecutor(WORKERS) as pool:
+                return np.stack(list(pool.map(self.processor.image, places)))
+        except ImageError as error:
+            hint = "re-ranking opens the images again; say where they are now by --images, or embed with --keep-tokens"
+            raise DataError(error.message, hint) from error
+
+
+def check_kinds(query: str, collection: Collection) -> None:
+    """Re-ranking compares texts with images.
 
     Raises:
-        ImageError: an image cannot be read.
+        UsageError: query and vectors are of one kind.
     """
-    import torch
-
-    with torch.inference_mode():
-        output = model.encode_text(*model.processor.texts([text]))
-        logits = []
-        for chunk in _chunks(images):
-            image = model.encode_image(model.processor.images(chunk))
-            rows = len(chunk)
-            states, mask = output.text_embeds.expand(rows, -1, -1), output.attention_mask.expand(rows, -1)
-            fused = model.fuse(states, mask, model.image_key_values(image.image_embeds))
-            logits.append(model.itm_head(fused[:, 0]))
-        return _to_numpy(logits)
+    if query == collection.kind:
+        raise UsageError(
+            f"re-ranking compares texts with images; query and vectors are both {query}s", hint="leave out --rerank"
+        )
 
 
-def match_image(model: TCL, image: str | Path, texts: Sequence[str]) -> NDArray[np.float32]:
-    """ITM logits [N, 2] of one image (a path or a `scenes:` reference) with N texts.
-
-    Raises:
-        ImageError: the image cannot be read.
-    """
-    import torch
-
-    with torch.inference_mode():
-        key_values = model.image_key_values(model.encode_image(model.processor.images([image])).image_embeds)
-        logits = []
-        for chunk in _chunks(texts):
-            text = model.encode_text(*model.processor.texts(chunk))
-            logits.append(model.itm_head(model.fuse(text.text_embeds, text.attention_mask, key_values)[:, 0]))
-        return _to_numpy(logits)
-
-
-def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), CHUNK):
-        yield items[start : start + CHUNK]
-
-
-def _to_numpy(logits: Sequence[Tensor]) -> NDArray[np.float32]:
-    import torch
-
-    return torch.cat(list(logits)).cpu().numpy()
+def _ordered(hits: Sequence[Hit], logits: Sequence[NDArray[np.float32]]) -> list[Hit]:
+    return rerank(hits, np.concatenate(logits)) if logits else []

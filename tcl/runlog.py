@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -16,7 +15,6 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tcl.doctor import Doctor
-from tcl.errors import UsageError
 
 if TYPE_CHECKING:
     from tcl.trackers import Tracker
@@ -47,14 +45,10 @@ class Reporter:
 class RunLog:
     """What a run writes as it goes: `metrics.jsonl`, `bad_samples.jsonl`, `warnings.jsonl`, and the trackers.
 
-    A resumed run first drops what was written past its checkpoint. The folder is locked until `close`.
-
-    Raises:
-        UsageError: another process writes to this run.
+    A resumed run first drops what was written past its checkpoint.
     """
 
     def __init__(self, run: Path, step: int, reporter: Reporter, doctor: Doctor) -> None:
-        self._lock = _lock(run)
         self._metrics, self._bad, self._warnings = (
             run / name for name in ("metrics.jsonl", "bad_samples.jsonl", "warnings.jsonl")
         )
@@ -120,7 +114,6 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         if self._trackers:
             self._trackers.close()
-        os.close(self._lock)
 
 
 class StopRequest:
@@ -164,21 +157,6 @@ def point_latest_at(run: Path) -> None:
     temporary.unlink(missing_ok=True)
     os.symlink(run.name, temporary)
     temporary.replace(link)
-
-
-def _lock(run: Path) -> int:
-    """Hold the run's lock file; it is let go when the descriptor is closed or the process ends, however it does."""
-    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(
-            f"{run}: another process trains in this folder", hint="wait for it, or choose another --out"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return descriptor
 
 
 def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -1,23 +1,20 @@
-"""Exact search in the vectors that `tcl embed` wrote, and re-ranking of the best. Memory-mapped; imports no torch."""
+"""Exact search in the vectors that `tcl embed` wrote, streamed from disk. Imports no torch."""
 
 from __future__ import annotations
 
-import json
-import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.errors import DataError, UsageError
-from tcl.vectors import SUFFIXES, sidecar
+from tcl.errors import DataError
+from tcl.vector_file import VectorFile
 
-RECORD = ("id", "text", "path")  # what is known about a row
-CHUNK_ROWS = 65536  # compared at once: 64 MB of float32 at 256 columns
+QUERIES_AT_ONCE = 256
+ROWS_AT_ONCE = 65536  # whose scores are kept until the best are picked
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Hit:
     """One result.
 
     Attributes:
-        row: of the vectors, from 0.
+        row: of the vectors, from 0; None in a table, whose rows have no order.
         id: of the input there.
         score: cosine with the query.
         text: the input itself, where it is a text.
@@ -33,7 +30,7 @@ class Hit:
         match: probability that query and input belong together, by the fusion encoder; None unless re-ranked.
     """
 
-    row: int
+    row: int | None
     id: str
     score: float
     text: str | None = None
@@ -45,63 +42,55 @@ class Hit:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-class VectorIndex:
-    """Vectors, their ids and what is known about them; made by `VectorIndex.open`.
+class Collection(Protocol):
+    """Vectors that can be searched.
 
     Attributes:
-        path: of the vectors.
-        vectors: [N, E], on disk until read.
-        meta: content of `.meta.json`.
+        name: for messages.
+        kind: what was embedded, `image` or `text`.
+        root: folder that relative image paths start from.
+        dim: width E of a vector.
     """
 
-    def __init__(self, path: Path, vectors: NDArray[Any], records: _Lines | _Columns, meta: dict[str, Any]) -> None:
-        self.path, self.vectors, self.meta = path, vectors, meta
-        self._records = records
+    name: str
+    kind: str
+    root: Path
+    dim: int
 
-    @classmethod
-    def open(cls, path: Path) -> VectorIndex:
-        """Open `.npy` or `.parquet` vectors; nothing is read into memory yet.
+    def __len__(self) -> int: ...
 
-        Raises:
-            UsageError: no such file, not vectors, or a file that belongs to them is missing.
-            DataError: damaged, or ids and vectors differ in number.
-        """
-        if path.suffix not in SUFFIXES:
-            raise UsageError(f"{path}: not a file of vectors", hint="give the .npy or .parquet that `tcl embed` wrote")
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file", hint=f"make it with `tcl embed SOURCE --out {path}`")
-        meta = _read_meta(path)
-        records: _Lines | _Columns
-        if path.suffix == ".npy":
-            vectors, records = _map_npy(path), _Lines.open(_belonging(path, "ids.jsonl"))
-        else:
-            vectors, records = _read_parquet(path)
-        counts = {"vectors": len(vectors), "ids": len(records), "the count in its meta.json": meta.get("count")}
-        if len(set(counts.values())) != 1:
-            found = ", ".join(f"{what}: {count}" for what, count in counts.items())
-            raise DataError(f"{path}: files do not belong together: {found}", hint="run `tcl embed` again")
-        return cls(path, vectors, records, meta)
+    def check_model(self, model_hash: str) -> None:
+        """Raises UsageError when another model made the vectors."""
+        ...
+
+    def search(self, queries: NDArray[np.float32], top: int) -> list[list[Hit]]:
+        """The nearest inputs to each of the L2-normalised queries [Q, E], best first."""
+        ...
+
+    def tokens(self, hits: Sequence[Hit]) -> NDArray[np.float16] | None:
+        """The image encoder's last states of the hits [n, T, W], where they were kept."""
+        ...
+
+
+class ExactCollection:
+    """Every vector is compared with every query.
+
+    Args:
+        vectors: to search in.
+        centre: compare what is left of vectors and queries without the collection's mean, normalised again.
+    """
+
+    def __init__(self, vectors: VectorFile, centre: bool = False) -> None:
+        self.vectors, self.centre = vectors, centre
+        self.name, self.kind, self.dim = str(vectors.path), vectors.kind, vectors.dim
+        self.root = Path(str(vectors.meta.get("root", "")))
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    @property
-    def kind(self) -> str:
-        """What was embedded: `image` or `text`."""
-        return str(self.meta.get("kind", "image"))
-
     def check_model(self, model_hash: str) -> None:
-        """Vectors of different models cannot be compared.
-
-        Raises:
-            UsageError: these were made by another model.
-        """
-        own = str(self.meta.get("model_hash"))
-        if own != model_hash:
-            raise UsageError(
-                f"{self.path}: vectors of another model ({own[:12]}, this one is {model_hash[:12]})",
-                hint="name the model they were made with by --model, or embed again with this one",
-            )
+        """See `Collection`."""
+        self.vectors.check_model(model_hash)
 
     def search(self, queries: NDArray[np.float32], top: int) -> list[list[Hit]]:
         """The nearest rows to each query, exactly; of equal scores the earlier row comes first.
@@ -111,141 +100,118 @@ class VectorIndex:
             top: hits per query, fewer when there are fewer rows.
 
         Raises:
-            DataError: the index holds a value that is not finite, or vectors of another width.
+            DataError: the vectors hold a value that is not finite, or are of another width.
         """
-        if queries.shape[1] != self.vectors.shape[1]:
-            raise DataError(
-                f"{self.path}: vectors of {self.vectors.shape[1]} entries, the query has {queries.shape[1]}"
-            )
-        rows = np.empty((len(queries), 0), dtype=np.int64)
-        scores = np.empty((len(queries), 0), dtype=np.float32)
-        for start in range(0, len(self), CHUNK_ROWS):
-            chunk = np.asarray(self.vectors[start : start + CHUNK_ROWS], dtype=np.float32)
-            new = queries @ chunk.T
-            if not np.isfinite(new).all():
-                bad = start + int(np.flatnonzero(~np.isfinite(chunk).all(axis=1))[0])
-                raise DataError(f"{self.path}: row {bad} is not finite", hint="embed again")
-            numbers = np.broadcast_to(np.arange(start, start + len(chunk)), new.shape)
-            rows, scores = _best(np.hstack([rows, numbers]), np.hstack([scores, new]), top)
-        return [
-            [self._hit(int(row), float(score)) for row, score in zip(rows[query], scores[query], strict=True)]
-            for query in range(len(queries))
-        ]
+        check_width(self, queries)
+        found: list[list[Hit]] = []
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            for best in self._nearest(queries[start : start + QUERIES_AT_ONCE], min(top, len(self))):
+                self.vectors.take(best.rows.tolist())  # looks at each of their values
+                pairs = zip(best.rows.tolist(), best.scores.tolist(), strict=True)
+                found.append([make_hit(self.vectors, row, score) for row, score in pairs])
+        return found
 
-    def _hit(self, row: int, score: float) -> Hit:
-        record = self._records[row]
-        return Hit(row, str(record["id"]), score, record.get("text"), record.get("path"))
+    def tokens(self, hits: Sequence[Hit]) -> NDArray[np.float16] | None:
+        """See `Collection`."""
+        return self.vectors.tokens([hit.row for hit in hits if hit.row is not None])
+
+    def _nearest(self, queries: NDArray[np.float32], top: int) -> list[_Best]:
+        best = [_Best(top) for _ in queries]
+        scores = np.empty((len(queries), min(ROWS_AT_ONCE, len(self))), np.float32)
+        score = _Centred(queries, self.vectors.mean) if self.centre else _Plain(queries)
+        first = filled = 0
+        for start, code, stored in self.vectors.blocks(min(self.vectors.rows_at_once, ROWS_AT_ONCE)):
+            if filled + len(stored) > scores.shape[1]:
+                _keep(best, first, scores[:, :filled])
+                first, filled = start, 0
+            block = score(code, stored)
+            if not np.isfinite(block).all():
+                self.vectors.check_finite(start, code.floats(stored))
+            scores[:, filled : filled + len(stored)] = block
+            filled += len(stored)
+        _keep(best, first, scores[:, :filled])
+        return best
 
 
-def rerank(hits: Sequence[Hit], match: Callable[[Sequence[Hit]], NDArray[np.float32]]) -> list[Hit]:
+def make_hit(vectors: VectorFile, row: int, score: float) -> Hit:
+    """A hit with what is known about its row."""
+    record = vectors.record(row)
+    return Hit(row, str(record["id"]), score, record.get("text"), record.get("path"))
+
+
+def check_width(collection: Collection, queries: NDArray[np.float32]) -> None:
+    """Refuse queries of another width.
+
+    Raises:
+        DataError: naming both.
+    """
+    if queries.shape[1] != collection.dim:
+        raise DataError(f"{collection.name}: vectors of {collection.dim} entries, the query has {queries.shape[1]}")
+
+
+def rerank(hits: Sequence[Hit], logits: NDArray[np.float32]) -> list[Hit]:
     """Order hits by how well they match the query, as published: by the ITM logit, not by the cosine.
 
     Args:
         hits: of one query.
-        match: gives ITM logits [N, 2] (no match, match) of N hits.
+        logits: ITM logits (no match, match) of the hits [N, 2].
 
     Returns:
         The hits, best first, each with its probability of a match.
     """
-    if not hits:
-        return []
-    logits = np.asarray(match(hits), dtype=np.float64)
-    probabilities = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
-    order = np.argsort(-logits[:, 1], kind="stable")
+    exact = np.asarray(logits, dtype=np.float64).reshape(-1, 2)
+    probabilities = 1 / (1 + np.exp(np.clip(exact[:, 0] - exact[:, 1], -700, 700)))
+    order = np.argsort(-exact[:, 1], kind="stable")
     return [replace(hits[i], match=float(probabilities[i])) for i in order]
 
 
-def _best(
-    rows: NDArray[np.int64], scores: NDArray[np.float32], top: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `top` best of each query [Q, n], best first; equal scores keep their order."""
-    top = min(top, scores.shape[1])
-    chosen = np.empty((len(scores), top), dtype=np.int64)
-    for query, line in enumerate(scores):
-        threshold = np.partition(line, -top)[-top]
-        candidates = np.flatnonzero(line >= threshold)
-        chosen[query] = candidates[np.argsort(-line[candidates], kind="stable")[:top]]
-    return np.take_along_axis(rows, chosen, axis=1), np.take_along_axis(scores, chosen, axis=1)
+class _Plain:
+    """Cosines: vectors and queries have length 1."""
+
+    def __init__(self, queries: NDArray[np.float32]) -> None:
+        self.queries = queries
+
+    def __call__(self, code: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
+        return code.products(self.queries, stored)
 
 
-class _Lines:
-    """Rows of a JSONL file by number, parsed when asked for."""
+class _Centred:
+    """Cosines of what is left without the mean m: (v - m) q / |v - m|, where |v| = 1."""
 
-    def __init__(self, path: Path, content: bytes | mmap.mmap) -> None:
-        self.path, self.content = path, content
+    def __init__(self, queries: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
+        left = queries - mean
+        left /= np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-12)
+        self.queries = np.vstack([left, mean])
+        self.offset = (left @ mean)[:, None]
+        self.square = float(mean @ mean)
 
-    @classmethod
-    def open(cls, path: Path) -> _Lines:
-        with path.open("rb") as file:
-            empty = path.stat().st_size == 0
-            return cls(path, b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        return np.flatnonzero(np.frombuffer(self.content, dtype=np.uint8) == ord("\n"))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        start = int(self._ends[row - 1]) + 1 if row else 0
-        try:
-            record = json.loads(self.content[start : int(self._ends[row])])
-            return {name: record.get(name) for name in RECORD} | {"id": record["id"]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{self.path} line {row + 1}: holds no id", hint="run `tcl embed` again") from error
+    def __call__(self, code: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
+        products = code.products(self.queries, stored)
+        lengths = np.sqrt(np.maximum(1 + self.square - 2 * products[-1], 1e-12))
+        return (products[:-1] - self.offset) / lengths
 
 
-class _Columns:
-    """Rows of a Parquet table by number."""
+class _Best:
+    """The best rows of one query so far, best first."""
 
-    def __init__(self, table: Any) -> None:
-        self.table = table
+    def __init__(self, top: int) -> None:
+        self.top = top
+        self.rows = np.empty(0, np.int64)
+        self.scores = np.empty(0, np.float32)
 
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {name: self.table[name][row].as_py() for name in RECORD if name in self.table.column_names}
-
-
-def _belonging(path: Path, name: str) -> Path:
-    file = sidecar(path, name)
-    if not file.is_file():
-        raise UsageError(f"{file}: is missing; it belongs to {path}", hint="keep the files of `tcl embed` together")
-    return file
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    file = _belonging(path, "meta.json")
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: malformed JSON: {error}", hint="run `tcl embed` again") from error
-    if not isinstance(meta, dict):
-        raise DataError(f"{file}: holds no JSON object", hint="run `tcl embed` again")
-    return meta
+    def add(self, first: int, scores: NDArray[np.float32]) -> None:
+        """Rows from `first` on, which come after all rows so far: they lose against equal scores."""
+        full = len(self.scores) == self.top
+        candidates = np.flatnonzero(scores > self.scores[-1]) if full and self.top else np.arange(len(scores))
+        if len(candidates) > self.top:
+            values = scores[candidates]
+            candidates = candidates[values >= np.partition(values, -self.top)[-self.top]]
+        merged = np.concatenate([self.scores, scores[candidates]])
+        order = np.argsort(-merged, kind="stable")[: self.top]
+        self.rows = np.concatenate([self.rows, candidates + first])[order]
+        self.scores = merged[order]
 
 
-def _map_npy(path: Path) -> NDArray[Any]:
-    try:
-        vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: damaged or cut off: {reason}", hint="run `tcl embed` again") from error
-    if vectors.ndim != 2 or vectors.dtype not in (np.float32, np.float16):
-        raise DataError(f"{path}: holds {vectors.dtype} {vectors.shape}, not float vectors [N, E]")
-    return vectors
-
-
-def _read_parquet(path: Path) -> tuple[NDArray[Any], _Columns]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path, memory_map=True).combine_chunks()
-        column = table["vector"].combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(table.num_rows, column.type.list_size), _Columns(table)
-    except (pa.ArrowException, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not vectors of `tcl embed`: {' '.join(str(error).split())}") from error
+def _keep(best: Sequence[_Best], first: int, scores: NDArray[np.float32]) -> None:
+    for query, line in zip(best, scores, strict=True):
+        query.add(first, line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from tcl.data.loader import Samples, TrainLoader
 from tcl.distributed import World
 from tcl.models.tcl import TCL
 from tcl.preflight import check_named
-from tcl.report import ReportSample
+from tcl.report import Sample
 from tcl.runlog import Reporter
 
 TASKS: dict[TaskName, tuple[str, str]] = {
@@ -100,7 +101,7 @@ class Task(Protocol):
     def validate(self) -> dict[str, float]:
         """Figures on the validation data, by the model in evaluation mode."""
 
-    def examples(self) -> list[ReportSample]:
+    def examples(self) -> Sequence[Sample]:
         """A few samples with what the model makes of them, for the report."""
 
     def state_dict(self) -> dict[str, Any]:

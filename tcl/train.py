@@ -8,6 +8,7 @@ CPU; and several processes compute what one does with as many forward passes per
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tcl.adapt import check_same_adaptation
+from tcl.allocator import keep_freed_memory
 from tcl.checkpoint import load_state, save_checkpoint
 from tcl.config import Recipe
 from tcl.distributed import World
 from tcl.errors import ConfigError
-from tcl.footprint import Footprint, measure
+from tcl.footprint import Footprint, measure, time_at
+from tcl.memory import memory_budget
 from tcl.models.lora import lora_state_dict
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
-from tcl.preflight import changed_batches, check_same_model
+from tcl.preflight import changed_batches, check_present, check_same_model
 from tcl.runlog import Reporter
 from tcl.seeding import mix
 from tcl.task import build_task
@@ -58,10 +61,15 @@ class Training:
         self.device = torch.device(world.device)
         self.reporter = reporter or Reporter()
         self.step = 0
+        if self.device.type == "cpu":
+            keep_freed_memory()
         check_trackers(recipe.train.track)
         torch.manual_seed(recipe.train.seed)
         self.task = build_task(recipe, world, checkpoint, self.reporter)
         self.model, self.loader = self.task.model, self.task.loader
+        with world.main_first():
+            if world.is_main:
+                check_present(self.loader.samples, self.reporter)
         self.total_steps = recipe.train.steps or recipe.train.epochs * self.loader.steps_per_epoch
         self.optimizer = build_optimizer(self.model, recipe.optim)
         self.precision = recipe.train.precision
@@ -175,13 +183,15 @@ class Training:
             ConfigError: the device is too small for the batch.
         """
         large = max(self.loader.batch_size, 4) if self.device.type == "cuda" else 4
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
         def step(size: int) -> None:
             self._rehearse(size)
             progress()
 
         try:
-            return measure(step, self.model, [self.task.objective], (2, large))
+            footprint = measure(step, self.model, [self.task.objective], (2, large))
+            return time_at(footprint, step, self.model, self.loader.batch_size, memory_budget(self.device, processes))
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"a batch of {large} does not fit into the memory of {self.device}",
@@ -213,7 +223,7 @@ class Training:
             "recipe": self.recipe.model_dump(),
             "data_fingerprint": self.task.fingerprint,
         }
-        return save_checkpoint(run, self.model, state, meta, self.recipe.train.keep)
+        return save_checkpoint(run, self.model, state, meta)
 
     def _restore(self, checkpoint: Path) -> None:
         weights, state, meta = load_state(checkpoint)

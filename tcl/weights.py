@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tcl.checkpoint import WEIGHTS_FILE, fetch_model, read_head
-from tcl.config import ModelConfig
+from tcl.config import ModelConfig, one_line
+from tcl.damage import damage
 from tcl.data.captions import CaptionTokenizer
 from tcl.errors import CheckpointError, UsageError
+from tcl.hub import quiet_hub
 from tcl.layouts import Layout
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
-from tcl.reference import layout_of, read_state
+from tcl.reference import HEAD_WIDTH, layout_of, read_state
 from tcl.resolve import CONFIG_FILE, find_model, read_json
 
 TIMM = "timm:"
-PUBLISHED_HEAD_WIDTH = 64  # of the attention heads of every published model
 BERT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 BERT_HAS = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}  # and TCL's text encoder
 WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
@@ -124,7 +125,7 @@ def _open_own(folder: Path, place: str) -> Weights:
             heads = attention_heads(TCL.from_config(config, int(str(values["vocab_size"]))))
     except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE}: {' '.join(str(error).split())}", hint="copy the model folder again"
+            f"{folder / CONFIG_FILE}: {one_line(error)}", hint="copy the model folder again"
         ) from error
     state = _read_safetensors(folder / WEIGHTS_FILE)
     layout = Layout("model", first_pair=config.fusion_layer if head and head.images_per_text == 2 else None)
@@ -161,7 +162,8 @@ def timm_weights(name: str, arguments: Mapping[str, int | float] | None = None) 
     import timm
 
     try:
-        vit: Any = timm.create_model(name, pretrained=True, num_classes=0, **(arguments or {}))
+        with quiet_hub():
+            vit: Any = timm.create_model(name, pretrained=True, num_classes=0, **(arguments or {}))
     except Exception as error:  # the hub client raises many kinds, from its HTTP library too
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -175,7 +177,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}", hint="is the file complete?") from error
+        raise damage(path) from error
 
 
 def _vocabulary_in(folder: Path) -> CaptionTokenizer | None:
@@ -196,9 +198,7 @@ def _vit_heads(vit: nn.Module) -> int | None:
 def _published_heads(state: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
     bert = "text_encoder.bert." if "text_encoder.bert.embeddings.LayerNorm.bias" in state else "text_encoder."
     image, text = (
-        state[name].numel() // PUBLISHED_HEAD_WIDTH
-        if name in state and state[name].numel() % PUBLISHED_HEAD_WIDTH == 0
-        else None
+        state[name].numel() // HEAD_WIDTH if name in state and state[name].numel() % HEAD_WIDTH == 0 else None
         for name in ("visual_encoder.norm.bias", f"{bert}embeddings.LayerNorm.bias")
     )
     return image, text

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tcl.data.remote import is_url
-from tcl.errors import CheckpointError, UsageError
+from tcl.errors import CheckpointError, TclError, UsageError
+from tcl.launch import launched
+from tcl.resolve import find_model
+from tcl.tasks.share import ALONE, Share
 from tcl_cli._console import out
 from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL, Device
 
@@ -64,12 +68,46 @@ PredictionsOption = Annotated[
 ]
 
 
-def load(location: str, device: Device, image_size: str | None = None) -> TCL:
+@contextmanager
+def processes(device: Device) -> Iterator[tuple[str, Share]]:
+    """Where this process computes, and its share; of several, as `torchrun` starts them, only the first speaks.
+
+    What may fail in one process alone belongs into `Share.agree`, so that the first one hears of it, and says why.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if not launched():
+        yield device.value, ALONE
+        return
+    from tcl.distributed import LostPeerError, join
+
+    try:
+        with join(device.value) as world, _silent(not world.is_main):
+            yield world.device, Share(world.rank, world.size, world.collect)
+    except LostPeerError as error:
+        raise LostPeerError(error.message, hint="nothing was written; start the evaluation again") from error
+
+
+@contextmanager
+def _silent(others: bool) -> Iterator[None]:
+    """Nothing is printed, errors included, and the exit code stays what it is."""
+    if not others:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            yield
+        except Exception as error:
+            raise typer.Exit(error.exit_code if isinstance(error, TclError) else 1) from error
+
+
+def load(location: str, device: str, image_size: str | None = None) -> TCL:
     """A model on its device and at the image size asked for.
 
     Args:
         location: of `find_model`, which is asked before the data is read.
-        device: where it computes.
+        device: where it computes: of `processes`.
         image_size: of `--image-size`.
 
     Raises:
@@ -77,12 +115,17 @@ def load(location: str, device: Device, image_size: str | None = None) -> TCL:
         CheckpointError: the weights are damaged or not finite.
     """
     from tcl.checkpoint import load_model
+
+    return _place(location, load_model, device, image_size)
+
+
+def _place(location: str, read: Callable[[str], TCL], device: str, image_size: str | None) -> TCL:
     from tcl.devices import choose_device
     from tcl.metrics import NAN_HINT
 
     size = _parse_size(image_size)
-    chosen = choose_device(device.value)
-    loaded = load_model(location)
+    chosen = device if launched() else choose_device(device)
+    loaded = read(location)
     if not all(bool(parameter.isfinite().all()) for parameter in loaded.parameters()):
         raise CheckpointError(f"{location}: its weights are not finite", hint=NAN_HINT)
     if size is not None:
@@ -92,13 +135,37 @@ def load(location: str, device: Device, image_size: str | None = None) -> TCL:
     return loaded.to(chosen)
 
 
-def load_for(task: str, location: str, device: Device, image_size: str | None = None) -> Any:
-    """The same for a model that was fine-tuned for `task`.
+def load_for(
+    task: str, location: str, device: str, image_size: str | None = None, answers: list[str] | None = None
+) -> Any:
+    """The same for a model that was fine-tuned for `task`, here or by the published code.
+
+    Args:
+        task: of the evaluation.
+        location: see `load`.
+        device: see `load`.
+        image_size: see `load`.
+        answers: to choose from; a published checkpoint has none of its own.
 
     Raises:
         UsageError: it was not; the message names what it lacks.
     """
-    loaded = load(location, device, image_size)
+
+    def read(location: str) -> TCL:
+        from tcl.checkpoint import load_model
+        from tcl.reference import WHOLE, build_fine_tuned, build_reference, read_reference
+
+        found = find_model(location)
+        if found.kind != "reference":
+            return load_model(location)
+        reference = read_reference(found.path)
+        return (
+            build_reference(reference)
+            if reference.layout.kind in WHOLE
+            else build_fine_tuned(reference, answers=answers)
+        )
+
+    loaded: Any = _place(location, read, device, image_size)
     head = getattr(loaded, "head", None)
     if head is None or head.task != task:
         made_for = f"fine-tuned for {head.task}" if head else "not fine-tuned for a task"

@@ -18,6 +18,7 @@ class Backend(StrEnum):
 
     auto = "auto"
     torch = "torch"
+    torch_compiled = "torch-compiled"
     onnx = "onnx"
 
 
@@ -44,8 +45,8 @@ BackendOption = Annotated[
     Backend,
     typer.Option(
         "--backend",
-        help="What computes the vectors. auto: a bundle runs in ONNX Runtime, any other model in torch; onnx without "
-        "--model: the newest bundle under ./exports.",
+        help="What computes the vectors. auto: the fastest that `tcl bench` has verified here; else a bundle runs in "
+        "ONNX Runtime, any other model in torch. onnx without --model: the newest bundle under ./exports.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

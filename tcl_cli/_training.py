@@ -1,18 +1,19 @@
-"""What the commands that train have in common: choosing the run folder, agreeing on a plan, doing it."""
+"""What the commands that train have in common: agreeing on a plan, saying what it will take, doing it."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 
 from tcl.errors import TclError, UsageError
+from tcl_cli._batch_size import AUTO, choose_batch_size
 from tcl_cli._console import out
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL
 from tcl_cli._run_reporter import ConsoleReporter
@@ -24,11 +25,21 @@ if TYPE_CHECKING:
     from tcl.models.tcl import TCL
     from tcl.train import Training
 
-    Plan = tuple[Path, Path | None, Recipe]
+    Choice = tuple[Path, Path | None, Recipe]
+    """Run folder, checkpoint to continue from, resolved recipe."""
 
-AUTO = "auto"
 INTERRUPTED = 130
 ROWS = {"vqa": "questions", "entailment": "statements", "nlvr2": "statements"}  # what a task learns from, if not pairs
+
+
+class Plan(NamedTuple):
+    """What all processes of a command do: a `Choice`, and whether it is done already."""
+
+    run: Path
+    checkpoint: Path | None
+    recipe: Recipe
+    finished: bool
+
 
 ImagesOption = Annotated[
     str | None,
@@ -74,12 +85,39 @@ BatchSizeOption = Annotated[
 ]
 
 
-def decide(world: World, plan: Callable[[], Plan]) -> Plan:
-    """Let the first process choose, so that all agree, and only it says what is wrong."""
+@contextmanager
+def agree(device: str, plan: Callable[[], Choice]) -> Iterator[tuple[World, Plan]]:
+    """Join the run, and let the first process choose, so that all agree, and only it says what is wrong.
+
+    A process that is alone chooses first: what is wrong, or a folder that is taken, is said before torch is loaded.
+    """
+    from tcl.launch import launched
+
+    early = None if launched() else _settle(plan)
+
+    from tcl.distributed import join
+
+    with join(device) as world:
+        yield world, early or _decide(world, plan)
+
+
+def _settle(plan: Callable[[], Choice]) -> Plan:
+    """What the first process chooses, and says at once."""
+    from tcl.preflight import is_finished
+
+    run, checkpoint, recipe = plan()
+    out.message(f"Run        {run}")
+    finished = checkpoint is not None and is_finished(run, checkpoint, recipe)
+    if finished:
+        out.message(f"{run} is finished, there is nothing left to do. Its model: {run / 'model'}")
+    return Plan(run, checkpoint, recipe, finished)
+
+
+def _decide(world: World, plan: Callable[[], Choice]) -> Plan:
     made, failure = None, None
     if world.is_main:
         try:
-            made = plan()
+            made = _settle(plan)
         except TclError as error:
             failure = error
     made, code = world.from_main((made, failure.exit_code if failure else 0))
@@ -87,13 +125,11 @@ def decide(world: World, plan: Callable[[], Plan]) -> Plan:
         raise failure
     if made is None:
         raise typer.Exit(code)
-    return cast("Plan", made)
+    return cast(Plan, made)
 
 
 def train(
-    run: Path,
-    checkpoint: Path | None,
-    recipe: Recipe,
+    plan: Plan,
     world: World,
     *,
     again: str,
@@ -102,12 +138,10 @@ def train(
     auto: bool,
     check: Callable[[TCL], None] = lambda model: None,
 ) -> bool:
-    """Build the training, say what it will do, and do it; True when it did all of it.
+    """Build the training, say what it will do, and do it; True when its model is there.
 
     Args:
-        run: its folder.
-        checkpoint: to continue from.
-        recipe: resolved.
+        plan: where, from which checkpoint, by which recipe; without `dry_run` this process holds the folder.
         world: where this process stands.
         again: the command that continues the run.
         resume: this command was to continue a run, or to start it.
@@ -119,13 +153,14 @@ def train(
     from tcl.runlog import point_latest_at
     from tcl.train import Training
 
-    if world.size > 1 and world.is_main and not dry_run:  # a restart, however early, finds its own run again
-        run.mkdir(parents=True, exist_ok=True)
-        point_latest_at(run)
+    run, checkpoint, recipe, finished = plan
+    if finished:
+        return not dry_run
     with ConsoleReporter(quiet=not world.is_main) as reporter:
+        if world.size > 1 and world.is_main and not dry_run:  # a restart, however early, finds its own run again
+            point_latest_at(run)
         if auto:
-            known = batch_size_of(checkpoint) if checkpoint else what_fits(recipe, world)
-            recipe = with_batch_size(recipe, known)
+            recipe = choose_batch_size(recipe, checkpoint, world, reporter)
         training = Training(recipe, world, checkpoint, reporter)
         check(training.model)
         footprint = reporter.measure(training)
@@ -137,10 +172,7 @@ def train(
         if dry_run:
             reporter.note("Dry run: nothing was written.")
             return False
-        if training.step >= training.total_steps and (run / "model").is_dir():
-            reporter.note(f"{run} is finished: {training.step} steps, and its model is there.")
-            return False
-        result = fit(training, run)
+        result = fit(training, run, held=True)
     if result.finished:
         reporter.note(f"Finished: {run / 'model'}")
         return True
@@ -162,59 +194,6 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     if len(recipes) > 1:
         raise UsageError(f"more than one recipe: {', '.join(recipes)}", hint="a setting is written section.key=value")
     return (recipes[0] if recipes else None), [argument for argument in arguments if argument not in recipes]
-
-
-def choose_run(run: Path | None, name: str, resume: bool) -> Path:
-    """The run folder: the one given; to resume, the latest; else a new one named after the recipe."""
-    if run:
-        return run
-    latest = Path("runs/latest")
-    if resume and latest.is_dir():
-        return Path("runs") / latest.resolve().name
-    first = Path("runs") / Path(name).stem
-    if resume:
-        return first
-    candidates = (first.with_name(f"{first.name}-{number}") for number in range(2, 10**6))
-    return first if not first.exists() else next(path for path in candidates if not path.exists())
-
-
-def check_writable(run: Path) -> None:
-    """Could the run folder be created? Nothing is left behind by asking.
-
-    Raises:
-        UsageError: no, and why.
-    """
-    place = run.absolute()
-    if place.is_file():
-        raise UsageError(f"{run} is a file", hint="choose another --out")
-    parent = next(path for path in (place, *place.parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise UsageError(f"{run}: cannot be written: {error.strerror}", hint="choose another --out") from error
-
-
-def check_existing(run: Path, resume: bool) -> Path | None:
-    """The newest checkpoint of a folder that is there already; None when it has none yet.
-
-    Raises:
-        UsageError: the folder is in the way.
-    """
-    if not any(run.iterdir()):
-        return None
-    is_run = (run / "config.yaml").is_file()
-    if resume and not is_run:
-        raise UsageError(f"{run} holds no run to resume (no config.yaml)", hint="choose another --out")
-    saved = sorted((run / "checkpoints").glob("step-*"))
-    if not resume and (saved or not is_run):  # a run that failed before it saved anything is in nobody's way
-        raise UsageError(f"{run} exists", hint="continue it with --resume, or choose another --out")
-    return saved[-1] if saved else None
-
-
-def recipe_of_run(run: Path) -> Path | None:
-    """The recipe that a run was started with."""
-    path = run / "config.yaml"
-    return path if path.is_file() else None
 
 
 def settings_of(options: Mapping[str, object], batch_size: str | None) -> list[str]:
@@ -241,36 +220,6 @@ def check_task(recipe: Recipe, tasks: Sequence[str], name: str) -> None:
     )
 
 
-def what_fits(recipe: Recipe, world: World) -> int:
-    """The largest batch that memory allows, the same for all processes."""
-    from tcl.footprint import largest_batch
-    from tcl.memory import memory_budget
-    from tcl.train import Training
-
-    training = Training(with_batch_size(recipe, 4), world)
-    footprint = training.footprint()
-    return int(
-        min(
-            world.collect(
-                largest_batch(footprint, memory_budget(training.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-            )
-        )
-    )
-
-
-def batch_size_of(checkpoint: Path) -> int:
-    """What the run was started with: another batch size would give it other steps."""
-    from tcl.resolve import read_json
-
-    meta: Any = read_json(checkpoint / "meta.json")
-    return int(meta["recipe"]["data"]["batch_size"])
-
-
-def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
-    """The recipe with as many pairs per forward pass."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": batch_size})})
-
-
 def describe(training: Training, footprint: Footprint) -> None:
     """What is about to happen: the model, the data, the memory and the time it will take."""
     recipe, loader, world = training.recipe, training.loader, training.world
@@ -290,6 +239,6 @@ def describe(training: Training, footprint: Footprint) -> None:
     steps, samples = loader.steps_per_epoch, loader.samples_per_step
     out.message(f"Data       {training.task.rows} {rows}, {steps} steps of {samples} per epoch")
     epochs = training.total_steps / steps
-    for line in footprint.describe(loader.batch_size, steps * samples, world.size):
+    for line in footprint.describe(loader.batch_size, steps * samples, world.size, rows):
         out.message(line)
     out.message(f"Training   {training.total_steps} steps ({epochs:.3g} epochs)")

@@ -75,7 +75,8 @@ def convert(
     else:
         from tcl.checkpoint import fetch_model
 
-        state = to_reference(fetch_model(found.location) if found.kind == "hub" else found.path, target)
+        folder = fetch_model(found.location) if found.kind == "hub" else found.path
+        state = to_reference(folder, target, warn=console.warning)
         teacher = any(name.partition(".")[0].endswith("_m") for name in state)
         lines = [
             f"{len(state)} keys" + ("" if teacher else ", without teacher and queues: only checkpoints have these")

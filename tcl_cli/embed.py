@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tcl_cli._console import out as console
+from tcl_cli._embed_report import print_report, say_unverified, show_progress
 from tcl_cli._options import (
     INPUT_PANEL,
+    MODEL_PANEL,
     OUTPUT_PANEL,
     SPEED_PANEL,
     Backend,
@@ -23,6 +27,7 @@ from tcl_cli._options import (
 
 if TYPE_CHECKING:
     from tcl.embed import Encoder
+    from tcl.embedding.output import Output
 
 EPILOG = """\
 [bold]Examples[/]
@@ -31,9 +36,10 @@ EPILOG = """\
   tcl embed "photos/2024-*/*.jpg" --out vecs.parquet --dtype float16
   tcl embed captions.jsonl --kind text --out texts.npy
   tcl embed images/ --out vecs.npy --model exports/demo --workers 8
+  tcl embed "shards/{00000..00099}.tar" --out vecs/ --shard-rows 100000 --devices all
 
 Row i of vecs.npy is line i of vecs.ids.jsonl. Inputs that cannot be read are in vecs.errors.jsonl, model and \
-settings in vecs.meta.json.
+settings in vecs.meta.json. A job that was killed goes on when the same command is given again.
 """
 
 
@@ -43,6 +49,16 @@ class Kind(StrEnum):
     auto = "auto"
     image = "image"
     text = "text"
+
+
+class Precision(StrEnum):
+    """That the model computes in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 class OnError(StrEnum):
@@ -57,6 +73,22 @@ class Dtype(StrEnum):
 
     float32 = "float32"
     float16 = "float16"
+    int8 = "int8"
+    binary = "binary"
+
+
+class Format(StrEnum):
+    """Of the parts in a folder."""
+
+    npy = "npy"
+    parquet = "parquet"
+
+
+class Engine(StrEnum):
+    """What spreads the work."""
+
+    local = "local"
+    ray = "ray"
 
 
 def embed(
@@ -64,17 +96,17 @@ def embed(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder of images, a quoted glob, an image; a .txt of sentences or of image paths; a .json, .jsonl, "
-            ".csv or .tsv with an image or text column; or scenes:",
+            help="A folder of images, a quoted glob, an image; a .txt of sentences or of image paths, or - for stdin; "
+            " a .json, .jsonl, .csv, .tsv or .parquet with an image or text column; tar shards; or scenes:",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "--out",
             "-o",
-            help="Where to, ending in .npy or .parquet.",
+            help="Where to, ending in .npy or .parquet; or a folder of parts, ending in a slash.",
             rich_help_panel=OUTPUT_PANEL,
             show_default=False,
         ),
@@ -82,10 +114,30 @@ def embed(
     model: ModelOption = None,
     backend: BackendOption = Backend.auto,
     device: DeviceOption = Device.auto,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            "--precision",
+            help="That the model computes in. auto: fp16 on a GPU, fp32 on a CPU where the model has it.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = Precision.auto,
     kind: Annotated[
         Kind,
         typer.Option("--kind", help="auto: images where the source has any, else texts.", rich_help_panel=INPUT_PANEL),
     ] = Kind.auto,
+    image_column: Annotated[
+        str | None,
+        typer.Option("--image-column", help="Of a table.", rich_help_panel=INPUT_PANEL, show_default=False),
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option("--text-column", help="Of a table.", rich_help_panel=INPUT_PANEL, show_default=False),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option("--id-column", help="Of a table.", rich_help_panel=INPUT_PANEL, show_default=False),
+    ] = None,
     on_error: Annotated[
         OnError,
         typer.Option(
@@ -93,10 +145,48 @@ def embed(
         ),
     ] = OnError.skip,
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="Of the vectors on disk.", rich_help_panel=OUTPUT_PANEL)
+        Dtype,
+        typer.Option(
+            "--dtype", help="Of the vectors on disk; what it costs in recall is printed.", rich_help_panel=OUTPUT_PANEL
+        ),
     ] = Dtype.float32,
+    keep_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--keep-tokens",
+            help="Write the image encoder's last states too, for re-ranking without the images.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--shard-rows",
+            min=1,
+            help="Inputs per part of a folder. Default: 100,000.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    format_: Annotated[
+        Format | None,
+        typer.Option("--format", help="Of the parts. Default: npy.", rich_help_panel=OUTPUT_PANEL, show_default=False),
+    ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Replace the vectors that are there.", rich_help_panel=OUTPUT_PANEL)
+        bool,
+        typer.Option(
+            "--restart",
+            help="Begin anew, and replace the vectors that are there.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Also succeed when the vectors are complete; a job that was begun goes on without it too.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
     ] = False,
     json: JsonOption = False,
     batch_size: Annotated[
@@ -106,47 +196,114 @@ def embed(
         ),
     ] = 64,
     workers: Annotated[
-        int, typer.Option("--workers", "-w", min=1, help="Threads that read and decode.", rich_help_panel=SPEED_PANEL)
+        int,
+        typer.Option(
+            "--workers", "-w", min=1, help="Threads that read and decode, per device.", rich_help_panel=SPEED_PANEL
+        ),
     ] = 4,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            help="Several devices, a process for each: all (GPUs), or 0,1 or cuda:0,cuda:1.",
+            rich_help_panel=SPEED_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            "--engine",
+            help="ray: the parts of a folder on a Ray cluster, the one of $RAY_ADDRESS or of this machine.",
+            rich_help_panel=SPEED_PANEL,
+        ),
+    ] = Engine.local,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print a table of the stages.", rich_help_panel=SPEED_PANEL)
+    ] = False,
 ) -> None:
     """Turn images or texts into vectors, with ids that match row by row."""
-    from export.runtime import open_encoder
-    from tcl.embed import embed as run
+    from tcl.embed import run_embedding
+    from tcl.embedding.plan import Options
+    from tcl.errors import UsageError
     from tcl.inputs import list_inputs
-    from tcl.vectors import check_output, sidecar
 
-    check_output(out, restart)
-    inputs = list_inputs(source, kind.value)
-    encoder = open_encoder(model, backend.value, device.value)
-    warn_unverified(encoder)
-    console.message(f"{len(inputs)} {inputs.kind}s with model {encoder.model_hash[:12]} on {encoder.backend}")
-    with console.progress("Embedding", len(inputs)) as advance:
-        report = run(
-            inputs,
-            encoder,
-            out,
-            batch_size=batch_size,
-            workers=workers,
-            on_error=on_error.value,
-            dtype=dtype.value,
-            restart=restart,
-            progress=advance,
+    if restart and resume:
+        raise UsageError("--restart begins anew, --resume goes on", hint="choose one")
+    output = _output(out, shard_rows, format_, engine)
+    output.check(restart, resume)
+    used = _devices(devices, device, engine)
+    with console.progress("Listing") as listed:
+        inputs = list_inputs(
+            source,
+            kind.value,
+            image_column=image_column,
+            text_column=text_column,
+            id_column=id_column,
+            progress=listed,
         )
-    rates = ", ".join(f"{stage} {rate:.0f}/s" for stage, rate in report.rates.items())
-    console.message(
-        f"{report.count} vectors in {report.seconds:.1f} s, {report.count / report.seconds:.0f}/s; "
-        f"each stage by itself: {rates}; the bottleneck is {report.bottleneck}"
+    for warning in inputs.warnings:
+        console.warning(warning)
+    options = Options(batch_size, workers, on_error.value, dtype.value, keep_tokens)
+    report = run_embedding(
+        inputs,
+        output,
+        options,
+        partial(open_on, model or os.environ.get("TCL_MODEL"), backend.value, precision.value),
+        used,
+        engine=engine.value,
+        restart=restart,
+        resume=resume,
+        begin=partial(show_progress, inputs),
+        say=console.message,
     )
-    if report.failed:
-        console.warning(f"{report.failed} inputs could not be read; see {sidecar(out, 'errors.jsonl')}")
+    print_report(report, output, profile and not json)
     if json:
-        console.json({"out": str(out), "model_hash": encoder.model_hash, "backend": encoder.backend} | report.to_json())
+        profiled = {"profile": report.stages} if profile else {}
+        console.json({"out": str(output.path)} | report.to_json() | profiled)
     else:
-        console.data(str(out))
+        console.data(str(output.path))
+
+
+def open_on(model: str | None, backend: str, precision: str, device: str) -> Encoder:
+    """The encoder of a device; a process that has one of several calls this."""
+    from export.runtime import open_encoder
+    from tcl.data.parallel import available_cores
+
+    # Two lanes even on one core: each call then computes in one thread on every machine, and so the same.
+    lanes = max(2, available_cores())
+    return open_encoder(model, backend, device, precision, lanes)  # type: ignore[arg-type]
+
+
+def _output(out: str, shard_rows: int | None, format_: Format | None, engine: Engine) -> Output:
+    from tcl.embedding.output import Output
+    from tcl.embedding.parts import SHARD_ROWS, is_parts_output
+    from tcl.errors import UsageError
+
+    if is_parts_output(out):
+        suffix = f".{(format_ or Format.npy).value}"
+        return Output(Path(out), True, shard_rows or SHARD_ROWS, suffix)  # type: ignore[arg-type]
+    for name, given in (("--shard-rows", shard_rows), ("--format", format_), ("--engine ray", engine is Engine.ray)):
+        if given:
+            raise UsageError(f"{name} is for a folder of parts", hint=f"for example --out {Path(out).stem}/")
+    return Output(Path(out))
+
+
+def _devices(devices: str | None, device: Device, engine: Engine) -> list[str]:
+    from tcl.embedding.devices import parse_devices
+    from tcl.errors import UsageError
+
+    if devices is None:
+        return [device.value]
+    if device is not Device.auto:
+        raise UsageError("--device and --devices say the same", hint="leave one out")
+    if engine is Engine.ray and devices in ("auto", "all"):
+        return ["auto"]
+    return parse_devices(devices, here=engine is Engine.local)
 
 
 def warn_unverified(encoder: Encoder) -> None:
     """Say so when vectors come from a bundle whose numbers were not verified, or were and failed."""
     bundle = getattr(encoder, "bundle", None)
     if bundle is not None and not bundle.verified:
-        console.warning(f"{bundle.folder} is marked unverified: its vectors may differ from the model's")
+        say_unverified(bundle.folder)

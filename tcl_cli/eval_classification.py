@@ -18,6 +18,7 @@ from tcl_cli._evaluation import (
     list_bad,
     load,
     percent,
+    processes,
     write_lines,
 )
 from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
@@ -63,27 +64,40 @@ def classification(
     """Zero-shot top-1 and top-5 accuracy: the class whose captions are nearest to the image."""
     from tcl.tasks.classification import TEMPLATES, LabelledImages, check_templates, evaluate_classification
 
-    location = find_model(model).location
-    templates = tuple(template or TEMPLATES)
-    check_templates(templates)
-    check_output("--predictions", predictions, [])
-    total = len(LabelledImages.from_folder(data).images)
-    loaded = load(location, device, image_size)
-    said: list[Prediction] = []
-    with out.progress("Classifying", total=total) as advance:
-        result = evaluate_classification(
-            loaded, data, templates, batch_size=batch_size, workers=workers, predicted=said.append, progress=advance
-        )
-    list_bad(result.bad)
-    if json:
-        values = {"task": "classification", "model": location, "data": data, "templates": list(templates)}
-        out.json(values | asdict(result) | {"predictions": predictions and str(predictions)})
-    else:
-        out.message(f"{location}: {result.images} images, {len(result.classes)} classes, {len(templates)} templates")
-        _table(result)
-    if predictions:
-        write_lines(predictions, map(_line, said))
-        out.message(f"predictions in {predictions}")
+    with processes(device) as (place, share):
+        with share.agree():
+            location = find_model(model).location
+            templates = tuple(template or TEMPLATES)
+            check_templates(templates)
+            check_output("--predictions", predictions, [])
+            total = len(LabelledImages.from_folder(data).images)
+            loaded = load(location, place, image_size)
+        said: list[Prediction] = []
+        with out.progress("Classifying", total=total) as advance:
+            result = evaluate_classification(
+                loaded,
+                data,
+                templates,
+                batch_size=batch_size,
+                workers=workers,
+                share=share,
+                predicted=said.append,
+                progress=advance,
+            )
+        if share.rank:
+            return
+        list_bad(result.bad)
+        if json:
+            values = {"task": "classification", "model": location, "data": data, "templates": list(templates)}
+            out.json(values | asdict(result) | {"predictions": predictions and str(predictions)})
+        else:
+            out.message(
+                f"{location}: {result.images} images, {len(result.classes)} classes, {len(templates)} templates"
+            )
+            _table(result)
+        if predictions:
+            write_lines(predictions, map(_line, said))
+            out.message(f"predictions in {predictions}")
 
 
 def _line(prediction: Prediction) -> dict[str, Any]:

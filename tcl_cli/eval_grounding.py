@@ -21,6 +21,7 @@ from tcl_cli._evaluation import (
     list_bad,
     load,
     percent,
+    processes,
     write_lines,
 )
 from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
@@ -72,35 +73,41 @@ def grounding(
     """Share of regions found (IoU of at least 0.5): by the best proposal, by the heat map alone, by its peak."""
     from tcl.data.regions import read_regions
 
-    location = find_model(model).location
-    check_images(images)
-    check_output("--predictions", predictions, [*data, *([str(proposals)] if proposals else [])])
-    rows = list(read_regions(data, images, proposals=proposals))
-    loaded = load(location, device, image_size)
-    from tcl.tasks.grounding import evaluate_grounding
+    with processes(device) as (place, share):
+        with share.agree():
+            location = find_model(model).location
+            check_images(images)
+            check_output("--predictions", predictions, [*data, *([str(proposals)] if proposals else [])])
+            rows = list(read_regions(data, images, proposals=proposals))
+            loaded = load(location, place, image_size)
+        from tcl.tasks.grounding import evaluate_grounding
 
-    with out.progress("Grounding", total=len(rows)) as advance:
-        result = evaluate_grounding(loaded, rows, layer=layer, batch_size=batch_size, workers=workers, progress=advance)
-    list_bad(result.bad)
-    if json:
-        values = {"task": "grounding", "model": location, "data": data, "layer": result.layer}
-        values |= {"splits": [asdict(figures) for figures in result.splits], "bad": result.bad}
-        out.json(values | {"predictions": predictions and str(predictions)})
-    else:
-        out.message(f"{location}: {len(result.predictions)} regions; Grad-CAM of fusion layer {result.layer}")
-        columns = ["split", "rows", "proposals %", "heat box %", "peak inside %", "mean IoU"]
-        cells: list[list[object]] = [
-            [
-                figures.split or "(none)",
-                figures.rows,
-                percent(figures.proposals),
-                percent(figures.heat_box),
-                percent(figures.peak),
-                round(figures.mean_iou, 3),
+        with out.progress("Grounding", total=len(rows)) as advance:
+            result = evaluate_grounding(
+                loaded, rows, layer=layer, batch_size=batch_size, workers=workers, share=share, progress=advance
+            )
+        if share.rank:
+            return
+        list_bad(result.bad)
+        if json:
+            values = {"task": "grounding", "model": location, "data": data, "layer": result.layer}
+            values |= {"splits": [asdict(figures) for figures in result.splits], "bad": result.bad}
+            out.json(values | {"predictions": predictions and str(predictions)})
+        else:
+            out.message(f"{location}: {len(result.predictions)} regions; Grad-CAM of fusion layer {result.layer}")
+            columns = ["split", "rows", "proposals %", "heat box %", "peak inside %", "mean IoU"]
+            cells: list[list[object]] = [
+                [
+                    figures.split or "(none)",
+                    figures.rows,
+                    percent(figures.proposals),
+                    percent(figures.heat_box),
+                    percent(figures.peak),
+                    round(figures.mean_iou, 3),
+                ]
+                for figures in result.splits
             ]
-            for figures in result.splits
-        ]
-        out.table(columns, cells)
-    if predictions:
-        write_lines(predictions, result.predictions)
-        out.message(f"predictions in {predictions}")
+            out.table(columns, cells)
+        if predictions:
+            write_lines(predictions, result.predictions)
+            out.message(f"predictions in {predictions}")

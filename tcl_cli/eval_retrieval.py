@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,18 @@ import typer
 from tcl.protocols import RETRIEVAL, Published, RetrievalProtocol, find_protocol
 from tcl.resolve import find_model
 from tcl_cli._console import Advance, out
-from tcl_cli._evaluation import BatchSizeOption, ImageSizeOption, ImagesOption, WorkersOption, list_bad, load
+from tcl_cli._evaluation import (
+    BatchSizeOption,
+    ImageSizeOption,
+    ImagesOption,
+    PredictionsOption,
+    WorkersOption,
+    check_output,
+    list_bad,
+    load,
+    processes,
+    write_lines,
+)
 from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
 
 if TYPE_CHECKING:
@@ -26,6 +38,8 @@ EPILOG = """\
   tcl eval retrieval --data test.jsonl --images photos/ --k 64
   tcl eval retrieval --data dataset_coco.json#split=test --images coco/ --protocol coco --image-size 384
   tcl eval retrieval --data scenes:val:64 --model runs/demo --json
+  tcl eval retrieval --data test.jsonl --images photos/ --predictions nearest.jsonl
+  torchrun --nproc-per-node gpu -m tcl_cli eval retrieval --data coco_test.json --images coco/
 """
 
 CANDIDATES = 128  # unless a protocol says otherwise
@@ -64,6 +78,7 @@ def retrieval(
             show_default=False,
         ),
     ] = None,
+    predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
     batch_size: BatchSizeOption = 64,
     workers: WorkersOption = 4,
@@ -71,33 +86,60 @@ def retrieval(
     json: JsonOption = False,
 ) -> None:
     """Recall at 1, 5 and 10 from image to text and back, by vectors alone and re-ranked."""
-    location = find_model(model).location
     chosen = find_protocol(protocol.value) if protocol else None
     candidates = rerank if rerank is not None else chosen.candidates if chosen else CANDIDATES
-    index = _read(data, images)
-    loaded = load(location, device, image_size)
-    if chosen:
-        out.message(f"{chosen.name}: {chosen.dataset}; the published figures are of {chosen.checkpoint}")
-    with _Phases() as phases:
-        from tcl.tasks.retrieval import evaluate_retrieval
+    with processes(device) as (place, share):
+        with share.agree():
+            location = find_model(model).location
+            check_output("--predictions", predictions, data)
+            index = _read(data, images)
+            loaded = load(location, place, image_size)
+        if chosen:
+            out.message(f"{chosen.name}: {chosen.dataset}; the published figures are of {chosen.checkpoint}")
+        with _Phases() as phases:
+            from tcl.tasks.retrieval import evaluate_retrieval
 
-        result = evaluate_retrieval(
-            loaded, index, rerank=candidates, batch_size=batch_size, workers=workers, progress=phases
-        )
+            result = evaluate_retrieval(
+                loaded,
+                index,
+                rerank=candidates,
+                batch_size=batch_size,
+                workers=workers,
+                share=share,
+                progress=phases,
+            )
+        if share.rank == 0:
+            about = {"task": "retrieval", "model": location, "data": data}
+            _report(result, about, candidates, loaded.processor.image_size, chosen, predictions, json)
+
+
+def _report(
+    result: RetrievalResult,
+    about: dict[str, Any],
+    candidates: int,
+    size: tuple[int, int],
+    protocol: RetrievalProtocol | None,
+    predictions: Path | None,
+    json: bool,
+) -> None:
     list_bad(result.bad)
-    size = loaded.processor.image_size
-    differences = chosen.differences(result.images, result.texts, candidates, size) if chosen else []
+    differences = protocol.differences(result.images, result.texts, candidates, size) if protocol else []
     for difference in differences:
         out.warning(f"not as published: {difference}")
     if json:
         depth = {"texts": min(candidates, result.texts), "images": min(candidates, result.images)}
-        values = {"task": "retrieval", "model": location, "data": data, "image_size": list(size), "rerank": depth}
-        out.json(values | asdict(result) | (_protocol_values(chosen, differences) if chosen else {}))
-        return
-    out.message(f"{location}: {result.images} images, {result.texts} texts; TR image to text, IR text to image, %")
-    out.table(["", "TR R@1", "R@5", "R@10", "IR R@1", "R@5", "R@10"], _rows(result, candidates, chosen))
-    if chosen and any(row.to_verify for row in chosen.rows):
-        out.message("? has not been compared with the paper")
+        values = about | {"image_size": list(size), "rerank": depth} | result.to_dict()
+        values |= {"predictions": predictions and str(predictions)}
+        out.json(values | (_protocol_values(protocol, differences) if protocol else {}))
+    else:
+        model = about["model"]
+        out.message(f"{model}: {result.images} images, {result.texts} texts; TR image to text, IR text to image, %")
+        out.table(["", "TR R@1", "R@5", "R@10", "IR R@1", "R@5", "R@10"], _rows(result, candidates, protocol))
+        if protocol and any(row.to_verify for row in protocol.rows):
+            out.message("? has not been compared with the paper")
+    if predictions:
+        write_lines(predictions, result.ranked.predictions())
+        out.message(f"predictions in {predictions}")
 
 
 def _read(data: list[str], images: str | None) -> PairIndex:

@@ -21,6 +21,7 @@ from tcl_cli._evaluation import (
     list_bad,
     load_for,
     percent,
+    processes,
     write_lines,
 )
 from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
@@ -98,34 +99,40 @@ def _evaluate(
     from tcl.data.annotations import read_statements
     from tcl.errors import UsageError
 
-    location = find_model(model).location
-    check_images(images)
-    check_output("--predictions", predictions, data)
-    rows = list(read_statements(task, data, images, need_labels=False))
-    labelled = sum(row.label is not None for row in rows)
-    if not labelled and predictions is None:
-        raise UsageError(
-            f"{', '.join(data)}: no row has a label, so there is nothing to measure",
-            hint="for predictions alone: --predictions FILE.jsonl",
-        )
-    if labelled < len(rows):
-        out.message(f"{len(rows) - labelled} of {len(rows)} rows have no label: predictions only")
-    loaded = load_for(task, location, device, image_size)
-    from tcl.tasks.statements import evaluate_statements
+    with processes(device) as (place, share):
+        with share.agree():
+            location = find_model(model).location
+            check_images(images)
+            check_output("--predictions", predictions, data)
+            rows = list(read_statements(task, data, images, need_labels=False))
+            labelled = sum(row.label is not None for row in rows)
+            if not labelled and predictions is None:
+                raise UsageError(
+                    f"{', '.join(data)}: no row has a label, so there is nothing to measure",
+                    hint="for predictions alone: --predictions FILE.jsonl",
+                )
+            if labelled < len(rows):
+                out.message(f"{len(rows) - labelled} of {len(rows)} rows have no label: predictions only")
+            loaded = load_for(task, location, place, image_size)
+        from tcl.tasks.statements import evaluate_statements
 
-    with out.progress("Evaluating", total=len(rows)) as advance:
-        result = evaluate_statements(loaded, rows, batch_size=batch_size, workers=workers, progress=advance)
-    list_bad(result.bad)
-    if json:
-        values = {"task": task, "model": location, "data": data, "rows": len(result.predictions)}
-        values |= {"accuracy": result.accuracy, "classes": [asdict(figures) for figures in result.classes]}
-        out.json(values | {"bad": result.bad, "predictions": predictions and str(predictions)})
-    else:
-        out.message(f"{location}: {len(result.predictions)} rows")
-        _table(result)
-    if predictions:
-        write_lines(predictions, result.predictions)
-        out.message(f"predictions in {predictions}")
+        with out.progress("Evaluating", total=len(rows)) as advance:
+            result = evaluate_statements(
+                loaded, rows, batch_size=batch_size, workers=workers, share=share, progress=advance
+            )
+        if share.rank:
+            return
+        list_bad(result.bad)
+        if json:
+            values = {"task": task, "model": location, "data": data, "rows": len(result.predictions)}
+            values |= {"accuracy": result.accuracy, "classes": [asdict(figures) for figures in result.classes]}
+            out.json(values | {"bad": result.bad, "predictions": predictions and str(predictions)})
+        else:
+            out.message(f"{location}: {len(result.predictions)} rows")
+            _table(result)
+        if predictions:
+            write_lines(predictions, result.predictions)
+            out.message(f"predictions in {predictions}")
 
 
 def _table(result: StatementResult) -> None:

@@ -21,6 +21,7 @@ from tcl_cli._evaluation import (
     list_bad,
     load_for,
     percent,
+    processes,
     write_lines,
     write_text,
 )
@@ -81,41 +82,47 @@ def vqa(
     """VQA's soft accuracy, in all and by type of question."""
     from tcl.data.questions import read_answer_list
 
-    location = find_model(model).location
-    check_images(images)
-    _check_outputs(predictions, submission, data)
-    listed = read_answer_list(answers) if answers else None
-    rows = _read(data, images, only_metric=predictions is None and submission is None)
-    loaded = load_for("vqa", location, device, image_size)
-    if listed:
-        loaded.head = loaded.head.model_copy(update={"labels": listed})
-    from tcl.tasks.vqa import evaluate_vqa
+    with processes(device) as (place, share):
+        with share.agree():
+            location = find_model(model).location
+            check_images(images)
+            _check_outputs(predictions, submission, data)
+            listed = read_answer_list(answers) if answers else None
+            rows = _read(data, images, only_metric=predictions is None and submission is None)
+            loaded = load_for("vqa", location, place, image_size, listed)
+            if listed:
+                loaded.head = loaded.head.model_copy(update={"labels": listed})
+        from tcl.tasks.vqa import evaluate_vqa
 
-    with out.progress("Answering", total=len(rows)) as advance:
-        result = evaluate_vqa(loaded, rows, top_k=k, batch_size=batch_size, workers=workers, progress=advance)
-    list_bad(result.bad)
-    if json:
-        values = {"task": "vqa", "model": location, "data": data, "questions": len(result.predictions)}
-        values |= {"answers": len(loaded.head.labels), "k": min(k, len(loaded.head.labels))}
-        values |= {"accuracy": result.accuracy, "outside": result.outside}
-        values["types"] = {kind: {"accuracy": share, "questions": n} for kind, (share, n) in result.by_type.items()}
-        values |= {"bad": result.bad, "predictions": predictions and str(predictions)}
-        out.json(values | {"submission": submission and str(submission)})
-    else:
-        out.message(
-            f"{location}: {len(result.predictions)} questions, {len(loaded.head.labels)} answers to choose from"
-        )
-        _table(result)
-    if predictions:
-        write_lines(predictions, result.predictions)
-        out.message(f"predictions in {predictions}")
-    if submission:
-        write_text(submission, json_module.dumps(result.submission(), ensure_ascii=False) + "\n")
-        out.message(f"submission in {submission}")
-        if len(result.predictions) < len(rows):
-            out.warning(
-                f"{submission} lacks {len(rows) - len(result.predictions)} questions: their images are unreadable"
+        with out.progress("Answering", total=len(rows)) as advance:
+            result = evaluate_vqa(
+                loaded, rows, top_k=k, batch_size=batch_size, workers=workers, share=share, progress=advance
             )
+        if share.rank:
+            return
+        list_bad(result.bad)
+        if json:
+            values = {"task": "vqa", "model": location, "data": data, "questions": len(result.predictions)}
+            values |= {"answers": len(loaded.head.labels), "k": min(k, len(loaded.head.labels))}
+            values |= {"accuracy": result.accuracy, "outside": result.outside}
+            values["types"] = {kind: {"accuracy": value, "questions": n} for kind, (value, n) in result.by_type.items()}
+            values |= {"bad": result.bad, "predictions": predictions and str(predictions)}
+            out.json(values | {"submission": submission and str(submission)})
+        else:
+            out.message(
+                f"{location}: {len(result.predictions)} questions, {len(loaded.head.labels)} answers to choose from"
+            )
+            _table(result)
+        if predictions:
+            write_lines(predictions, result.predictions)
+            out.message(f"predictions in {predictions}")
+        if submission:
+            write_text(submission, json_module.dumps(result.submission(), ensure_ascii=False) + "\n")
+            out.message(f"submission in {submission}")
+            if len(result.predictions) < len(rows):
+                out.warning(
+                    f"{submission} lacks {len(rows) - len(result.predictions)} questions: their images are unreadable"
+                )
 
 
 def _check_outputs(predictions: Path | None, submission: Path | None, data: list[str]) -> None:

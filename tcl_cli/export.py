@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,22 +15,34 @@ from tcl_cli._options import OUTPUT_PANEL, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
+    from export.checks import Bounds, Check
+    from tcl.models.tcl import TCL
 
 EXPORTS = Path("exports")
+GRAPHS_PANEL = "Graphs"
 VERIFY_PANEL = "Verification"
-VERIFY_IMAGES = 16  # real images that are compared
+SAMPLES = 32  # real images, and texts, that are used
 
 EPILOG = """\
 [bold]Examples[/]
 
   tcl export
-  tcl export --model runs/flickr --out exports/flickr
-  tcl export --model TCL_4M.pth --verify-images photos/
+  tcl export --model runs/flickr --out exports/flickr --precision fp32,fp16
+  tcl export --precision int8 --calibrate photos/ --calibrate-texts captions.txt
+  tcl export --model TCL_4M.pth --precision fp16 --bound fp16=0.999 --pack
   tcl embed images/ --out vecs.npy --model exports/flickr
 
-The bundle holds image_encoder.onnx, text_encoder.onnx, what feeds them, and bundle.json. Exit code 3: a figure is \
-outside its bound; the bundle is kept and marked unverified.
+The bundle holds a graph for images, one for texts, those that re-ranking needs, that of a fine-tuned model's task, \
+what feeds them, and bundle.json. Exit code 3: a figure is outside its bound; the bundle is kept and marked unverified.
 """
+
+
+class Int8(StrEnum):
+    """How the ranges of int8 are found."""
+
+    auto = "auto"
+    dynamic = "dynamic"
+    static = "static"
 
 
 def export(
@@ -49,7 +63,56 @@ def export(
             "--onnx", help="Write ONNX graphs; the default.", rich_help_panel=OUTPUT_PANEL, show_default=False
         ),
     ] = True,
+    pack: Annotated[
+        bool,
+        typer.Option(
+            "--pack", help="Also write the bundle as one file, OUT.tar, for --model.", rich_help_panel=OUTPUT_PANEL
+        ),
+    ] = False,
     json: JsonOption = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            "-p",
+            metavar="LIST",
+            help="One or more of fp32, fp16, bf16, int8, separated by commas; each is a file per graph.",
+            rich_help_panel=GRAPHS_PANEL,
+        ),
+    ] = "fp32",
+    matcher: Annotated[
+        bool,
+        typer.Option("--matcher/--no-matcher", help="With the graphs of re-ranking.", rich_help_panel=GRAPHS_PANEL),
+    ] = True,
+    int8: Annotated[
+        Int8,
+        typer.Option(
+            "--int8",
+            help="Find the ranges of int8 for every batch, or once on the calibration images and texts (static, which "
+            "TensorRT takes too). auto: static with --calibrate.",
+            rich_help_panel=GRAPHS_PANEL,
+        ),
+    ] = Int8.auto,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="SOURCE",
+            help=f"Up to {SAMPLES} real images of a folder or glob, for verification and static int8.",
+            rich_help_panel=VERIFY_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    calibrate_texts: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate-texts",
+            metavar="SOURCE",
+            help=f"Up to {SAMPLES} real texts, for the same; without them graphs that read text find ranges per batch.",
+            rich_help_panel=VERIFY_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -58,42 +121,90 @@ def export(
             rich_help_panel=VERIFY_PANEL,
         ),
     ] = True,
-    verify_images: Annotated[
-        str | None,
+    bound: Annotated[
+        list[str] | None,
         typer.Option(
-            "--verify-images",
-            metavar="SOURCE",
-            help=f"Also compare on real images: up to {VERIFY_IMAGES} of a folder or glob.",
+            "--bound",
+            metavar="NAME=VALUE",
+            help="Move a bound, which the bundle records: fp32 is a largest difference, fp16, bf16 and int8 a smallest "
+            "cosine, logits.PRECISION a difference of logits.",
             rich_help_panel=VERIFY_PANEL,
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Write a model as ONNX graphs that provably compute the same vectors."""
+    from export.checks import Bounds
+    from export.onnx import check_precisions
     from tcl.errors import UsageError, VerificationError
     from tcl.resolve import find_model
 
-    if verify_images is not None and not verify:
-        raise UsageError("--verify-images and --no-verify exclude each other", hint="leave one of them out")
+    if bound and not verify:
+        raise UsageError("--bound and --no-verify exclude each other", hint="leave one of them out")
+    if int8 is Int8.static and calibrate is None and calibrate_texts is None:
+        raise UsageError("--int8 static finds the ranges on real inputs", hint="name some by --calibrate IMAGES")
+    precisions = check_precisions([name.strip() for name in precision.split(",") if name.strip()])
+    bounds = Bounds.parse(bound or [])
     source = find_model(model)
     target = out or _free_name(source.name)
-    if target.exists():
-        raise UsageError(f"{target}: exists", hint="choose another --out")
-    images = _images(verify_images) if verify_images is not None else []
+    tar = target.with_name(f"{target.name}.tar") if pack else None
+    for path in (target, tar):
+        if path is not None and path.exists():
+            raise UsageError(f"{path}: exists", hint="choose another --out")
+    images = _images(calibrate) if calibrate is not None else []
+    texts = _texts(calibrate_texts) if calibrate_texts is not None else []
 
-    from export.bundle import build_bundle
     from tcl.checkpoint import load_model
 
-    console.message(f"Exporting {source.location} to {target}" + (" and verifying it" if verify else ""))
-    bundle = build_bundle(load_model(source.location), target, check=verify, images=images)
-    _show(bundle, json)
+    console.message(
+        f"Exporting {source.location} to {target} in {', '.join(precisions)}" + (" and verifying it" if verify else "")
+    )
+    static = int8 is Int8.static or (int8 is Int8.auto and bool(images))
+    bundle = _build(load_model(source.location), target, precisions, matcher, verify, images, texts, static, bounds)
+    if tar is not None:
+        from export.pack import pack as write_pack
+
+        write_pack(target, tar)
+    _show(bundle, tar, json)
     failed = [check for check in bundle.checks if not check.passed]
     if failed:
         raise VerificationError(
-            f"{target}: {failed[0].graph} {failed[0].subject}: {failed[0].detail}",
+            f"{target}: {failed[0].graph} {failed[0].precision} {failed[0].subject}: {failed[0].detail}",
             hint="the bundle is kept for inspection and marked unverified; do not deploy it",
         )
-    console.hint(f"tcl embed images/ --out vecs.npy --model {target}")
+    images = "images/" if Path("images").is_dir() else "FOLDER"
+    console.hint(f"tcl embed {images} --out vecs.npy --model {tar or target}")
+
+
+def _build(
+    model: TCL,
+    target: Path,
+    precisions: Sequence[str],
+    matcher: bool,
+    verify: bool,
+    images: Sequence[str],
+    texts: Sequence[str],
+    static: bool,
+    bounds: Bounds,
+) -> Bundle:
+    from export.builders import sizes_of
+    from export.bundle import build_bundle
+    from export.formats import graphs
+
+    steps = len(graphs(sizes_of(model), matcher)) * (len(precisions) + verify)
+    with console.progress("Exporting", steps) as advance:
+        return build_bundle(
+            model,
+            target,
+            precisions,
+            matcher=matcher,
+            check=verify,
+            images=images,
+            texts=texts,
+            static=static,
+            bounds=bounds,
+            progress=lambda step: advance(1, now=step),
+        )
 
 
 def _free_name(name: str) -> Path:
@@ -108,28 +219,61 @@ def _images(source: str) -> list[str]:
 
     inputs = list_inputs(source, "image")
     readable = []
-    for image in (inputs.location(row) for row in range(min(len(inputs), VERIFY_IMAGES))):
+    for image in (inputs.location(row) for row in range(min(len(inputs), SAMPLES))):
         try:
             decode(image)
             readable.append(image)
         except ImageError as error:
-            console.warning(f"not used for verification: {error.message}")
+            console.warning(f"not used: {error.message}")
     return readable
 
 
-def _show(bundle: Bundle, json: bool) -> None:
+def _texts(source: str) -> list[str]:
+    from tcl.data.captions import clean_caption
+    from tcl.inputs import list_inputs
+
+    inputs = list_inputs(source, "text")
+    texts = [str(inputs.values[row]) for row in range(min(len(inputs), SAMPLES))]
+    return [text for text in texts if clean_caption(text)]
+
+
+def _show(bundle: Bundle, tar: Path | None, json: bool) -> None:
     if json:
         console.json(
             {
                 "out": str(bundle.folder),
+                "packed": str(tar) if tar else None,
                 "model_hash": bundle.model_hash,
+                "precisions": list(bundle.precisions),
+                "graphs": list(bundle.graphs),
                 "verified": bundle.verified,
                 "checks": [check.to_json() for check in bundle.checks],
             }
         )
         return
-    for check in bundle.checks:
-        console.message(f"  {'ok    ' if check.passed else 'FAILED'} {check.graph:14} {check.subject:7} {check.detail}")
-    if not bundle.checks:
+    if bundle.checks:
+        for line in _table(bundle.checks):
+            console.message(line)
+    else:
         console.warning("not verified, as --no-verify asks; the bundle is marked unverified")
-    console.data(str(bundle.folder))
+    console.data(str(tar or bundle.folder))
+
+
+def _table(checks: Sequence[Check]) -> list[str]:
+    """A line per output and precision, and one per check that failed before there were values."""
+    rows: list[tuple[str, ...]] = [
+        ("", "graph", "", "output", "cases", "max |diff|", "min cos", "mean cos", "top 10", "bound")
+    ]
+    for check in checks:
+        state = "ok" if check.passed else "FAILED"
+        if check.subject == "values" and check.output:
+            cosines = ("" if value is None else f"{value:.6f}" for value in (check.min_cosine, check.mean_cosine))
+            neighbours = "" if check.neighbours is None else f"{check.neighbours:.1%}"
+            numbers = (f"{check.max_abs_diff:.1e}", *cosines, neighbours)
+            rows.append((state, check.graph, check.precision, check.output, str(check.cases), *numbers, check.bound))
+        elif not check.passed:
+            rows.append((state, check.graph, check.precision, f"{check.subject}: {check.detail}", *[""] * 6))
+    widths = [max(len(row[place]) for row in rows if row[4] or place < 3) for place in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tcl_cli._batch_size import AUTO
 from tcl_cli._console import out
 from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, Device, DeviceOption, ModelOption
+from tcl_cli._run_folder import claim_run, recipe_of_run
 from tcl_cli._training import (
-    AUTO,
     BatchSizeOption,
     DryRunOption,
     ImagesOption,
     ResumeOption,
     RunOption,
-    check_existing,
+    agree,
     check_task,
-    check_writable,
-    choose_run,
-    decide,
-    recipe_of_run,
     settings_of,
     split_arguments,
     train,
@@ -116,47 +114,37 @@ def finetune(
     name, given = split_arguments(arguments or [])
 
     from tcl.config import load_recipe
-    from tcl.distributed import join, restarted
+    from tcl.launch import restarted
 
     held_out: list[HeldOut] = []  # at most one, of the first process
+    with ExitStack() as held:
 
-    def plan() -> tuple[Path, Path | None, Recipe]:
-        continues = resume or restarted()
-        folder = choose_run(run, name or task, continues)
-        check_writable(folder)
-        checkpoint = check_existing(folder, continues) if folder.exists() else None
-        if name:  # before a model is looked for
-            check_task(load_recipe(name, [setting for setting in given if setting.startswith("task=")]), (task,), name)
-        recipe = resolve(folder if checkpoint else None, task, name, model, scratch, overrides + given)
-        check_task(recipe, (task,), str(folder))
-        if test:
-            from tcl.tasks.held_out import HeldOut
+        def plan() -> tuple[Path, Path | None, Recipe]:
+            folder, checkpoint = claim_run(run, name or task, resume or restarted(), None if dry_run else held)
+            if name:  # before a model is looked for
+                named = load_recipe(name, [setting for setting in given if setting.startswith("task=")])
+                check_task(named, (task,), name)
+            recipe = resolve(folder if checkpoint else None, task, name, model, scratch, overrides + given)
+            check_task(recipe, (task,), str(folder))
+            if test:
+                from tcl.tasks.held_out import HeldOut
 
-            held_out.append(HeldOut(recipe, test))
-        return folder, checkpoint, recipe
+                held_out.append(HeldOut(recipe, test))
+            return folder, checkpoint, recipe
 
-    with join(device.value) as world:
-        folder, checkpoint, recipe = decide(world, plan)
-        if world.is_main:
-            out.message(f"Run        {folder}")
-        train(
-            folder,
-            checkpoint,
-            recipe,
-            world,
-            again=f"tcl finetune {task} --resume --out {folder}",
-            resume=resume,
-            dry_run=dry_run,
-            auto=batch_size == AUTO,
-            check=held_out[0].check if held_out else lambda model: None,
-        )
-        if dry_run or not world.is_main:
-            return
-        if held_out:
-            from tcl.checkpoint import load_model
+        with agree(device.value, plan) as (world, made):
+            again, auto = f"tcl finetune {task} --resume --out {made.run}", batch_size == AUTO
+            check = held_out[0].check if held_out else lambda model: None
+            train(made, world, again=again, resume=resume, dry_run=dry_run, auto=auto, check=check)
+            if dry_run or not world.is_main:
+                return
+            if held_out:
+                from tcl.checkpoint import load_model
 
-            report(folder, held_out[0].evaluate(load_model(folder).to(world.device)))
-        out.hint(f"tcl eval {task} --model {folder} --data SOURCE")
+                trained = load_model(made.run).to(world.device)
+                held_out[0].check(trained)  # of a run that was finished before, nobody has
+                report(made.run, held_out[0].evaluate(trained))
+            out.hint(f"tcl eval {task} --model {made.run} --data SOURCE")
 
 
 def resolve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 import traceback
 from types import ModuleType, SimpleNamespace
@@ -13,13 +14,29 @@ import typer
 
 import tcl
 from tcl.errors import MissingExtraError, TclError
-from tcl_cli import convert, doctor, embed, explain, export, finetune, inspect, pretrain, scenes, search
+from tcl_cli import (
+    bench,
+    convert,
+    dedup,
+    doctor,
+    embed,
+    explain,
+    export,
+    finetune,
+    index,
+    inspect,
+    pretrain,
+    scenes,
+    search,
+)
 from tcl_cli._console import out
 from tcl_cli.data import data_app
 from tcl_cli.eval import eval_app
 from tcl_cli.recipes import recipes_app
 
+STDOUT, STDERR = 1, 2
 INTERRUPTED = 130
+READER_GONE = 141  # what a shell reports of tools that SIGPIPE has ended
 EXTRA_OF = {
     "torch": "train",
     "torchvision": "train",
@@ -28,6 +45,9 @@ EXTRA_OF = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "ray": "ray",
+    "faiss": "search",
+    "lancedb": "lancedb",
 }
 
 EPILOG = """\
@@ -38,7 +58,7 @@ EPILOG = """\
   tcl search "a small red circle" --index vecs.npy   the nearest images
   tcl export                                         ONNX, verified
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a verification failed, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a verification failed, 130 interrupted, 141 nobody reads the output.
 """
 
 app = typer.Typer(
@@ -74,8 +94,11 @@ app.command(epilog=finetune.EPILOG, rich_help_panel=TRAIN)(finetune.finetune)
 app.add_typer(eval_app, name="eval", rich_help_panel=TRAIN)
 app.command(epilog=embed.EPILOG, rich_help_panel=USE)(embed.embed)
 app.command(epilog=search.EPILOG, rich_help_panel=USE)(search.search)
+app.command(epilog=index.EPILOG, rich_help_panel=USE)(index.index)
+app.command(epilog=dedup.EPILOG, rich_help_panel=USE)(dedup.dedup)
 app.command(epilog=explain.EPILOG, rich_help_panel=USE)(explain.explain)
 app.command(epilog=export.EPILOG, rich_help_panel=USE)(export.export)
+app.command(epilog=bench.EPILOG, rich_help_panel=USE)(bench.bench)
 app.command(epilog=inspect.EPILOG, rich_help_panel=USE)(inspect.inspect)
 app.command(epilog=convert.EPILOG, rich_help_panel=USE)(convert.convert)
 app.add_typer(data_app, name="data", rich_help_panel=SETTINGS)
@@ -89,11 +112,14 @@ def main() -> None:
     # Typer imports rich's Markdown renderer for every help screen, a quarter of its time, and never calls it where the
     # markup is rich's own, as here.
     sys.modules.setdefault("rich.markdown", cast(ModuleType, SimpleNamespace(Markdown=None)))
-    code = run(sys.argv[1:])
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        if stream is None:  # closed by who started us; what is written there is not wanted
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
+        code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        code = _close_stdout()
+        code = _leave_quietly()
     sys.exit(code)
 
 
@@ -103,6 +129,7 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
+    output = os.fstat(STDOUT)
     debug = os.environ.get("TCL_DEBUG", "") not in ("", "0")
     if "--debug" in arguments:  # anywhere, as people append it to the line that failed
         debug = True
@@ -115,6 +142,11 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except SystemExit as stop:  # typer's and rich's answer to a broken pipe
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        by_rich = not os.path.samestat(output, os.fstat(STDOUT))  # it has put the null device there
+        return READER_GONE if by_rich else _report(stop.__context__)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -138,8 +170,8 @@ def _report(error: Exception) -> int:
         out.error(error.message, error.hint)
         return error.exit_code
     if isinstance(error, OSError):
-        if error.errno == errno.EPIPE:  # the reader of our output has gone, as in `tcl ... | head`
-            return _close_stdout()
+        if error.errno == errno.EPIPE and _reader_is_gone():
+            return _leave_quietly()
         place = f"{error.filename}: " if error.filename else ""
         full = error.errno == errno.ENOSPC
         out.error(
@@ -154,6 +186,14 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def _close_stdout() -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it exits
-    return 1
+def _reader_is_gone() -> bool:
+    """Whether nobody reads our output any more, as in `tcl ... | head`; other pipes break too, such as a worker's."""
+    poll = select.poll()
+    for handle in (STDOUT, STDERR):
+        poll.register(handle, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _leave_quietly() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # or the interpreter complains while it exits
+    return READER_GONE

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tcl_cli._batch_size import AUTO
 from tcl_cli._console import out
 from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, Device, DeviceOption
+from tcl_cli._run_folder import claim_run, recipe_of_run
 from tcl_cli._training import (
-    AUTO,
     BatchSizeOption,
     DryRunOption,
     ImagesOption,
     ResumeOption,
     RunOption,
-    check_existing,
+    agree,
     check_task,
-    check_writable,
-    choose_run,
-    decide,
-    recipe_of_run,
     settings_of,
     split_arguments,
     train,
@@ -94,28 +93,23 @@ def pretrain(
     default = "small" if data else "demo"
 
     from tcl.config import load_recipe
-    from tcl.distributed import join, restarted
+    from tcl.launch import restarted
 
-    def plan() -> tuple[Path, Path | None, Recipe]:
-        continues = resume or restarted()
-        folder = choose_run(run, recipe_name or default, continues)
-        check_writable(folder)
-        checkpoint = check_existing(folder, continues) if folder.exists() else None
-        recipe = load_recipe(
-            recipe_name or (recipe_of_run(folder) if continues else None) or default, overrides + given
-        )
-        check_task(recipe, TASKS, recipe_name or str(folder))
-        return folder, checkpoint, recipe
+    with ExitStack() as held:
 
-    with join(device.value) as world:
-        folder, checkpoint, recipe = decide(world, plan)
-        if world.is_main:
-            out.message(f"Run        {folder}")
-        again = f"tcl pretrain --resume --out {folder}"
-        auto = batch_size == AUTO
-        finish = train(folder, checkpoint, recipe, world, again=again, resume=resume, dry_run=dry_run, auto=auto)
-        if finish and world.is_main:
-            hint_at_use(folder, is_demo=recipe_name is None and is_built_in(recipe))
+        def plan() -> tuple[Path, Path | None, Recipe]:
+            continues = resume or restarted()
+            folder, checkpoint = claim_run(run, recipe_name or default, continues, None if dry_run else held)
+            name = recipe_name or (recipe_of_run(folder) if continues else None) or default
+            recipe = load_recipe(name, overrides + given)
+            check_task(recipe, TASKS, recipe_name or str(folder))
+            return folder, checkpoint, recipe
+
+        with agree(device.value, plan) as (world, made):
+            again, auto = f"tcl pretrain --resume --out {made.run}", batch_size == AUTO
+            finish = train(made, world, again=again, resume=resume, dry_run=dry_run, auto=auto)
+            if finish and world.is_main:
+                hint_at_use(made.run, made.recipe, is_demo=recipe_name is None and is_built_in(made.recipe))
 
 
 def is_built_in(recipe: Recipe) -> bool:
@@ -123,11 +117,13 @@ def is_built_in(recipe: Recipe) -> bool:
     return all(source.startswith("scenes:") for source in recipe.data.train)
 
 
-def hint_at_use(run: Path, is_demo: bool) -> None:
+def hint_at_use(run: Path, recipe: Recipe, is_demo: bool) -> None:
     """What the new model is good for."""
     if is_demo:
         write_demo_images()
-    out.hint(f"tcl embed {'images/' if Path('images').is_dir() else 'FOLDER'} --out vecs.npy --model {run}")
+    places = ("images/" if is_demo else None, recipe.data.images, *recipe.data.val, *recipe.data.train, "images/")
+    there = next((place for place in places if place and Path(place).exists()), "FOLDER")
+    out.hint(f"tcl embed {shlex.quote(there)} --out vecs.npy --model {run}")
     out.hint(f"tcl export --model {run}")
 
 

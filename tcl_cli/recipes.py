@@ -108,9 +108,18 @@ def validate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> Non
 
 
 def _title(path: Path) -> str:
-    """What a recipe is for; it opens with `# COMMAND   # what it is for`."""
+    """What a recipe is for, else its command; it opens with `# COMMAND   # what it is for`.
+
+    A command of several lines has a backslash at the end of each but the last.
+    """
+    command = ""
     with path.open(encoding="utf-8") as file:
-        return file.readline().rpartition("#")[2].strip()
+        for line in file:
+            command += line.strip().removeprefix("#").strip()
+            if not command.endswith("\\"):
+                break
+            command = command.removesuffix("\\")
+    return command.rpartition(" # ")[2].strip()
 
 
 def _value(values: dict[str, object], key: str) -> object:

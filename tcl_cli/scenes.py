@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,8 @@ from tcl_cli._console import out as console
 from tcl_cli._options import OUTPUT_PANEL
 
 CAPTIONS_FILE = "captions.jsonl"
+STATEMENTS_FILE = "statements.jsonl"
+REGIONS_FILE = "regions.jsonl"
 
 EPILOG = """\
 [bold]Examples[/]
@@ -19,6 +21,8 @@ EPILOG = """\
   tcl scenes scenes:val:64 --out images
   tcl embed images/ --out vecs.npy
   tcl eval retrieval --data images/captions.jsonl
+  tcl scenes scenes:train:8000 --labels --out train
+  tcl finetune entailment --data train/statements.jsonl
 """
 
 
@@ -30,15 +34,26 @@ def scenes(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="A new folder.", rich_help_panel=OUTPUT_PANEL, show_default=False)
     ] = Path("images"),
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels",
+            help=f"Also write {STATEMENTS_FILE}, sentences that are true or false, for `entailment`, and "
+            f"{REGIONS_FILE}, a box for each shape, for `grounding`.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
 ) -> None:
     """Render built-in scenes to PNG files with their captions."""
-    number = write_scenes(spec, out)
+    number = write_scenes(spec, out, labels=labels)
     console.message(f"{number} images, with captions in {CAPTIONS_FILE}")
+    if labels:
+        console.message(f"Labels in {STATEMENTS_FILE} and {REGIONS_FILE}")
     console.data(str(out))
 
 
-def write_scenes(spec: str, folder: Path) -> int:
-    """Render the scenes of `spec` into a new folder, with `captions.jsonl`.
+def write_scenes(spec: str, folder: Path, *, labels: bool = False) -> int:
+    """Render the scenes of `spec` into a new folder, with `captions.jsonl`, and files of labels where they are wanted.
 
     Returns:
         How many there are.
@@ -56,15 +71,28 @@ def write_scenes(spec: str, folder: Path) -> int:
     if folder.exists():
         raise UsageError(f"{folder}: exists", hint="choose another --out")
     digits = len(str(len(rows) - 1))
-    lines = []
+    files: dict[str, list[str]] = {CAPTIONS_FILE: []}
     try:
         with atomic_folder(folder) as temporary, console.progress("Rendering", len(rows)) as advance:
             for number, (reference, texts) in enumerate(rows):
                 name = f"{number:0{digits}}.png"
                 render(reference).save(temporary / name)
-                lines.append(json.dumps({"image": name, "caption": texts}) + "\n")
+                found = {CAPTIONS_FILE: [{"caption": texts}]} | (label_rows(reference) if labels else {})
+                for file, values in found.items():
+                    files.setdefault(file, []).extend(json.dumps({"image": name} | value) + "\n" for value in values)
                 advance()
-            (temporary / CAPTIONS_FILE).write_text("".join(lines), encoding="utf-8")
+            for file, lines in files.items():
+                (temporary / file).write_text("".join(lines), encoding="utf-8")
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}", hint="choose another --out") from error
     return len(rows)
+
+
+def label_rows(reference: str) -> dict[str, list[dict[str, Any]]]:
+    """What the files of labels say about a scene, by file."""
+    from tcl.data.scene_labels import scene_regions, scene_statements
+
+    return {
+        STATEMENTS_FILE: [{"text": text, "label": label} for text, label in scene_statements(reference)],
+        REGIONS_FILE: [{"text": text, "box": box} for text, box in scene_regions(reference)],
+    }

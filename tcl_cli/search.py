@@ -1,17 +1,19 @@
-"""`tcl search`: the nearest vectors to a text or an image, re-ranked by the fusion encoder on demand."""
+"""`tcl search`: the nearest vectors to texts, images or vectors, re-ranked by the fusion encoder on demand."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import json as json_lines
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tcl.errors import UsageError
 from tcl_cli._console import out as console
 from tcl_cli._options import (
     INPUT_PANEL,
+    MODEL_PANEL,
     OUTPUT_PANEL,
     Backend,
     BackendOption,
@@ -20,33 +22,51 @@ from tcl_cli._options import (
     JsonOption,
     ModelOption,
 )
-from tcl_cli.embed import warn_unverified
+from tcl_cli._queries import Query, parse_query, read_queries
+from tcl_cli._search_run import SearchRun
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tcl.embed import Encoder
-    from tcl.models.tcl import TCL
-    from tcl.search import Hit, VectorIndex
+    from tcl.search import Collection, Hit
 
 EPILOG = """\
 [bold]Examples[/]
 
   tcl search "a small red circle left of a blue square" --index vecs.npy
-  tcl search "a dog on the beach" --index vecs.npy --top 5 --rerank 32
+  tcl search "a dog on the beach" --index vecs.npy --top 5 --rerank 32 --html hits.html
   tcl search photo.jpg --index texts.npy --model exports/demo --json
+  tcl search --queries questions.txt --index vecs.npy --out hits.jsonl
+  tcl search "a dog" --index vecs.faiss
+  tcl search "a dog" --index lancedb:db/photos
 """
 
 
 def search(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, or the path of an image.", show_default=False)],
     index: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--index", "-i", help="Vectors that `tcl embed` wrote.", rich_help_panel=INPUT_PANEL, show_default=False
+            "--index",
+            "-i",
+            help="Vectors that `tcl embed` wrote, or what `tcl index` made of them: a .faiss file, or "
+            "lancedb:DIR/TABLE.",
+            rich_help_panel=INPUT_PANEL,
+            show_default=False,
         ),
     ],
+    query: Annotated[
+        str | None,
+        typer.Argument(metavar="[QUERY]", help="A text, the path of an image, or a .npy with one vector."),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries",
+            help="Many queries instead of QUERY: a .txt with one per line, a .jsonl with a query, text or image in "
+            "each object, or a .npy of vectors. The result is JSONL.",
+            rich_help_panel=INPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = None,
     backend: BackendOption = Backend.auto,
     device: DeviceOption = Device.auto,
@@ -54,8 +74,24 @@ def search(
         Path | None,
         typer.Option(
             "--images",
-            help="Where the embedded images are now, for re-ranking. Default: where they were embedded from.",
+            help="Where the embedded images are now, for --rerank and --html. Default: where they were embedded from.",
             rich_help_panel=INPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    centre: Annotated[
+        bool,
+        typer.Option(
+            "--centre", help="Subtract the mean of the vectors from vectors and query.", rich_help_panel=MODEL_PANEL
+        ),
+    ] = False,
+    ann: Annotated[
+        bool | None,
+        typer.Option(
+            "--ann/--exact",
+            help="Search by the .faiss index beside the vectors, or compare every vector. Default: by the index above "
+            "3 million vectors, where there is one.",
+            rich_help_panel=MODEL_PANEL,
             show_default=False,
         ),
     ] = None,
@@ -65,111 +101,114 @@ def search(
         typer.Option(
             "--rerank",
             min=1,
-            help="Let the fusion encoder order this many of the nearest; needs torch, and a run rather than a bundle.",
-            rich_help_panel=OUTPUT_PANEL,
+            help="Let the fusion encoder order this many of the nearest, from the tokens that `tcl embed "
+            "--keep-tokens` kept, else from the images.",
+            rich_help_panel=MODEL_PANEL,
             show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Write the JSONL of --queries here.", rich_help_panel=OUTPUT_PANEL, show_default=False
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Also write a page with thumbnails.", rich_help_panel=OUTPUT_PANEL, show_default=False
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Find the nearest images or texts to a query."""
-    from tcl.errors import UsageError
-    from tcl.search import VectorIndex
+    from tcl.collection import open_collection
 
-    vectors = VectorIndex.open(index)
-    is_image = _is_image(query)
-    if rerank is not None and is_image == (vectors.kind == "image"):
-        raise UsageError(
-            f"re-ranking compares texts with images; query and vectors are both {vectors.kind}s",
-            hint="leave out --rerank",
-        )
-    if rerank is None:
-        encoder, fusion = _open(model, backend, device), None
+    _check_options(query, queries, out, html, json)
+    asked = [parse_query(query)] if query is not None else read_queries(queries)  # type: ignore[arg-type]
+    collection = open_collection(index, ann, centre)
+    run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device))
+    found = run(asked)
+    if queries is None:
+        results = list(found)
+        _show(results[0], run.seconds, json)
     else:
-        encoder, fusion = _open_with_fusion(model, backend, device)
-    warn_unverified(encoder)
-    vectors.check_model(encoder.model_hash)
-    hits = vectors.search(_encode(encoder, query, is_image), max(top, rerank or 0))[0]
-    if fusion is not None and rerank is not None:
-        hits = [*_rerank(fusion, vectors, query, is_image, hits[:rerank], images), *hits[rerank:]]
-    _show(query, hits[:top], json)
+        results = _write(found, out, keep=html is not None)
+        if json:
+            console.json({"queries": run.count, "out": str(out), "seconds": run.seconds})
+    console.message(run.summary())
+    if html is not None:
+        _write_html(html, results, collection, images, run.summary())
 
 
-def _is_image(query: str) -> bool:
-    from tcl.data.images import IMAGE_SUFFIXES
-    from tcl.data.scenes import PREFIX
-    from tcl.errors import UsageError
+def _check_options(query: str | None, queries: Path | None, out: Path | None, html: Path | None, json: bool) -> None:
+    from tcl_cli._evaluation import check_output
 
-    if query.startswith(PREFIX) or os.path.isfile(query):
-        return True
-    if Path(query).suffix.lower() in IMAGE_SUFFIXES:
-        raise UsageError(f"{query}: no such image", hint="a query is a text, or the path of an image that exists")
-    return False
+    if (query is None) == (queries is None):
+        raise UsageError("give a QUERY or --queries FILE, and not both", hint="tcl search --help")
+    if queries is None and out is not None:
+        raise UsageError("--out takes the results of --queries", hint="redirect stdout, or use --queries")
+    if queries is not None and json and out is None:
+        raise UsageError("--queries prints JSONL by itself", hint="leave out --json, or add --out FILE")
+    check_output("--out", out, [str(queries)] if queries else [])
+    check_output("--html", html, [])
 
 
 def _open(model: str | None, backend: Backend, device: Device) -> Encoder:
     from export.runtime import open_encoder
+    from tcl_cli.embed import warn_unverified
 
-    return open_encoder(model, backend.value, device.value)
-
-
-def _open_with_fusion(model: str | None, backend: Backend, device: Device) -> tuple[Encoder, TCL]:
-    """An encoder and the model with the fusion encoder, which only torch has."""
-    from export.runtime import TorchEncoder
-    from tcl.errors import UsageError
-
-    encoder = _open(model, backend, device)
-    if not isinstance(encoder, TorchEncoder):
-        raise UsageError(
-            "re-ranking needs the fusion encoder, which a bundle does not hold",
-            hint="name the run that the bundle was exported from by --model, or leave out --rerank",
-        )
-    return encoder, encoder.model
+    encoder = open_encoder(model, backend.value, device.value, lanes=1)  # one query has all cores to itself
+    warn_unverified(encoder)
+    return encoder
 
 
-def _encode(encoder: Encoder, query: str, is_image: bool) -> NDArray[np.float32]:
-    from tcl.data.captions import clean_caption
-    from tcl.errors import UsageError
+def _write(results: Iterable[tuple[Query, list[Hit]]], out: Path | None, keep: bool) -> list[tuple[Query, list[Hit]]]:
+    """Results as JSONL, to stdout or a file; returned only where they are needed again."""
+    from tcl_cli._evaluation import write_lines
 
-    if is_image:
-        return encoder.encode_image(encoder.processor.images([query]))
-    if not clean_caption(query):
-        raise UsageError(f"the query {query!r} holds no words", hint="describe what to look for, or name an image")
-    return encoder.encode_text(*encoder.processor.texts([query]))
+    kept = []
 
+    def rows() -> Iterator[dict[str, Any]]:
+        for query, hits in results:
+            if keep:
+                kept.append((query, hits))
+            row_id = {} if query.id is None else {"id": query.id}
+            yield row_id | {"query": query.name, "hits": _to_json(hits)}
 
-def _rerank(
-    model: TCL, vectors: VectorIndex, query: str, is_image: bool, hits: Sequence[Hit], images: Path | None
-) -> list[Hit]:
-    from tcl.data.images import ImageError
-    from tcl.errors import DataError
-    from tcl.inputs import locate
-    from tcl.rerank import match_image, match_text
-    from tcl.search import rerank
-
-    root = images or Path(str(vectors.meta.get("root", "")))
-
-    def match(candidates: Sequence[Hit]) -> Any:
-        if is_image:
-            return match_image(model, query, [hit.text or "" for hit in candidates])
-        return match_text(model, query, [locate(hit.path or hit.id, root) for hit in candidates])
-
-    try:
-        return rerank(hits, match)
-    except ImageError as error:
-        hint = "re-ranking opens the images again; say where they are now by --images"
-        raise DataError(error.message, hint) from error
+    if out is None:
+        for row in rows():
+            console.data(json_lines.dumps(row, ensure_ascii=False))
+    else:
+        write_lines(out, rows())
+        console.message(str(out))
+    return kept
 
 
-def _show(query: str, hits: Sequence[Hit], json: bool) -> None:
+def _show(result: tuple[Query, list[Hit]], seconds: dict[str, float], json: bool) -> None:
+    query, hits = result
     if json:
-        console.json({"query": query, "hits": [hit.to_json() | {"rank": rank} for rank, hit in enumerate(hits, 1)]})
+        console.json({"query": query.name, "hits": _to_json(hits), "seconds": seconds})
         return
-    columns = ["rank", "score"]
-    matched, texts = any(hit.match is not None for hit in hits), any(hit.text for hit in hits)
-    columns += ["match"] * matched + ["id"] + ["text"] * texts
-    rows = []
-    for rank, hit in enumerate(hits, 1):
-        match = ["" if hit.match is None else f"{hit.match:.3f}"] if matched else []
-        rows.append([rank, round(hit.score, 4), *match, hit.id, *([hit.text or ""] if texts else [])])
-    console.table(columns, rows)
+    optional = {name: [getattr(hit, name) for hit in hits] for name in ("match", "id", "path", "text")}
+    columns = {name: values for name, values in optional.items() if any(value is not None for value in values)}
+    rows: list[list[object]] = [[rank, round(hit.score, 4)] for rank, hit in enumerate(hits, 1)]
+    for values in columns.values():
+        for row, value in zip(rows, values, strict=True):
+            row.append("" if value is None else f"{value:.3f}" if isinstance(value, float) else value)
+    console.table(["rank", "score", *columns], rows)
+
+
+def _to_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    return [hit.to_json() | {"rank": rank} for rank, hit in enumerate(hits, 1)]
+
+
+def _write_html(
+    path: Path, results: Sequence[tuple[Query, list[Hit]]], collection: Collection, images: Path | None, note: str
+) -> None:
+    from tcl.result_page import Section, write_page
+
+    sections = [Section(query.name, hits, query.name if query.kind == "image" else None) for query, hits in results]
+    root = collection.root if images is None else images
+    write_page(path, "tcl search", f"{collection.name}: {note}", sections, collection.kind, root)
+    console.message(str(path))

@@ -116,6 +116,27 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     assert error.value.hint == "did you mean 'demo'?"
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("optim:\n  lr: 1\nloss: {}\noptim:\n  lr: 2\n", "optim", "1 and 4"),
+        ("optim:\n  lr: 1\n\n  lr: 1\n", "lr", "2 and 4"),
+        ("loss: {alpha: 0.1, alpha: 0.2}\n", "alpha", "1 and 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error(text: str, key: str, lines: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{path}: not valid YAML: '{key}' stands there twice, in lines {lines}$"):
+        load_recipe(path)
+
+
+def test_merged_keys_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("optim: {<<: {lr: 1.0, min_lr: 0.5}, lr: 2.0}\n")
+    assert (load_recipe(path).optim.lr, load_recipe(path).optim.min_lr) == (2.0, 0.5)
+
+
 def test_an_empty_recipe_is_the_published_default(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("")

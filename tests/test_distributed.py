@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tcl.checkpoint import checkpoints
-from tcl.distributed import Agreement, World
+from tcl.distributed import Agreement, World, _lost_peer
 from tcl.fit import fit
 from tcl.train import Training
 from tests.test_train import metrics, tiny_recipe
@@ -121,3 +121,25 @@ def test_alone_everything_is_the_identity() -> None:
         pass
     agreed = Agreement(world)
     assert agreed(0) == 0 and agreed(signal.SIGTERM) == signal.SIGTERM and agreed.close() == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            "[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 86400000ms for recv operation to complete",
+            "process 1 of 2: no word from another process of this run for 24 hours",
+        ),
+        (
+            "[../gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:41899. Check its logs",
+            "process 1 of 2: another process of this run has ended, so this one ends too",
+        ),
+        ("The operation on the hub timed out", None),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_what_an_error_says_about_the_others(error: str, expected: str | None) -> None:
+    """Messages as torch 2.15 raises them."""
+    lost = _lost_peer(World("cpu", 1, 2), RuntimeError(error))
+    assert (lost.message if lost else None) == expected
+    assert lost is None or "--resume" in str(lost.hint)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tcl import upload
 from tcl.checkpoint import checkpoints, load_model
 from tcl.config import Recipe
 from tcl.distributed import World
 from tcl.errors import ConfigError, NonFiniteError, UsageError
 from tcl.fit import fit
+from tcl.preflight import is_finished
 from tcl.runlog import Reporter
 from tcl.train import Training
+from tests.slow_files import SlowFiles, slow_storage
 from tests.test_train import assert_same_run, metrics, tiny_recipe
 
 ALONE = World()
@@ -43,6 +48,12 @@ class Listener(Reporter):
 
 def with_data(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+
+
+@pytest.fixture
+def slow() -> Iterator[type[SlowFiles]]:
+    with slow_storage() as files:
+        yield files
 
 
 @pytest.mark.parametrize(
@@ -161,6 +172,82 @@ def test_a_run_leaves_a_report_and_event_files(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "cma_i2t" in page and "scenes:train:22" in page and "<img" in page
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("killed_after", [4, 5])
+def test_a_best_model_past_the_checkpoint_of_a_killed_run_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    """The checkpoint is of step 3, and the best model of step 4: with or without a worse one behind it."""
+    values = {1: 30.0, 2: 10.0, 3: 20.0, 4: 40.0, 5: 35.0, 6: 25.0}
+    settings = {"eval_every": 1, "checkpoint_every": 3, "select": "best", "patience": 4}
+    recipe = with_data(tiny_recipe(steps=6, **settings), val=["scenes:val:4"])
+
+    class Killed(BaseException):
+        pass
+
+    class Killer(Reporter):
+        def logged(self, record: Any) -> None:
+            if "loss" in record and record["step"] == killed_after + 1:
+                raise Killed
+
+    def run(folder: Path, checkpoint: Path | None = None, reporter: Reporter | None = None) -> None:
+        training = Training(recipe, ALONE, checkpoint, reporter)
+        monkeypatch.setattr(training.task, "validate", lambda: {"r_mean": values[training.step]})
+        fit(training, folder)
+
+    run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", reporter=Killer())
+    assert json.loads((tmp_path / "killed" / "best.json").read_text())["step"] == 4
+    run(tmp_path / "killed", checkpoints(tmp_path / "killed")[-1])
+    for name in ("best.json", "best/model.safetensors", "model/model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_run_that_gave_up_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = with_data(tiny_recipe(steps=9, eval_every=1, patience=1, select="best"), val=["scenes:val:4"])
+    training = Training(recipe, ALONE)
+    monkeypatch.setattr(training.task, "validate", lambda: {"r_mean": 30.0 - training.step})
+    run = tmp_path / "run"
+    assert fit(training, run).step == 2
+    last = checkpoints(run)[-1]
+    assert is_finished(run, last, recipe)
+    patient = recipe.train.model_copy(update={"patience": 2})
+    assert not is_finished(run, last, recipe.model_copy(update={"train": patient}))
+    short = recipe.train.model_copy(update={"patience": 2, "steps": 2})
+    assert is_finished(run, last, recipe.model_copy(update={"train": short}))
+    (run / "model" / "config.json").unlink()
+    assert not is_finished(run, last, recipe)
+
+
+def test_a_checkpoint_that_is_being_copied_is_kept_until_it_is(tmp_path: Path, slow: type[SlowFiles]) -> None:
+    run, kept = tmp_path / "run", []
+
+    class Watcher(Reporter):
+        def stepped(self, step: int) -> None:
+            kept.append([path.name[-1] for path in checkpoints(run)])
+            if step == 4:
+                slow.go.set()
+
+    recipe = tiny_recipe(steps=4, checkpoint_every=1, keep=1, upload="slow://bucket/run")
+    fit(Training(recipe, ALONE, reporter=Watcher()), run)
+    assert kept == [[], ["1"], ["1", "2"], ["1", "3"]]  # what is copied, and the newest
+    assert [path.name[-1] for path in checkpoints(run)] == ["4"]
+    whole = {Path(path).parent.name for path in slow.store if path.endswith("config.json")}
+    assert whole >= {"step-00000001", "step-00000004", "model"} and "step-00000002" not in whole
+
+
+def test_sigterm_does_not_wait_for_a_slow_copy(
+    tmp_path: Path, slow: type[SlowFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "HURRIED", 0.2)
+    listener = Listener(2, signal.SIGTERM)
+    began = time.monotonic()
+    result = fit(Training(tiny_recipe(steps=9, upload="slow://bucket"), ALONE, reporter=listener), tmp_path / "run")
+    assert result.signal == signal.SIGTERM and time.monotonic() - began < 15
+    assert "not copied to slow://bucket in time, but kept here: step-00000002" in listener.messages
 
 
 def test_health_is_logged(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from tcl.adapt import adapt
 from tcl.config import TrainConfig
 from tcl.errors import ConfigError
-from tcl.footprint import HEAP, Footprint, _LiveMemory, largest_batch, measure
+from tcl.footprint import HEAP, TIMED_SAMPLES, Footprint, _LiveMemory, largest_batch, measure, time_at
 from tcl.memory import available_memory, free_memory, memory_budget, resident_memory
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tests.conftest import make_tiny_model
@@ -123,8 +123,36 @@ def test_peak_adds_up_and_is_described() -> None:
         "optimizer 2.0 GB, activations 1.5 GB"
     )
     assert time == "Time       4 pairs/s measured at batch 4: 30.0 minutes for an epoch of 7,200 pairs"
-    small = replace(EXAMPLE, beside_bytes=0, weight_bytes=160_000).describe(1, 1)
-    assert "teacher" not in small[0] and "weights 0.2 MB" in small[0] and "0.5 s" in small[1]
+    small = replace(EXAMPLE, beside_bytes=0, weight_bytes=160_000).describe(1, 1, rows="questions")
+    assert "teacher" not in small[0] and "weights 0.2 MB" in small[0]
+    assert small[1] == "Time       2 questions/s measured at batch 4: 0.5 s for an epoch of 1 questions"
+
+
+@pytest.mark.parametrize(("batch_size", "timed"), [(1, 1), (4, 4), (16, 16), (1000, TIMED_SAMPLES)])
+def test_time_is_that_of_the_batch_that_is_trained(batch_size: int, timed: int) -> None:
+    model, sizes = nn.Linear(100, 100), []
+
+    def step(size: int) -> None:
+        sizes.append(size)
+        model(torch.ones(size, 100)).sum().backward()
+
+    quick = replace(EXAMPLE, seconds=1e-3)
+    found = time_at(quick, step, model, batch_size, budget=1e12)
+    assert found.timed_batch == timed and sizes == [timed] * (0 if timed == 4 else 2)
+    assert found.peak(9) == quick.peak(9) and (timed == 4) == (found.seconds == quick.seconds)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_batch_that_is_too_slow_or_too_large_to_try_is_not_timed() -> None:
+    def step(size: int) -> None:
+        raise AssertionError(size)
+
+    model = nn.Linear(1, 1)
+    assert time_at(replace(EXAMPLE, seconds=4.0), step, model, 16, budget=1e12).timed_batch == 4
+    quick = replace(EXAMPLE, seconds=1e-3)
+    assert time_at(quick, step, model, 16, budget=quick.peak(16) - 1).timed_batch == 4
+    on_a_gpu = replace(quick, timed_batch=256)  # measured as it will be trained
+    assert time_at(on_a_gpu, step, model, 256, budget=1e12) is on_a_gpu
 
 
 @pytest.mark.parametrize(("left", "expected"), [(0.1, 1), (0.75, 7), (0.8, 8), (1.59, 8), (1.6, 16), (1e6, 4096)])

@@ -133,7 +133,7 @@ def test_vocabularies_must_agree(golden: Golden, tmp_path: Path) -> None:
         ("someone/their-model", "neither a file or folder here nor a model that could be fetched"),
         ("empty.pth", "empty.pth: "),
         ("cut.pth", "cut.pth: "),
-        ("cut.safetensors", "cut.safetensors: cannot be read"),
+        ("cut.safetensors", "cut.safetensors: not a safetensors file"),
         ("other.pth", "holds neither a TCL or ALBEF model, nor a ViT or BERT encoder"),
         ("numbers.pth", "holds neither a TCL or ALBEF model"),
         ("keys.pth", "holds neither a TCL or ALBEF model"),

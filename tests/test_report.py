@@ -16,11 +16,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from tcl.data.images import decode
 from tcl.data.index import PairIndex, read_pairs
+from tcl.data.regions import read_regions
 from tcl.models.tcl import TCL
-from tcl.report import PUBLISHED, ReportSample, read_records, write_report
+from tcl.report import PUBLISHED, LabelSample, ReportSample, read_records, write_report
 from tcl.report_charts import Line, chart, format_figure, thin
-from tcl.report_samples import collect_samples
+from tcl.report_samples import collect_samples, region_samples
 
 RECORDED = Path(__file__).parent / "recorded" / "demo_metrics.jsonl"
 VOID = {"meta", "img", "br", "path", "circle"}
@@ -238,6 +240,28 @@ def test_samples_of_a_model(tiny_model: TCL, tmp_path: Path) -> None:
     best = max(tiny_model_cosines(tiny_model, index, samples[0].caption))
     assert samples[0].by_vectors[0][1] == pytest.approx(best, abs=1e-5)
     assert report(tmp_path, samples).text.count("by vectors") == 4
+
+
+def test_samples_with_labels(tmp_path: Path) -> None:
+    evil = "<b>two</b>"
+    sample = LabelSample([jpeg(), jpeg()], evil, ["yes", "no"], [("no", 0.75), (evil, 0.25)], "a note")
+    page = report(tmp_path, [sample])
+    assert "Validation samples" in page.text and "Pairs and their nearest captions" not in page.text
+    assert page.text.count(evil) == 2 and "yes, no" in page.text and "a note" in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == 2
+    assert [attributes for tag, attributes in page.tags if attributes.get("class") == "own"]
+
+
+def test_regions_are_framed(tiny_model: TCL) -> None:
+    regions = list(read_regions(["scenes:val:6"]))
+    samples = region_samples(tiny_model, regions)
+    assert 0 < len(samples) <= 8 and all("IoU" in sample.note for sample in samples)
+    meant = regions[0]
+    framed, plain = Image.open(BytesIO(samples[0].thumbnails[0])), decode(meant.image)
+    plain.thumbnail(framed.size)
+    changed = np.abs(np.asarray(framed, int) - np.asarray(plain, int)).max(axis=2) > 60
+    assert 0 < changed.mean() < 0.2  # thin lines
+    assert region_samples(tiny_model, [meant._replace(image="gone.png")]) == []
 
 
 def tiny_model_cosines(model: TCL, index: PairIndex, caption: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Search is exact, notices damage, and re-ranks as the model matches."""
+"""Search is exact whatever the vectors are stored as, and hits are re-ranked by their match."""
 
 from __future__ import annotations
 
@@ -8,156 +8,134 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from pyarrow import parquet
 
 from tcl import search
+from tcl.collection import open_collection
 from tcl.errors import DataError, UsageError
-from tcl.models.tcl import TCL
-from tcl.rerank import match_image, match_text
-from tcl.search import Hit, VectorIndex, rerank
-from tcl.vectors import VectorWriter
+from tcl.search import ExactCollection, Hit, rerank
+from tests.vector_files import HASH, unit, write, write_folder
 
-ROWS, DIM = 50, 8
+ROWS = 50
 
 
-def _unit(rows: int, seed: int = 0) -> NDArray[np.float32]:
-    vectors = np.random.default_rng(seed).standard_normal((rows, DIM)).astype(np.float32)
-    unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
-
-
-def write(path: Path, vectors: NDArray[np.float32], dtype: str = "float32") -> VectorIndex:
-    """An index of `vectors` with the ids `id-0`, `id-1`, ..."""
-    writer = VectorWriter(path, vectors.shape[1], dtype, "text")
-    ids = [f"id-{row}" for row in range(len(vectors))]
-    half = len(vectors) // 2
-    writer.append(ids[:half], [f"text {name}" for name in ids[:half]], vectors[:half])
-    writer.append(ids[half:], [f"text {name}" for name in ids[half:]], vectors[half:])
-    writer.finish({"kind": "text", "count": len(vectors), "model_hash": "a" * 64})
-    return VectorIndex.open(path)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary"])
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_equals_sorting_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, dtype: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(search, "CHUNK_ROWS", chunk)
-    vectors, queries = _unit(ROWS), _unit(3, seed=1)
-    index = write(tmp_path / f"v{suffix}", vectors, dtype)
-    stored = vectors.astype(dtype).astype(np.float32)
-    for query, hits in zip(queries, index.search(queries, 10), strict=True):
+    monkeypatch.setattr(search, "ROWS_AT_ONCE", chunk)
+    monkeypatch.setattr(search, "QUERIES_AT_ONCE", 2)
+    queries = unit(3, seed=1)
+    file = write(tmp_path / f"v{suffix}", unit(ROWS), dtype)
+    stored = file.take(range(ROWS))
+    for query, hits in zip(queries, ExactCollection(file).search(queries, 10), strict=True):
         scores = stored @ query
-        expected = np.argsort(-scores, kind="stable")[:10]
-        assert [hit.row for hit in hits] == expected.tolist()
-        np.testing.assert_allclose([hit.score for hit in hits], scores[expected], atol=1e-6)
-        assert hits[0].id == f"id-{expected[0]}" and hits[0].text == f"text id-{expected[0]}"
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1][:10], atol=1e-6)
+        np.testing.assert_allclose([scores[hit.row] for hit in hits], [hit.score for hit in hits], atol=1e-6)
+        assert len({hit.row for hit in hits}) == 10
+        assert hits[0].id == f"id-{hits[0].row}" and hits[0].text == f"text id-{hits[0].row}"
 
 
-def test_ties_come_in_row_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CHUNK_ROWS", 3)
-    same = np.repeat(np.eye(1, DIM, dtype=np.float32), 8, axis=0)
-    hits = write(tmp_path / "v.npy", same).search(same[:1], 5)[0]
+def test_many_queries_equal_each_by_itself(tmp_path: Path) -> None:
+    collection, queries = ExactCollection(write(tmp_path / "v.npy", unit(ROWS))), unit(9, seed=1)
+    for together, query in zip(collection.search(queries, 5), queries, strict=True):
+        assert [hit.row for hit in together] == [hit.row for hit in collection.search(query[None], 5)[0]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_ties_come_in_row_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(search, "ROWS_AT_ONCE", 3)
+    same = np.repeat(np.eye(1, 8, dtype=np.float32), 8, axis=0)
+    hits = ExactCollection(write(tmp_path / "v.npy", same, dtype)).search(same[:1], 5)[0]
     assert [hit.row for hit in hits] == [0, 1, 2, 3, 4]
 
 
+def test_a_folder_of_parts_equals_one_file(tmp_path: Path) -> None:
+    vectors, queries = unit(ROWS), unit(3, seed=1)
+    one = ExactCollection(write(tmp_path / "v.npy", vectors)).search(queries, 10)
+    assert ExactCollection(write_folder(tmp_path / "parts", vectors, 13)).search(queries, 10) == one
+    assert open_collection(str(tmp_path / "parts")).search(queries, 10) == one
+
+
 def test_fewer_rows_than_asked_for(tmp_path: Path) -> None:
-    assert len(write(tmp_path / "v.npy", _unit(3)).search(_unit(1), 10)[0]) == 3
+    assert len(ExactCollection(write(tmp_path / "v.npy", unit(3))).search(unit(1), 10)[0]) == 3
+    assert ExactCollection(write(tmp_path / "w.npy", unit(0))).search(unit(1), 10) == [[]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
+def test_centred(tmp_path: Path, dtype: str) -> None:
+    """Against the definition: subtract the mean, normalise, compare."""
+    offset = np.full(8, 0.15, np.float32)
+    vectors, queries = unit(ROWS) * 0.4 + offset, unit(2, seed=1) + offset
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    file = write(tmp_path / "v.npy", vectors, dtype)
+    stored = file.take(range(ROWS))
+    mean = stored.mean(axis=0)
+    left, wanted = stored - mean, queries - mean
+    left /= np.linalg.norm(left, axis=1, keepdims=True)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    for query, hits in zip(wanted, ExactCollection(file, centre=True).search(queries, 5), strict=True):
+        scores = left @ query
+        # float16 vectors have length 1 up to a few parts in ten thousand.
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1][:5], atol=2e-3)
+        np.testing.assert_allclose([scores[hit.row] for hit in hits], [hit.score for hit in hits], atol=2e-3)
 
 
 def test_vectors_of_another_model(tmp_path: Path) -> None:
-    index = write(tmp_path / "v.npy", _unit(3))
-    index.check_model("a" * 64)
+    collection = ExactCollection(write(tmp_path / "v.npy", unit(3)))
+    collection.check_model(HASH)
     with pytest.raises(UsageError, match="vectors of another model"):
-        index.check_model("b" * 64)
+        collection.check_model("b" * 64)
     with pytest.raises(DataError, match="vectors of 8 entries"):
-        index.search(np.zeros((1, 4), np.float32), 1)
+        collection.search(np.zeros((1, 4), np.float32), 1)
 
 
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
-    vectors = _unit(5)
-    vectors[3, 2] = np.nan
-    with pytest.raises(DataError, match="row 3 is not finite"):
-        write(tmp_path / "v.npy", vectors).search(_unit(1), 1)
-
-
-def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "v.npy"
-    with pytest.raises(UsageError, match="no such file"):
-        VectorIndex.open(path)
-    with pytest.raises(UsageError, match="not a file of vectors"):
-        VectorIndex.open(tmp_path / "v.txt")
-    write(path, _unit(ROWS))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="damaged or cut off"):
-        VectorIndex.open(path)
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match="damaged or cut off"):
-        VectorIndex.open(path)
-    path.write_bytes(whole)
-    lines = (tmp_path / "v.ids.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "v.ids.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(DataError, match="do not belong together"):
-        VectorIndex.open(path)
-    (tmp_path / "v.ids.jsonl").write_text("nonsense\n" * ROWS)
-    with pytest.raises(DataError, match="holds no id"):
-        VectorIndex.open(path).search(_unit(1), 1)
-    (tmp_path / "v.ids.jsonl").unlink()
-    with pytest.raises(UsageError, match=r"v\.ids\.jsonl: is missing"):
-        VectorIndex.open(path)
-    (tmp_path / "v.meta.json").write_text("{")
-    with pytest.raises(DataError, match="malformed JSON"):
-        VectorIndex.open(path)
-
-
-def test_a_pickle_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "v.npy", _unit(2))
-    np.save(tmp_path / "v.npy", np.array([{}, {}]), allow_pickle=True)
-    with pytest.raises(DataError, match="damaged"):
-        VectorIndex.open(tmp_path / "v.npy")
-
-
-def test_other_parquet_files_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "v.parquet", _unit(2))
-    parquet.write_table(parquet.read_table(tmp_path / "v.parquet").drop(["vector"]), tmp_path / "v.parquet")
-    with pytest.raises(DataError, match="not vectors"):
-        VectorIndex.open(tmp_path / "v.parquet")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_values_that_are_not_finite(tmp_path: Path, dtype: str) -> None:
+    for value in (np.nan, -np.nan, np.inf):
+        vectors = unit(5)
+        vectors[3, 2] = value
+        file = write(tmp_path / f"{value}.npy", vectors, dtype)
+        for centre in (False, True):
+            with pytest.raises(DataError, match="row 3 is not finite"):
+                ExactCollection(file, centre).search(unit(1), 1)
 
 
 def test_hits_as_json(tmp_path: Path) -> None:
-    hit = write(tmp_path / "v.npy", _unit(2)).search(_unit(1), 1)[0][0]
+    hit = ExactCollection(write(tmp_path / "v.npy", unit(2))).search(unit(1), 1)[0][0]
     assert set(json.loads(json.dumps(hit.to_json()))) == {"row", "id", "score", "text"}
 
 
 def test_rerank_orders_by_the_match_logit() -> None:
     hits = [Hit(row, str(row), 1.0 - row) for row in range(3)]
     logits = np.array([[5.0, 1.0], [0.0, 3.0], [1.0, 2.0]], np.float32)
-    ranked = rerank(hits, lambda candidates: logits)
+    ranked = rerank(hits, logits)
     assert [hit.row for hit in ranked] == [1, 2, 0]
     expected = torch.tensor(logits).softmax(-1)[[1, 2, 0], 1]
     np.testing.assert_allclose([hit.match or 0 for hit in ranked], expected, rtol=1e-6)
-    assert rerank([], lambda candidates: logits) == []
+    assert rerank([], np.empty((0, 2), np.float32)) == []
 
 
-def test_match_equals_the_model_pair_by_pair(tiny_model: TCL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.rerank.CHUNK", 2)
-    images = [f"scenes:val:0:{index}" for index in range(3)]
-    texts = ["a small red circle", "a dog", "two yellow triangles below a purple ring"]
-    with torch.inference_mode():
-        expected = torch.stack(
-            [
-                tiny_model.match(
-                    tiny_model.encode_image(tiny_model.processor.images([image])),
-                    tiny_model.encode_text(*tiny_model.processor.texts([text])),
-                )[0]
-                for image in images
-                for text in texts
-            ]
-        ).unflatten(0, (3, 3))
-    for row, image in enumerate(images):
-        np.testing.assert_allclose(match_image(tiny_model, image, texts), expected[row], atol=1e-5)
-    for column, text in enumerate(texts):
-        np.testing.assert_allclose(match_text(tiny_model, text, images), expected[:, column], atol=1e-5)
+def test_options_that_contradict(tmp_path: Path) -> None:
+    write(tmp_path / "v.npy", unit(3))
+    with pytest.raises(UsageError, match="--centre compares every vector"):
+        open_collection(str(tmp_path / "v.npy"), ann=True, centre=True)
+    with pytest.raises(UsageError, match="--exact compares every vector"):
+        open_collection("lancedb:a/b", ann=False)
+
+
+def test_a_bad_value_whose_product_looks_good(tmp_path: Path) -> None:
+    """The query is zero where the row is not a number."""
+    vectors = np.repeat(np.eye(1, 8, dtype=np.float32), 3, axis=0)
+    vectors[1, 5] = np.nan
+    with pytest.raises(DataError, match="row 1 is not finite"):
+        ExactCollection(write(tmp_path / "v.npy", vectors, "float16")).search(vectors[:1], 2)
+
+
+def test_float16_vectors_longer_than_one(tmp_path: Path) -> None:
+    vectors = unit(20) * 3
+    file = write(tmp_path / "v.npy", vectors, "float16")
+    best = ExactCollection(file).search(unit(1, seed=1), 1)[0][0]
+    assert best.score == pytest.approx(float((vectors @ unit(1, seed=1)[0]).max()), rel=1e-3)

@@ -6,6 +6,7 @@ whole is larger than `$TCL_CACHE_GB` (50). A file that a process has open stays 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tcl.errors import UsageError
+from tcl.errors import DataError, UsageError
 
 PARTIAL = ".partial"
 """Suffix of files that are being written."""
@@ -29,6 +30,18 @@ _ABANDONED_SECONDS = 86_400  # a partial file this old has no writer any more
 _OURS = re.compile(r"\.?[0-9a-f]{40}")  # names are hashes
 
 _unseen = math.inf  # bytes added by this process since it last looked at the size of the cache
+
+
+class CacheError(DataError):
+    """The cache folder cannot be written to: a matter of this machine, not of the one file that was wanted."""
+
+    @classmethod
+    def of(cls, name: str, error: OSError) -> CacheError:
+        """The error of what was wanted, a file by its name, and of why it could not be put there."""
+        hint = "name another folder: TCL_CACHE=/large/disk/tcl"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"free some space there, lower TCL_CACHE_GB (now {size_limit() / 1e9:g}), or {hint}"
+        return cls(f"{name}: cannot write to the cache folder {cache_folder()}: {error.strerror or error}", hint)
 
 
 def cache_folder() -> Path:

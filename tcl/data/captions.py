@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from tcl.errors import ConfigError, UsageError
+from tcl.hub import quiet_hub
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -214,7 +215,8 @@ def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, "tokenizer.json"))
+        with quiet_hub():
+            return Path(hf_hub_download(name, "tokenizer.json"))
     except Exception as error:  # network, hub and cache errors share no base class
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UsageError(

@@ -7,13 +7,14 @@ byte order mark. `.parquet`: its rows. A folder: its images. Every file is read 
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 from tcl.data.caption_objects import object_rows
+from tcl.data.csv_lines import table_lines
 from tcl.data.images import IMAGE_SUFFIXES, natural_key
 from tcl.data.json_list import MAX_ROW_BYTES, json_list, not_utf8, parse
 from tcl.errors import DataError
@@ -75,24 +76,17 @@ def read_csv(path: Path, name: str | None = None) -> Iterator[Row]:
     Cells beyond the header are under the key None.
 
     Raises:
-        DataError: the file is malformed or not UTF-8.
+        DataError: the file is malformed or not UTF-8, or a quote is not closed.
     """
-    line_number = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal line_number
-        for line_number, line in numbered_lines(path, name):  # noqa: B007
-            yield line
-
-    reader = csv.DictReader(lines(), delimiter="," if path.suffix.lower() == ".csv" else "\t")
-    try:
-        reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
-        for row in reader:
-            yield f"line {line_number}", row
-    except csv.Error as error:
-        raise DataError(
-            f"{name or path} line {line_number}: malformed CSV: {error}", hint="repair that line"
-        ) from error
+    rows = table_lines(numbered_lines(path, name), "," if path.suffix.lower() == ".csv" else "\t", name or str(path))
+    header = [column.strip() for column in next(rows, (0, []))[1]]
+    for number, cells in rows:
+        if not cells:
+            continue
+        row: dict[str | None, Any] = dict(zip_longest(header, cells[: len(header)]))
+        if len(cells) > len(header):
+            row[None] = cells[len(header) :]
+        yield f"line {number}", row
 
 
 def read_token(path: Path, name: str | None = None) -> Iterator[Row]:

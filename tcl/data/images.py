@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import stat
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tcl.data import scenes
-from tcl.data.storage import open_binary
+from tcl.data.cache import CacheError
+from tcl.data.table_cells import open_image
 from tcl.errors import DataError, UsageError
 
 MAX_PIXELS = 178_956_970
@@ -45,7 +48,14 @@ _FORMATS = {
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 
 Source = str | Path | bytes | Image.Image
-"""A path or another reference that `open_binary` reads, a `scenes:` reference, a file's bytes, or an open image."""
+"""A path or another reference that `open_image` reads, a `scenes:` reference, a file's bytes, or an open image."""
+
+Resizer = Literal["pillow", "torch"]
+"""Who resizes: torch takes half the time.
+
+They differ by one grey level. In an upright picture with much grain single pixels differ by more: there Pillow may
+begin with the columns, torch always begins with the rows, and both round in between.
+"""
 
 Crop = tuple[float, float, float, float]
 """Part of an image in pixels: left, upper, right and lower edge."""
@@ -60,6 +70,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+
+_NUMBER = re.compile("([0-9]+)")
 
 _SURPLUS = 1.5  # pixels decoded per pixel wanted, along each side, at least; with fewer, fine texture loses contrast
 
@@ -77,12 +89,17 @@ class ImageError(DataError):
         self.reason = reason
 
 
-def decode(source: Source) -> Image.Image:
+def decode(source: Source, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Read one image as upright RGB.
 
     The EXIF orientation is applied. Of an animation the first frame is taken. Transparency is laid over white. 16-bit
     samples are scaled to 8 bits, not clipped; see `_to_eight_bits` for integer and float images. Colour profiles are
     ignored, as in the published pipeline.
+
+    Args:
+        source: what to read.
+        at_least: height and width that are enough: a JPEG is decoded at a half, a quarter or an eighth of its
+            resolution where that leaves as many. None decodes every pixel.
 
     Returns:
         an image of mode RGB.
@@ -91,6 +108,9 @@ def decode(source: Source) -> Image.Image:
         ImageError: the image is missing, damaged, cut off, larger than `MAX_PIXELS`, or of an unknown format.
     """
     with _open(source) as image:
+        if at_least is not None and image is not source and isinstance(image, JpegImageFile):
+            height, width = at_least[::-1] if _orientation(image) in _SIDEWAYS else at_least
+            _reduce(image, min(image.height / height, image.width / width))
         return _load(image)
 
 
@@ -123,7 +143,8 @@ def decode_crops(
             width, height = height, width
         crops = choose(width, height)
         if image is not source:  # an open image stays as its owner has it
-            _reduce(image, min(min((right - left) / size[1], (low - up) / size[0]) for left, up, right, low in crops))
+            surplus = min(min((right - left) / size[1], (low - up) / size[0]) for left, up, right, low in crops)
+            _reduce(image, surplus / _SURPLUS)
         image = _load(image)
     x, y = image.width / width, image.height / height
     return image, [(left * x, upper * y, right * x, lower * y) for left, upper, right, lower in crops]
@@ -139,27 +160,53 @@ def resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     Returns:
         pixels [3, H, W], uint8.
     """
-    height, width = size
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = np.empty((3, *size), np.uint8)
+    resize_into(image, pixels)
+    return pixels
 
 
-def natural_key(path: str) -> tuple:
+def resize_into(image: Image.Image, pixels: np.ndarray, resizer: Resizer = "pillow") -> None:
+    """The same into an array that is there.
+
+    Args:
+        image: an RGB image.
+        pixels: [3, H, W], uint8; is overwritten.
+        resizer: `torch` needs that package. What is enlarged is left to Pillow: it takes no time, and there the two
+            differ by more.
+    """
+    _, height, width = pixels.shape
+    if resizer == "torch" and image.height >= height and image.width >= width:
+        _resize_by_torch(image, pixels)
+    else:
+        pixels[:] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def _resize_by_torch(image: Image.Image, pixels: np.ndarray) -> None:
+    import torch
+
+    source = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # [1, 3, h, w], as it lies in memory
+    resized = torch.nn.functional.interpolate(source, pixels.shape[1:], mode="bicubic", antialias=True)
+    torch.from_numpy(pixels).copy_(resized[0])
+
+
+def natural_key(path: str) -> bytes:
     """Sort key under which `2.jpg` precedes `10.jpg`: a total order, the same on every machine.
 
     Folders are compared name by name, numbers by value, letters without regard to case; what is still equal is ordered
     by the path itself.
     """
     folded = unicodedata.normalize("NFKC", path).casefold()
-    return (tuple(_chunks(part) for part in folded.split("/")), path)
+    # What ends a piece of text sorts before every character that could continue it, and the end of the path first.
+    parts = b"\1".join(_ordered(part) for part in folded.split("/"))
+    return parts + b"\0" + path.encode("utf-8", "surrogatepass")
 
 
-def _chunks(part: str) -> tuple:
-    chunks: list[str | tuple[int, str]] = list(re.split(r"([0-9]+)", part))
+def _ordered(part: str) -> bytes:
+    chunks = [chunk.encode("utf-8", "surrogatepass") for chunk in _NUMBER.split(part)]
     for i in range(1, len(chunks), 2):
-        digits = str(chunks[i]).lstrip("0")
-        chunks[i] = (len(digits), digits)  # compares as the number does, however long
-    return tuple(chunks)
+        digits = chunks[i].lstrip(b"0")
+        chunks[i] = b"\2" + len(digits).to_bytes(4, "big") + digits  # compares as the number does, however long
+    return b"".join(chunks)
 
 
 def _name(source: Source) -> str:
@@ -185,7 +232,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
                 if 0 in image.size:
                     raise ImageError(name, f"{image.width} x {image.height} pixels")
                 yield image
-    except ImageError:
+    except (ImageError, CacheError):  # a full disk is no matter of this image
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(name, f"more than {MAX_PIXELS} pixels") from None
@@ -209,7 +256,9 @@ def _open_unchecked(source: Source, name: str) -> Iterator[Image.Image]:
         yield scenes.render(source)
         return
     try:
-        file: BinaryIO = BytesIO(source) if isinstance(source, bytes) else open_binary(str(source))
+        if not isinstance(source, bytes):
+            _refuse_what_blocks(str(source))
+        file: BinaryIO = BytesIO(source) if isinstance(source, bytes) else open_image(str(source))
     except IsADirectoryError:
         raise ImageError(name, "this is a folder") from None
     with file:
@@ -220,15 +269,40 @@ def _open_unchecked(source: Source, name: str) -> Iterator[Image.Image]:
             yield image
 
 
+def _refuse_what_blocks(reference: str) -> None:
+    """A pipe would be waited for forever, a device be read forever."""
+    if not reference:
+        raise ImageError("without a name", "its row names no image")
+    with suppress(OSError):  # what is no path, or not there, is told by whoever opens it
+        mode = os.stat(reference).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ImageError(reference, "a pipe or device, not a file")
+
+
 @cache
 def _available_formats() -> tuple[str, ...]:
     Image.init()
+    _silence_libtiff()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _reduce(image: Image.Image, surplus: float) -> None:
-    """Have a JPEG decoded at the smallest resolution that `surplus`, pixels there per pixel wanted, allows for."""
-    reduction = next((step for step in (8, 4, 2) if step * _SURPLUS <= surplus), None)
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to stderr, in the middle of progress bars; Pillow raises what it complains about.
+
+    Pillow has no switch for it. The library is found through Pillow's own module, which is linked with it; where it is
+    not, its lines stay.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(Image.core.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+            function(None)
+
+
+def _reduce(image: Image.Image, factor: float) -> None:
+    """Have a JPEG decoded at the smallest resolution that is no more than `factor` times smaller."""
+    reduction = next((step for step in (8, 4, 2) if step <= factor), None)
     if reduction and isinstance(image, JpegImageFile):
         image.draft(None, (image.width // reduction, image.height // reduction))
 

@@ -143,5 +143,5 @@ def _remove(path: Path, owner: int) -> None:
 def _no_room(folder: Path, error: OSError) -> DataError:
     return DataError(
         f"cannot write the index of the data to {folder}: {error.strerror or error}",
-        hint="free some space there, or name another cache folder: TCL_CACHE=/large/disk/tcl",
+        hint="free some space there, lower TCL_CACHE_GB, or name another cache folder: TCL_CACHE=/large/disk/tcl",
     )

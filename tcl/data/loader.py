@@ -114,6 +114,7 @@ class TrainLoader:
                     f"{part.source}: its weight leaves none of its {part.stop - part.start} rows",
                     hint="raise the weight, or leave the source out",
                 )
+        self.samples = samples
         visits = sum(_visits(part) for part in samples.parts)
         self.batch_size = max(min(batch_size, visits // slices), 1)
         self._plan = _EpochPlan(samples.parts, visits, self.batch_size, slices, own, seed)
@@ -251,6 +252,8 @@ class _Drawn(Dataset[_Loaded | DataError]):
                     return _Loaded(self.samples.load(row), name, bad)
             except ImageError as error:
                 bad.append({"image": name, "reason": error.reason})
+            except DataError as error:  # of every image, such as a full cache folder: no other can take its place
+                return error
         return DataError(
             f"no readable image in {len(bad)} tries; the last one was {bad[-1]['image']}: {bad[-1]['reason']}",
             hint="are the image paths right? relative ones start from --images, else from the folder of the data file",

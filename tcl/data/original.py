@@ -9,6 +9,7 @@ from typing import NamedTuple
 from PIL import ExifTags, Image
 
 from tcl.data import scenes
+from tcl.data.cache import CacheError
 from tcl.data.images import ImageError, decode, decode_crops
 from tcl.data.storage import open_binary
 from tcl.errors import TclError
@@ -78,6 +79,8 @@ def _read(reference: str) -> bytes:
         raise ImageError(reference, MISSING) from None
     except IsADirectoryError:
         raise ImageError(reference, "this is a folder") from None
+    except CacheError:  # it holds for every image
+        raise
     except TclError as error:
         raise ImageError(reference, getattr(error, "reason", error.message)) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte

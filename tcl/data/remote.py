@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tcl.data.cache import cache_folder, locked, make_room, new_file, touch
+from tcl.data.cache import CacheError, cache_folder, locked, make_room, new_file, touch
 from tcl.errors import UsageError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+_CONNECT_SECONDS, _READ_SECONDS = 30, 60  # of silence, after which a server counts as gone
 _PAUSES = (0.5, 2.0)  # seconds between attempts
 _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -87,7 +88,8 @@ def fetch(url: str, stamp: str | None = None) -> Path:
         stamp: a copy of another stamp is replaced; without one, any copy counts.
 
     Raises:
-        OSError: it cannot be downloaded, or not written to the cache folder.
+        OSError: it cannot be downloaded.
+        CacheError: the cache folder cannot be written to, as on a full disk.
         UsageError: no package for this scheme is installed.
     """
     target = local_copy(url)
@@ -127,11 +129,9 @@ def _download(url: str, target: Path, stamp: str | None) -> None:
             with new_file(_stamp_file(target)) as temporary:
                 temporary.write_text(stamp, encoding="utf-8")
     except OSError as error:
-        folder = cache_folder()
-        if error.errno in _NO_SPACE or str(error.filename or "").startswith(str(folder)):
-            # A text alone: with the number, Python would make it a FileNotFoundError or the like of the remote file.
-            raise OSError(f"{url}: cannot write to the cache folder {folder}: {error.strerror}") from error
-        raise
+        if error.errno is None or error.filename == url:  # as `_attempt` raises what goes wrong with the remote
+            raise
+        raise CacheError.of(url, error) from error
 
 
 def _stamp_file(target: Path) -> Path:
@@ -162,7 +162,8 @@ def _patience(scheme: str) -> dict[str, Any]:
         return {}
     import aiohttp
 
-    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+    return {"client_kwargs": {"timeout": timeout}}
 
 
 def _attempt(url: str, action: Callable[[], _Result]) -> _Result:

@@ -7,11 +7,13 @@ import re
 from torch import Tensor
 
 from tcl.errors import UsageError
-from tcl.layouts import NOT_THE_MODEL
+from tcl.layouts import NOT_THE_MODEL, Layout, Place
 from tcl.models.heads import ASSIGNMENT, ENTAILMENT, NLVR2, HeadConfig
 
 _LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 _SHARED = re.compile(r"crossattention\.self\.(key|value)\.(weight|bias)")
+
+SHARED_LAYER = "the same as in the layer before it, which two images share"
 
 
 def published_head(state: dict[str, Tensor], answers: list[str] | None = None) -> HeadConfig | None:
@@ -41,20 +43,29 @@ def published_head(state: dict[str, Tensor], answers: list[str] | None = None) -
     return HeadConfig.model_validate({"task": task, "labels": labels})
 
 
-def task_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a fine-tuned checkpoint for the model that `attach_head` makes; teacher and copies are dropped.
+def task_places(state: dict[str, Tensor]) -> dict[str, Place]:
+    """Where each key of a fine-tuned checkpoint belongs in the model that `attach_head` makes, or why it is left out.
 
     It has none for the parts in `NOT_TRAINED`: the published code drops them.
     """
     first = min(_key_weights(state), default=0) if is_doubled(state) else None
-    renamed = {}
-    for name, tensor in state.items():
+    places = {}
+    for name in state:
         layer = _LAYER.fullmatch(name)
         second = layer is not None and first is not None and int(layer[1]) >= first and (int(layer[1]) - first) % 2
-        copy = layer is not None and second and _SHARED.fullmatch(layer[2])
-        if not NOT_THE_MODEL.match(name) and not copy:
-            renamed[re.sub(r"^text_encoder\.(?!bert\.|cls\.)", "text_encoder.bert.", name)] = tensor
-    return renamed
+        if NOT_THE_MODEL.match(name):
+            places[name] = Place(None, Layout("retrieval").place(name).why)
+        elif layer and second and _SHARED.fullmatch(layer[2]):
+            places[name] = Place(None, SHARED_LAYER)
+        else:
+            places[name] = Place(re.sub(r"^text_encoder\.(?!bert\.|cls\.)", "text_encoder.bert.", name))
+    return places
+
+
+def task_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a fine-tuned checkpoint for the model that `attach_head` makes; teacher and copies are dropped."""
+    placed = ((place.target, state[name]) for name, place in task_places(state).items())
+    return {target: tensor for target, tensor in placed if target is not None}
 
 
 def is_doubled(state: dict[str, Tensor]) -> bool:

@@ -20,6 +20,7 @@ from tcl.errors import DataError, UsageError
 from tcl.metrics import NAN_HINT
 from tcl.models.tcl import TCL
 from tcl.tasks.decoding import decode_batches
+from tcl.tasks.share import ALONE, Share
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "an image of a {}", "there is a {} in the photo", "{}")
 """Captions that a class name is put into when none are given."""
@@ -157,6 +158,7 @@ def evaluate_classification(
     *,
     batch_size: int = 64,
     workers: int = 4,
+    share: Share = ALONE,
     predicted: Callable[[Prediction], None] = lambda prediction: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ClassificationResult:
@@ -168,6 +170,7 @@ def evaluate_classification(
         templates: captions with `{}` for the class name; the vectors of a class's captions are averaged.
         batch_size: images at once.
         workers: decoding threads.
+        share: what this process does of the images; the result is the same in all processes.
         predicted: told the best classes of every image, in order.
         progress: told how many images were done since the last call.
 
@@ -177,26 +180,31 @@ def evaluate_classification(
     """
     check_templates(templates)
     data = LabelledImages.from_folder(folder)
-    classes = class_vectors(model, data.classes, templates)
-    rows, nearest = [], []
-    bad: list[dict[str, str]] = []
-    for batch in decode_batches(model.processor, data.images, batch_size, workers):
-        bad += [{"image": data.images[row], "reason": error.reason} for row, error in batch.errors.items()]
-        if batch.rows:
-            sims = model.encode_image(batch.pixels).image_feat @ classes.T
-            if sims.isnan().any():
-                raise DataError("similarities are not numbers: the model's weights are not finite", hint=NAN_HINT)
-            best = sims.topk(min(TOP, len(data.classes)), dim=-1).indices
-            probabilities = (sims / model.temp).softmax(dim=-1).gather(1, best)
-            rows += batch.rows
-            nearest.append(best.cpu().numpy())
-            for row, shares, found in zip(batch.rows, probabilities.tolist(), best.tolist(), strict=True):
-                top = [(data.classes[label], share) for label, share in zip(found, shares, strict=True)]
-                predicted(Prediction(data.images[row], data.classes[data.labels[row]], top))
-        progress(len(batch))
-    if not rows:
+    found: dict[int, tuple[list[int], list[float]]] = {}  # of each image the nearest classes, and their probabilities
+    unread: list[tuple[int, str, str]] = []
+    own, advance = share.rows(len(data.images), batch_size), share.progress(progress, len(data.images))
+    with share.agree():
+        classes = class_vectors(model, data.classes, templates)
+        for batch in decode_batches(model.processor, [data.images[row] for row in own], batch_size, workers):
+            unread += [(own[place], data.images[own[place]], error.reason) for place, error in batch.errors.items()]
+            if batch.rows:
+                sims = model.encode_image(batch.pixels).image_feat @ classes.T
+                if sims.isnan().any():
+                    raise DataError("similarities are not numbers: the model's weights are not finite", hint=NAN_HINT)
+                best = sims.topk(min(TOP, len(data.classes)), dim=-1).indices
+                probabilities = (sims / model.temp).softmax(dim=-1).gather(1, best)
+                pairs = zip(best.tolist(), probabilities.tolist(), strict=True)
+                found |= zip((own[place] for place in batch.rows), pairs, strict=True)
+            advance(len(batch))
+    found, unread = share.join_rows(found, unread)
+    bad = [{"image": image, "reason": reason} for _, image, reason in unread]
+    if not found:
         raise DataError(f"{folder}: none of its {len(data.images)} images can be read; the first: {bad[0]['reason']}")
-    return _result(np.concatenate(nearest), data.labels[rows], data.classes, bad)
+    for row, (labels, shares) in found.items():
+        top = [(data.classes[label], probability) for label, probability in zip(labels, shares, strict=True)]
+        predicted(Prediction(data.images[row], data.classes[data.labels[row]], top))
+    nearest = np.array([labels for labels, _ in found.values()])
+    return _result(nearest, data.labels[list(found)], data.classes, bad)
 
 
 def _result(

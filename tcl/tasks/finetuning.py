@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -14,7 +15,7 @@ from tcl.distributed import World
 from tcl.errors import ConfigError
 from tcl.models.task import TaskModel
 from tcl.momentum import MomentumTeacher
-from tcl.report import ReportSample
+from tcl.report import Sample
 from tcl.task import build_loader
 
 
@@ -77,8 +78,8 @@ class Finetuning:
     def discard_step(self) -> None:
         """Nothing is kept from one step to the next."""
 
-    def examples(self) -> list[ReportSample]:
-        """None: a report shows pairs with their nearest captions, and there are no pairs here."""
+    def examples(self) -> Sequence[Sample]:
+        """None, where a task does not say otherwise."""
         return []
 
     def state_dict(self) -> dict[str, Any]:

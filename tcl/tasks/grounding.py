@@ -16,6 +16,7 @@ from tcl.errors import DataError
 from tcl.explain import DETAIL, cross_attention_maps, default_layer, resample, word_spans
 from tcl.models.tcl import TCL, ImageOutput
 from tcl.tasks.decoding import decode_batches
+from tcl.tasks.share import ALONE, Share
 
 
 @dataclass
@@ -64,6 +65,7 @@ def evaluate_grounding(
     layer: int | None = None,
     batch_size: int = 32,
     workers: int = 4,
+    share: Share = ALONE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> GroundingResult:
     """Find every region by the heat map of its text.
@@ -74,6 +76,7 @@ def evaluate_grounding(
         layer: fusion layer, numbered as in BERT; by default `tcl.explain.default_layer`.
         batch_size: rows at once.
         workers: decoding threads.
+        share: what this process does of the rows; the result is the same in all processes.
         progress: told how many rows were done since the last call.
 
     Raises:
@@ -83,19 +86,24 @@ def evaluate_grounding(
     if not regions:
         raise DataError("no regions to evaluate", hint="name a file with image, text and box")
     layer = default_layer(model) if layer is None else layer
-    predictions: list[dict[str, Any]] = []
-    bad: list[dict[str, str]] = []
-    for batch in decode_batches(model.processor, [row.image for row in regions], batch_size, workers):
-        for row, error in batch.errors.items():
-            bad.append({"row": regions[row].place, "image": regions[row].image, "reason": error.reason})
-        if batch.rows:
-            rows = [regions[row] for row in batch.rows]
-            for region, size in zip(rows, batch.sizes, strict=True):
-                check_box(region, size)
-            maps, probabilities = region_maps(model, batch.pixels, rows, layer)
-            for values in zip(rows, batch.sizes, maps, probabilities.tolist(), strict=True):
-                predictions.append(_prediction(*values))
-        progress(len(batch))
+    found: dict[int, dict[str, Any]] = {}
+    unread: list[tuple[int, str, str]] = []
+    own, advance = share.rows(len(regions), batch_size), share.progress(progress, len(regions))
+    with share.agree():
+        for batch in decode_batches(model.processor, [regions[row].image for row in own], batch_size, workers):
+            unread += [(own[place], regions[own[place]].image, error.reason) for place, error in batch.errors.items()]
+            if batch.rows:
+                numbers = [own[place] for place in batch.rows]
+                rows = [regions[number] for number in numbers]
+                for region, size in zip(rows, batch.sizes, strict=True):
+                    check_box(region, size)
+                maps, probabilities = region_maps(model, batch.pixels, rows, layer)
+                for number, *values in zip(numbers, rows, batch.sizes, maps, probabilities.tolist(), strict=True):
+                    found[number] = _prediction(*values)
+            advance(len(batch))
+    found, unread = share.join_rows(found, unread)
+    predictions = list(found.values())
+    bad = [{"row": regions[row].place, "image": image, "reason": reason} for row, image, reason in unread]
     if not predictions:
         raise DataError(
             f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}",

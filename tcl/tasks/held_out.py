@@ -27,7 +27,7 @@ class HeldOutResult:
 
     Attributes:
         figures: metrics in percent; none where no row has a label.
-        predictions: an object per row, for a JSONL; of retrieval none, whose figures are about the whole set.
+        predictions: an object per row, for a JSONL; of retrieval one per query, of both directions.
         bad: images that could not be read, and why.
     """
 
@@ -89,7 +89,7 @@ class HeldOut:
             figures = {} if classes.accuracy is None else {"accuracy": classes.accuracy}
             return HeldOutResult(figures, classes.predictions, classes.bad)
         recalls = evaluate_retrieval(model, self._rows, rerank=self._top_k, batch_size=self._batch_size)
-        return HeldOutResult(recalls.figures(), [], recalls.bad)
+        return HeldOutResult(recalls.figures(), list(recalls.ranked.predictions()), recalls.bad)
 
 
 def grounding_figures(result: GroundingResult) -> dict[str, float]:

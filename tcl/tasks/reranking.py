@@ -6,7 +6,7 @@ Letters: I images, T texts, K candidates of a query, P distinct pairs, E feature
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ PAIRS = 16
 
 PAIRS_ON_DEVICE = 512
 
+TEXTS = 2048
+"""Texts whose token states a chunk of images has in memory at once: there are images that every text finds near."""
+
 
 @dataclass
 class VectorRanking:
@@ -37,12 +40,27 @@ class VectorRanking:
         t2i: for each text, how many other images are ahead of its own [T].
         of_image: the nearest texts of each image [I, K].
         of_text: the nearest images of each text [T, K].
+        image_scores: the cosines of `of_image` [I, K], descending.
+        text_scores: those of `of_text` [T, K].
     """
 
     i2t: Tensor
     t2i: Tensor
     of_image: Tensor
     of_text: Tensor
+    image_scores: Tensor
+    text_scores: Tensor
+
+    def first(self, count: int) -> VectorRanking:
+        """The same with the nearest `count` alone."""
+        of_image, of_text = self.of_image[:, :count], self.of_text[:, :count]
+        return replace(
+            self,
+            of_image=of_image,
+            of_text=of_text,
+            image_scores=self.image_scores[:, :count],
+            text_scores=self.text_scores[:, :count],
+        )
 
     def pairs(self) -> Tensor:
         """Every (image, text) that a query of either side wants, once, by image: `image * T + text`, ascending [P]."""
@@ -78,7 +96,7 @@ def rank_by_vectors(image_feat: Tensor, text_feat: Tensor, image_of_text: Tensor
     device, images, texts = image_feat.device, len(image_feat), len(text_feat)
     image_of_text = image_of_text.to(device)
     i2t = torch.zeros(images, dtype=torch.long, device=device)
-    of_image, own = [], torch.zeros(texts, device=device)
+    of_image, image_scores, own = [], [], torch.zeros(texts, device=device)
     best = torch.empty(texts, 0, device=device)
     of_text = torch.empty(texts, 0, dtype=torch.long, device=device)
     for start, sims in _similarities(image_feat, text_feat):
@@ -88,7 +106,9 @@ def rank_by_vectors(image_feat: Tensor, text_feat: Tensor, image_of_text: Tensor
         i2t[rows] = ((sims >= highest) & ~positive).sum(dim=1)
         columns = positive.any(dim=0).nonzero().squeeze(1)
         own[columns] = sims[image_of_text[columns] - start, columns]
-        of_image.append(sims.topk(min(top_k, texts), dim=1).indices)
+        nearest = sims.topk(min(top_k, texts), dim=1)
+        of_image.append(nearest.indices)
+        image_scores.append(nearest.values)
         # The best images of each text so far, and these: the best of all are among them.
         best = torch.cat([best, sims.T], dim=1)
         of_text = torch.cat([of_text, rows.expand(texts, -1)], dim=1)
@@ -97,7 +117,8 @@ def rank_by_vectors(image_feat: Tensor, text_feat: Tensor, image_of_text: Tensor
     t2i = torch.full((texts,), -1, device=device)  # the own image is not ahead of itself
     for _, sims in _similarities(image_feat, text_feat):
         t2i += (sims >= own).sum(dim=0)
-    return VectorRanking(i2t.cpu(), t2i.cpu(), torch.cat(of_image).cpu(), of_text.cpu())
+    lists = (torch.cat(of_image), of_text, torch.cat(image_scores), best)
+    return VectorRanking(i2t.cpu(), t2i.cpu(), *(of_all.cpu() for of_all in lists))
 
 
 def _similarities(image_feat: Tensor, text_feat: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -219,16 +240,24 @@ def score_pairs(
     scores = torch.zeros(len(pairs))
     for rows, embeds in image_embeds:
         starts, stops = (torch.searchsorted(pairs, row * total_texts).tolist() for row in (rows, rows + 1))
-        wanted = torch.cat([pairs[start:stop] for start, stop in zip(starts, stops, strict=True)]) % total_texts
-        packed = texts(wanted.unique())
-        for start, stop, embed in zip(starts, stops, embeds, strict=True):
-            places = packed.places(pairs[start:stop] % total_texts)
-            order = packed.lengths[places].argsort()
-            image = model.image_key_values(embed[None])
-            logits = [match_logits(model, *packed.padded(chunk), image) for chunk in places[order].split(at_once)]
-            scores[start + order] = torch.cat(logits).float().cpu()
-            progress(stop - start)
+        wanted = [pairs[start:stop] % total_texts for start, stop in zip(starts, stops, strict=True)]
+        for chunk in torch.cat(wanted).unique().split(TEXTS):
+            packed = texts(chunk)
+            for start, own, embed in zip(starts, wanted, embeds, strict=True):
+                first, last = (int(torch.searchsorted(own, edge)) for edge in (chunk[0], chunk[-1] + 1))
+                if first < last:
+                    scores[start + first : start + last] = _score(model, embed, packed, own[first:last], at_once)
+                    progress(last - first)
     return scores
+
+
+def _score(model: TCL, image_embeds: Tensor, packed: PackedTexts, rows: Tensor, at_once: int) -> Tensor:
+    """Match logits [R] of one image [1 + N, Dv] with the texts `rows`, those of a length together."""
+    places = packed.places(rows)
+    order = packed.lengths[places].argsort()
+    image = model.image_key_values(image_embeds[None])
+    logits = [match_logits(model, *packed.padded(chunk), image) for chunk in places[order].split(at_once)]
+    return torch.cat(logits).float().cpu()[order.argsort()]
 
 
 def match_logits(model: TCL, states: Tensor, mask: Tensor, images: Sequence[KeyValue]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from tcl.tasks.reranking import (
     rank_by_vectors,
     score_pairs,
 )
+from tcl.tasks.retrieval_predictions import LISTED, RankedSet
+from tcl.tasks.share import ALONE, Share
 
 TOKEN_MEMORY = 2 << 30
 """Bytes of token states that are kept from encoding to re-ranking; what does not fit is encoded once more."""
@@ -74,13 +76,14 @@ class RetrievalSet:
 
 @dataclass
 class RetrievalResult:
-    """Metrics in percent by vectors alone and, when asked for, re-ranked; and what could not be read."""
+    """Metrics in percent by vectors and, when asked for, re-ranked; what could not be read; and who came first."""
 
     vectors: dict[str, float]
     reranked: dict[str, float] | None
     images: int
     texts: int
     bad: list[dict[str, str]]
+    ranked: RankedSet = field(repr=False, compare=False)
 
     def figures(self) -> dict[str, float]:
         """The metrics in one: re-ranked where that was done, with those of the vectors under names of their own."""
@@ -88,23 +91,9 @@ class RetrievalResult:
             return self.vectors
         return self.reranked | {f"vectors_{name}": value for name, value in self.vectors.items()}
 
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of an evaluation this process does: every `world_size`-th image, from `rank` on.
-
-    Args:
-        rank: of this process.
-        world_size: processes.
-        add: gives the sum of a tensor over all processes; every process calls it equally often, with equal shapes.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    add: Callable[[Tensor], Tensor] = lambda tensor: tensor
-
-
-ALONE = Share()
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all but the rankings."""
+        return {name: getattr(self, name) for name in ("vectors", "reranked", "images", "texts", "bad")}
 
 
 @torch.inference_mode()
@@ -143,25 +132,32 @@ def evaluate_retrieval(
     images = _Images(model, everything.images, batch_size, workers, share)
     image_feat = images.encode(memory, progress)
     pairs = everything.only(images.readable)
-    texts = _Texts(model, pairs.texts, batch_size, memory)
     image_of_text = torch.from_numpy(pairs.image_of_text)
-    ranking = rank_by_vectors(image_feat, texts.text_feat, image_of_text, rerank)
-    vectors = _recalls(ranking.i2t, ranking.t2i)
-    reranked = None
+    wanted = own_scores = torch.empty(0)
+    with share.agree():
+        # Every process encodes all texts: its images need the token states of nearly all of them.
+        texts = _Texts(model, pairs.texts, batch_size, memory)
+        ranking = rank_by_vectors(image_feat, texts.text_feat, image_of_text, max(rerank, LISTED))
+        if rerank:
+            wanted = ranking.first(rerank).pairs()
+            total = len(images.own) + int(images.wants(wanted, len(pairs.texts), share.rank).sum())
+            own_scores = score_pairs(
+                model,
+                images.tokens(),
+                texts.packed,
+                wanted,
+                len(pairs.texts),
+                lambda done: progress(done, total=total),
+            )
+    ranked = RankedSet(pairs.images, pairs.texts, image_of_text, ranking, (ranking.i2t, ranking.t2i))
     if rerank:
-        wanted = ranking.pairs()
-        total = len(images.own) + images.count_pairs(wanted, len(pairs.texts))
-        scores = score_pairs(
-            model,
-            images.tokens(),
-            texts.packed,
-            wanted,
-            len(pairs.texts),
-            lambda done: progress(done, total=total),
-        )
-        reranked = _recalls(*reranked_ranks(ranking, wanted, share.add(scores), image_of_text))
+        scores = images.join_scores(wanted, own_scores, len(pairs.texts))
+        candidates = ranking.first(rerank)
+        ranked.candidate_scores = candidates.spread(wanted, scores)
+        ranked.reranked = reranked_ranks(candidates, wanted, scores, image_of_text)
     bad = [{"image": everything.images[row], "reason": reason} for row, reason in sorted(images.bad.items())]
-    return RetrievalResult(vectors, reranked, len(pairs.images), len(pairs.texts), bad)
+    reranked = None if ranked.reranked is None else _recalls(*ranked.reranked)
+    return RetrievalResult(_recalls(*ranked.by_vectors), reranked, len(pairs.images), len(pairs.texts), bad, ranked)
 
 
 def reranked_ranks(
@@ -182,52 +178,66 @@ class _Images:
     """This process's share of the images: first for their features, then for their token states.
 
     Attributes:
-        own: rows of this process.
+        own: rows of this process, whole batches of them.
         readable: rows that could be read by any process; set by `encode`, as is `bad`, the reasons of the others.
     """
 
     def __init__(self, model: TCL, images: list[str], batch_size: int, workers: int, share: Share) -> None:
         self.model, self.images, self.share = model, images, share
         self.batch_size, self.workers = batch_size, workers
-        self.own = list(range(share.rank, len(images), share.world_size))
+        self.own = share.rows(len(images), batch_size)
         self.readable = np.arange(len(images))
         self.bad: dict[int, str] = {}
         self._tokens: list[tuple[list[int], Tensor]] = []
+        self._kept = 0  # of `own`, the first ones, whose token states are in `_tokens`
 
     def encode(self, memory: int, progress: Progress) -> Tensor:
         """Features [I, E] of all images that any process could read; keeps token states of at most `memory` bytes."""
-        model = self.model
-        features = torch.zeros(len(self.images), model.vision_proj.out_features, device=model.device)
-        seen = torch.zeros(len(self.images), device=model.device)
-        for rows, batch in self._decoded(self.own):
-            if batch.rows:
-                output = model.encode_image(batch.pixels)
-                features[rows], seen[rows] = output.image_feat, 1.0
-                memory -= output.image_embeds.nbytes
-                if memory >= 0:
-                    self._tokens.append((rows, output.image_embeds))
-            progress(len(batch), total=len(self.own))
-        features, seen = self.share.add(features), self.share.add(seen)
-        self.readable = seen.nonzero().squeeze(1).cpu().numpy()
-        for row in np.flatnonzero(seen.cpu().numpy() == 0).tolist():
-            self.bad.setdefault(row, "cannot be read, says another process")
+        model, found = self.model, []
+        with self.share.agree():
+            for rows, batch in self._decoded(self.own):
+                if batch.rows:
+                    output = model.encode_image(batch.pixels)
+                    found.append((rows, output.image_feat.float().cpu().numpy()))
+                    memory -= output.image_embeds.nbytes
+                    if memory >= 0:
+                        self._tokens.append((rows, output.image_embeds))
+                self._kept += len(batch) if memory >= 0 else 0
+                progress(len(batch), total=len(self.own))
+        features = np.zeros((len(self.images), model.vision_proj.out_features), np.float32)
+        for of_one, bad in self.share.collect((found, self.bad)):
+            self.bad |= bad
+            for rows, of_batch in of_one:
+                features[rows] = of_batch
+        self.readable = np.setdiff1d(np.arange(len(self.images)), list(self.bad))
         if len(self.readable) < 2:
             raise _too_few(self.images, self.bad)
-        return features[torch.from_numpy(self.readable)]
+        return torch.from_numpy(features[self.readable]).to(model.device)
 
     def tokens(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows, among the readable images, and token states of this process's images, in chunks."""
+        """Rows, among the readable images, and token states of this process's images, in the batches of `encode`."""
         yield from ((self._place(rows), embeds) for rows, embeds in self._tokens)
-        kept = {row for rows, _ in self._tokens for row in rows}
-        for rows, batch in self._decoded([row for row in self.own if row not in kept and row not in self.bad]):
-            if batch.errors:  # it could be read a moment ago
-                raise next(iter(batch.errors.values()))
-            yield self._place(rows), self.model.encode_image(batch.pixels).image_embeds
+        again, known = self.own[self._kept :], set(self.bad)
+        for rows, batch in self._decoded(again):
+            lost = [error for place, error in batch.errors.items() if again[place] not in known]
+            if lost:  # it could be read a moment ago
+                raise lost[0]
+            if rows:
+                yield self._place(rows), self.model.encode_image(batch.pixels).image_embeds
 
-    def count_pairs(self, pairs: Tensor, texts: int) -> int:
-        """How many of the pairs are this process's."""
-        own = self._place([row for row in self.own if row not in self.bad])
-        return int(torch.isin(pairs // texts, own).sum())
+    def wants(self, pairs: Tensor, texts: int, rank: int) -> Tensor:
+        """Which of the pairs [P] are of the images of a process; bool [P]."""
+        rows = [row for row in self.share.rows(len(self.images), self.batch_size, rank) if row not in self.bad]
+        return torch.isin(pairs // texts, self._place(rows))
+
+    def join_scores(self, pairs: Tensor, own: Tensor, texts: int) -> Tensor:
+        """The scores [P] of all processes, of whom each has those of its images; `own` [P] are this one's."""
+        if self.share.world_size == 1:
+            return own
+        mine = own[self.wants(pairs, texts, self.share.rank)].numpy()
+        for rank, scores in enumerate(self.share.collect(mine)):
+            own[self.wants(pairs, texts, rank)] = torch.from_numpy(scores)
+        return own
 
     def _decoded(self, own: list[int]) -> Iterator[tuple[list[int], Decoded]]:
         """Batches of pixels with the rows of those that could be read."""

@@ -6,6 +6,8 @@ not cut at `max_length` in training, and the temperature is not clamped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from tcl.data.augment import Transform
 from tcl.data.identified_pairs import IdentifiedBatch, IdentifiedPairs
 from tcl.data.regions import read_regions
 from tcl.preflight import check_readable
+from tcl.report import Sample
+from tcl.report_samples import region_samples
 from tcl.runlog import Reporter
 from tcl.tasks.grounding import evaluate_grounding
 from tcl.tasks.held_out import grounding_figures
@@ -93,3 +97,7 @@ class GroundingTraining(RetrievalTraining):
         """The share of regions that are found: by the best proposal, or by the heat map where there are none."""
         batch_size = self.recipe.data.batch_size
         return grounding_figures(evaluate_grounding(self.model, self.regions, batch_size=batch_size))
+
+    def examples(self) -> Sequence[Sample]:  # type: ignore[override]
+        """A few validation regions with the boxes that are found; without any, pairs with their nearest captions."""
+        return region_samples(self.model, self.regions) if self.regions else super().examples()

@@ -11,6 +11,7 @@ from torch import Tensor
 from tcl.models.bert import KeyValue
 from tcl.models.task import TaskModel
 from tcl.tasks.decoding import decode_batches
+from tcl.tasks.share import ALONE, Share
 
 IMAGES_HINT = "relative paths start from --images, else from the folder of the data file"
 
@@ -35,8 +36,9 @@ def rows_by_image(
     batch_size: int,
     workers: int,
     unreadable: Callable[[int, str, str], None],
+    share: Share = ALONE,
 ) -> Iterator[RowsOfImages]:
-    """All rows with readable images, in the order in which their images come first.
+    """The rows of a share with readable images, in the order in which their images come first.
 
     Args:
         model: with its processor.
@@ -44,14 +46,18 @@ def rows_by_image(
         batch_size: images, and rows, at once; memory depends on it alone.
         workers: decoding threads.
         unreadable: told the row, the image, and why it cannot be read.
+        share: what this process does of them: whole batches of images.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for row, of_row in enumerate(images):
         groups.setdefault(of_row, []).append(row)
-    rows_of = list(groups.values())
     each = model.images_per_text
-    listed = [image for of_row in groups for image in of_row]
-    for decoded in decode_batches(model.processor, listed, max(batch_size // each, 1) * each, workers):
+    at_once = max(batch_size // each, 1)
+    own = share.rows(len(groups), at_once)
+    every, rows_of = list(groups), list(groups.values())
+    rows_of = [rows_of[number] for number in own]
+    listed = [image for number in own for image in every[number]]
+    for decoded in decode_batches(model.processor, listed, at_once * each, workers):
         for number, error in decoded.errors.items():
             for row in rows_of[number // each]:
                 unreadable(row, listed[number], error.reason)

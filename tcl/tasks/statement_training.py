@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,8 @@ from tcl.distributed import World
 from tcl.models.classifier import Classifier
 from tcl.models.heads import HeadConfig
 from tcl.preflight import check_readable
+from tcl.report import Sample
+from tcl.report_samples import statement_samples
 from tcl.runlog import Reporter
 from tcl.starting import start_model
 from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
@@ -93,3 +96,7 @@ class StatementTraining(Finetuning):
         result = evaluate_statements(self.model, self._val, batch_size=self.recipe.data.batch_size)
         assert result.accuracy is not None  # every row has a label
         return {"accuracy": result.accuracy}
+
+    def examples(self) -> Sequence[Sample]:
+        """A few validation statements with the likeliest classes."""
+        return statement_samples(self.model, self._val) if self._val else []

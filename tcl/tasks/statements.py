@@ -22,6 +22,7 @@ from tcl.metrics import ClassFigures, accuracy, class_table
 from tcl.models.classifier import Classifier
 from tcl.momentum import MomentumTeacher
 from tcl.tasks.rows_by_image import IMAGES_HINT, rows_by_image
+from tcl.tasks.share import ALONE, Share
 
 MAX_WORDS = {"entailment": 30, "nlvr2": 40}  # of a text, as published
 
@@ -130,6 +131,7 @@ def evaluate_statements(
     batch_size: int = 32,
     workers: int = 4,
     top: int = 5,
+    share: Share = ALONE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> StatementResult:
     """Classify every statement, and compare with its label where it has one.
@@ -140,6 +142,7 @@ def evaluate_statements(
         batch_size: images, and texts, at once.
         workers: decoding threads.
         top: classes that a prediction lists.
+        share: what this process does of the rows; the result is the same in all processes.
         progress: told how many rows were done since the last call.
 
     Raises:
@@ -148,22 +151,22 @@ def evaluate_statements(
     labels = model.head.labels
     check_labels(statements, labels)
     predictions: dict[int, dict[str, Any]] = {}
-    bad: list[dict[str, str]] = []
-
-    def unreadable(row: int, image: str, reason: str) -> None:
-        bad.append({"row": statements[row].place, "image": image, "reason": reason})
-
+    unread: list[tuple[int, str, str]] = []
     references = [statement.images for statement in statements]
-    for batch in rows_by_image(model, references, batch_size, workers, unreadable):
-        input_ids, mask = tokenize_statements(model, [statements[row].text for row in batch.rows])
-        logits = model.classify(batch.images, input_ids, mask, batch.image_of_row)
-        best = logits.float().softmax(dim=1).topk(min(top, len(labels)), dim=1)
-        for row, shares, numbers in zip(batch.rows, best.values.tolist(), best.indices.tolist(), strict=True):
-            predictions[row] = _prediction(statements[row], [labels[number] for number in numbers], shares)
-        progress(len(batch.rows))
+    advance = share.progress(progress, len(statements))
+    with share.agree():
+        for batch in rows_by_image(model, references, batch_size, workers, lambda *why: unread.append(why), share):
+            input_ids, mask = tokenize_statements(model, [statements[row].text for row in batch.rows])
+            logits = model.classify(batch.images, input_ids, mask, batch.image_of_row)
+            best = logits.float().softmax(dim=1).topk(min(top, len(labels)), dim=1)
+            for row, shares, numbers in zip(batch.rows, best.values.tolist(), best.indices.tolist(), strict=True):
+                predictions[row] = _prediction(statements[row], [labels[number] for number in numbers], shares)
+            advance(len(batch.rows))
+    predictions, unread = share.join_rows(predictions, unread)
+    bad = [{"row": statements[row].place, "image": image, "reason": reason} for row, image, reason in unread]
     if not predictions:
         raise DataError(f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}", hint=IMAGES_HINT)
-    in_order = [predictions[row] for row in sorted(predictions)]
+    in_order = list(predictions.values())
     judged = [
         (labels.index(row["predicted"]), labels.index(row["label"])) for row in in_order if row["label"] is not None
     ]

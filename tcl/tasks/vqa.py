@@ -18,6 +18,7 @@ from tcl.data.questions import Question
 from tcl.errors import DataError
 from tcl.models.vqa import AskedQuestions, VqaModel
 from tcl.tasks.rows_by_image import IMAGES_HINT, rows_by_image
+from tcl.tasks.share import ALONE, Share
 
 ROWS = 512  # answers that pass through the decoder at once
 TOKENS = 2048  # of these, tokens whose vocabulary logits are held at once: 250 MB with BERT's vocabulary
@@ -189,6 +190,7 @@ def evaluate_vqa(
     batch_size: int = 32,
     workers: int = 4,
     top: int = 5,
+    share: Share = ALONE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> VqaResult:
     """Answer every question from the model's list, and compare with what people said.
@@ -200,6 +202,7 @@ def evaluate_vqa(
         batch_size: images, and questions, at once.
         workers: decoding threads.
         top: answers that a prediction lists.
+        share: what this process does of the rows; the result is the same in all processes.
         progress: told how many questions were done since the last call.
 
     Raises:
@@ -208,20 +211,20 @@ def evaluate_vqa(
     labels = model.head.labels
     answers = tokenize_answers(labels, model.processor.tokenizer, model.max_positions).to(model.device)
     predictions: dict[int, dict[str, Any]] = {}
-    bad: list[dict[str, str]] = []
-
-    def unreadable(row: int, image: str, reason: str) -> None:
-        bad.append({"row": questions[row].place, "image": image, "reason": reason})
-
+    unread: list[tuple[int, str, str]] = []
     references = [(question.image,) for question in questions]
-    for batch in rows_by_image(model, references, batch_size, workers, unreadable):
-        input_ids, mask = tokenize_questions(model, [questions[row].question for row in batch.rows])
-        asked = model.ask(batch.images, input_ids, mask, batch.image_of_row)
-        ranking = rank_answers(model, asked, answers, top_k)
-        best, shares = ranking.answers[:, :top].tolist(), ranking.probabilities[:, :top].tolist()
-        for row, numbers, of_row in zip(batch.rows, best, shares, strict=True):
-            predictions[row] = _prediction(questions[row], [labels[number] for number in numbers], of_row)
-        progress(len(batch.rows))
+    advance = share.progress(progress, len(questions))
+    with share.agree():
+        for batch in rows_by_image(model, references, batch_size, workers, lambda *why: unread.append(why), share):
+            input_ids, mask = tokenize_questions(model, [questions[row].question for row in batch.rows])
+            asked = model.ask(batch.images, input_ids, mask, batch.image_of_row)
+            ranking = rank_answers(model, asked, answers, top_k)
+            best, shares = ranking.answers[:, :top].tolist(), ranking.probabilities[:, :top].tolist()
+            for row, numbers, of_row in zip(batch.rows, best, shares, strict=True):
+                predictions[row] = _prediction(questions[row], [labels[number] for number in numbers], of_row)
+            advance(len(batch.rows))
+    predictions, unread = share.join_rows(predictions, unread)
+    bad = [{"row": questions[row].place, "image": image, "reason": reason} for row, image, reason in unread]
     if not predictions:
         raise DataError(f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}", hint=IMAGES_HINT)
     return _summary(questions, predictions, labels, bad)
@@ -243,10 +246,10 @@ def _summary(
     questions: Sequence[Question], predictions: dict[int, dict[str, Any]], labels: list[str], bad: list[dict[str, str]]
 ) -> VqaResult:
     known = {normalise_answer(label) for label in labels}
-    in_order = [predictions[row] for row in sorted(predictions)]
+    in_order = list(predictions.values())
     scores: dict[str, list[float]] = {}
     outside = 0
-    for row in sorted(predictions):
+    for row in predictions:
         people = questions[row].answers
         if people:
             kind = questions[row].answer_type or answer_type(people)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,8 @@ from tcl.errors import DataError
 from tcl.models.heads import HeadConfig
 from tcl.models.vqa import VqaModel
 from tcl.preflight import check_readable
+from tcl.report import Sample
+from tcl.report_samples import answer_samples
 from tcl.runlog import Reporter
 from tcl.starting import start_model
 from tcl.tasks.finetuning import Finetuning, transform_of
@@ -96,6 +99,10 @@ class VqaTraining(Finetuning):
         result = evaluate_vqa(self.model, self._val, top_k=top_k, batch_size=self.recipe.data.batch_size)
         assert result.accuracy is not None  # every row has answers
         return {"accuracy": result.accuracy}
+
+    def examples(self) -> Sequence[Sample]:
+        """A few validation questions with the likeliest answers."""
+        return answer_samples(self.model, self._val) if self._val else []
 
 
 def _check_answers(questions: list[Question], answers: list[str], reporter: Reporter) -> None:

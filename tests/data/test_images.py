@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -13,7 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tcl.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, decode, decode_crops, natural_key, resize
+from tcl.data.captions import CaptionTokenizer
+from tcl.data.images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    ImageError,
+    decode,
+    decode_crops,
+    natural_key,
+    resize,
+    resize_into,
+)
+from tcl.processor import Processor
 
 LEFT_RIGHT = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1)  # red | blue, 8 x 16
 
@@ -24,14 +39,25 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG of which only the declared size exists."""
-
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunk(*item) for item in chunks) + chunk(b"IEND", b"")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of which only the declared size exists."""
+    return png(width, height, (b"IDAT", zlib.compress(b"\0" * 100)))
+
+
+def looping_tiff() -> bytes:
+    """A TIFF whose directory of one page names itself as the next."""
+    data = encoded(Image.fromarray(LEFT_RIGHT), "TIFF")
+    start = struct.unpack("<I", data[4:8])[0]
+    end = start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0]
+    return data[:end] + data[4:8] + data[end + 4 :]
 
 
 def corner_colours(image: Image.Image) -> list[tuple[int, ...]]:
@@ -39,7 +65,7 @@ def corner_colours(image: Image.Image) -> list[tuple[int, ...]]:
     return [image.getpixel(at) for at in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1))]
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "BMP", "GIF", "TIFF", "PPM", "TGA"])
 def test_formats(format: str, tmp_path: Path) -> None:
     path = tmp_path / "image.dat"
     path.write_bytes(encoded(Image.fromarray(LEFT_RIGHT), format))
@@ -154,6 +180,37 @@ def test_what_is_not_an_image_is_an_error_of_one_line(data: bytes, reason: str, 
             decode(source)
         assert "\n" not in caught.value.message
     assert MAX_PIXELS < 15000 * 15000
+
+
+def test_bombs_are_refused_before_they_burst() -> None:
+    tracemalloc.start()
+    for data, reason in (
+        (png(30000, 30000, (b"IDAT", zlib.compress(bytes(1 << 20)))), "pixels"),
+        (png(8, 8, (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))), "."),  # 128 MB of text
+        (png(8, 8, *[(b"tEXt", b"a\0" + bytes(1 << 20))] * 80), "."),
+        (encoded(Image.new("L", (1, 1)), "GIF").replace(b"\1\0\1\0", b"\xff\xff\xff\xff"), "pixels"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500e6
+
+
+@pytest.mark.timeout(20)
+def test_a_tiff_that_names_itself_as_its_next_page_ends() -> None:
+    assert np.array_equal(np.asarray(decode(looping_tiff())), LEFT_RIGHT)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="a pipe or device, not a file"):
+        decode(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="a pipe or device"):
+        decode("/dev/null")
+    with pytest.raises(ImageError, match="names no image"):
+        decode("")
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
@@ -271,3 +328,95 @@ def test_crops_of_a_damaged_jpeg_are_an_error_of_one_line() -> None:
         with pytest.raises(ImageError, match=reason) as caught:
             decode_crops(part, lambda *size: [(0, 0, *size)], (100, 100))
         assert "\n" not in caught.value.message
+
+
+# --- fast decoding -----------------------------------------------------------------------------------------------
+
+
+def settings() -> tuple[Processor, list[Processor]]:
+    exact = Processor(CaptionTokenizer.train(["a dog"], 50), (64, 64), 25)
+    return exact, [exact.fast(), exact.fast("torch")]
+
+
+@pytest.mark.parametrize(
+    ("size", "reduction"), [((1203, 803), 4), ((1600, 1100), 8), ((300, 260), 2), ((255, 400), 1), ((60, 40), 1)]
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_is_read_at_twice_the_size_or_more(
+    size: tuple[int, int], reduction: int, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = photograph(*size)
+    stored = picture.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else picture
+    data = encoded(stored, "JPEG", quality=90, exif=exif)
+    reduced = decode(data, (128, 128))
+    assert reduced.size == (-(-size[0] // reduction), -(-size[1] // reduction))
+    exact, others = settings()
+    expected = exact.image(data).astype(int)
+    assert np.array_equal(expected, resize(decode(data), (64, 64)))
+    for processor in others:
+        difference = np.abs(processor.image(data) - expected)
+        assert difference.max() <= (12 if reduction > 1 else 1)  # at the hard edge
+        assert difference.mean() < (1.2 if reduction > 1 else 0.2)  # a coarse size; the benchmark has the real one
+
+
+@pytest.mark.parametrize("size", [(640, 480), (65, 49), (64, 48), (64, 900), (70, 33), (1, 1), (3, 500)])
+def test_torch_and_pillow_agree_within_one_grey_level(size: tuple[int, int]) -> None:
+    pixels = np.zeros((2, 3, 48, 64), np.uint8)
+    for picture in (photograph(*size), photograph(*size).rotate(180)):
+        for row, resizer in zip(pixels, ("pillow", "torch"), strict=True):
+            resize_into(picture, row, resizer)
+        assert np.abs(pixels[0].astype(int) - pixels[1]).max() <= 1
+        assert np.array_equal(pixels[0], resize(picture, (48, 64)))
+
+
+def test_odd_modes_take_the_same_way() -> None:
+    exact, others = settings()
+    picture = photograph(400, 300)
+    clear = picture.copy()
+    clear.putalpha(Image.linear_gradient("L").resize((400, 300)))
+    deep = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    cases = [encoded(clear, "PNG"), encoded(deep, "PNG"), encoded(picture.convert("P"), "PNG")]
+    cases += [encoded(picture.convert(mode), "JPEG", quality=95) for mode in ("CMYK", "L")]
+    cases += [encoded(picture, format, quality=95) for format in ("WEBP", "AVIF", "GIF")]
+    for data in cases:
+        expected = exact.image(data).astype(int)
+        for processor in others:
+            difference = np.abs(processor.image(data) - expected)
+            assert difference.max() <= (6 if data.startswith(b"\xff\xd8") else 1)
+
+
+def test_the_record_says_how_pixels_were_made_and_the_model_stays_the_same() -> None:
+    exact, others = settings()
+    assert [processor.decoding()["resizer"] for processor in (exact, *others)] == ["pillow", "pillow", "torch"]
+    assert exact.decoding()["jpeg"] == "every pixel" != others[0].decoding()["jpeg"]
+    assert all(processor.settings() == exact.settings() for processor in others)
+
+
+def test_a_batch_is_its_images() -> None:
+    exact, others = settings()
+    sources = [encoded(photograph(90 + 7 * n, 80), "PNG") for n in range(3)]
+    for processor in (exact, *others):
+        batch = processor.images(sources)
+        assert (batch.shape, batch.dtype, batch.flags.c_contiguous) == ((3, 3, 64, 64), np.uint8, True)
+        assert all(np.array_equal(row, processor.image(source)) for row, source in zip(batch, sources, strict=True))
+    assert exact.images([]).shape == (0, 3, 64, 64)
+    with pytest.raises(ImageError):
+        exact.image_into(b"", batch[0])
+    assert np.array_equal(batch[0], others[1].image(sources[0]))
+
+
+def test_pillow_is_used_without_torch() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np; from PIL import Image; from tcl.processor import Processor\n"
+        "from tcl.errors import MissingExtraError\n"
+        "processor = Processor(None, (8, 8), 25).fast()\n"
+        "print(processor.image(Image.new('RGB', (9, 9), 'red')).sum())\n"
+        "del sys.modules['torch']; sys.path[:] = []\n"
+        "try: processor.fast('torch')\n"
+        "except MissingExtraError as error: print(error.hint)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == [str(8 * 8 * 255), "pip install 'tcl-vision-language[train]'"]

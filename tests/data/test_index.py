@@ -166,7 +166,6 @@ def test_empty_captions_in_a_list_are_dropped(tmp_path: Path) -> None:
         ("pairs.csv", "image,caption\n", "no rows"),
         ("pairs.csv", "", "no rows"),
         ("pairs.csv", b"image,caption\na,caf\xe9\n", "line 2: not UTF-8"),
-        ("pairs.csv", "image,caption\na," + "x" * 200_000 + "\n", "line 2: malformed CSV"),
         ("pairs.csv", "image,caption\na,b".encode("utf-16"), "line 1: not UTF-8"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tcl.data import cache, remote
+from tcl.data.cache import CacheError
 from tcl.data.images import ImageError, decode
 from tcl.data.index import Pair, read_pairs
 from tcl.data.storage import member_reference, open_binary
@@ -214,18 +217,29 @@ def test_a_cache_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TCL_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(DataError, match=r"cannot write to the cache folder .*file/cache: Not a directory"):
+    with pytest.raises(CacheError, match=r"cannot write to the cache folder .*file/cache: Not a directory"):
         read_pairs(["unsteady://data/pairs.jsonl"])
-    monkeypatch.setenv("TCL_CACHE", "/dev/full")
-    with pytest.raises(ImageError, match="cannot write to the cache folder"):
-        decode("unsteady://data/a.jpg")
+    for folder in ("/dev/full", "/proc/absent/cache"):  # below a file; where no folder can be made
+        monkeypatch.setenv("TCL_CACHE", folder)
+        for read in (open_binary, decode):  # no unreadable image, which would be replaced by another
+            with pytest.raises(CacheError, match=f"cannot write to the cache folder {folder}: ") as caught:
+                read("unsteady://data/a.jpg")
+            assert "TCL_CACHE=" in str(caught.value.hint)
 
 
-def test_a_full_disk_is_not_tried_again(bucket: fsspec.AbstractFileSystem, cache_folder: Path) -> None:
-    FAILURES.append(OSError(28, "No space left on device"))
-    with pytest.raises(OSError, match=rf"cannot write to the cache folder {cache_folder}: No space left on device"):
-        open_binary("unsteady://data/a.jpg")
-    assert len(DOWNLOADS) == 1 and not copies(cache_folder)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_and_not_tried_again(
+    number: int, bucket: fsspec.AbstractFileSystem, cache_folder: Path
+) -> None:
+    for read in (open_binary, lambda _: read_pairs(["unsteady://data/pairs.jsonl"])):
+        FAILURES.append(OSError(number, os.strerror(number)))
+        with pytest.raises(CacheError) as caught:
+            read("unsteady://data/a.jpg")
+        assert f"cannot write to the cache folder {cache_folder}: {os.strerror(number)}" in caught.value.message
+        assert "TCL_CACHE_GB (now 50)" in str(caught.value.hint) and "TCL_CACHE=" in str(caught.value.hint)
+        again = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
+        assert (type(again), again.message, again.hint) == (CacheError, caught.value.message, caught.value.hint)
+    assert len(DOWNLOADS) == 2 and not copies(cache_folder)
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "nan"])
@@ -259,3 +273,14 @@ def test_references_are_plain_text_whatever_a_member_is_called(member: str, tmp_
 def test_an_index_of_urls_can_be_sent_to_another_process(bucket: fsspec.AbstractFileSystem) -> None:
     index = read_pairs(["unsteady://data/pairs.jsonl"])
     assert list(pickle.loads(pickle.dumps(index))) == list(index)
+
+
+def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(remote, "_READ_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "_PAUSES", ())
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken, and never answered
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cat.jpg"
+        with pytest.raises(ImageError, match=r"[Tt]imeout") as caught:
+            decode(url)
+    assert caught.value.reason

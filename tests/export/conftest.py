@@ -1,16 +1,59 @@
-"""One bundle of the tiny model for all tests of exports."""
+"""Bundles of the tiny model for all tests of exports."""
 
 from __future__ import annotations
 
+import copy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from export.bundle import Bundle, build_bundle
+from export.formats import PRECISIONS
+from tcl.models.heads import HeadConfig, Task, attach_head
+from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
+
+LABELS: dict[Task, list[str]] = {
+    "entailment": ["no", "maybe", "yes"],
+    "nlvr2": ["False", "True"],
+    "text_assignment": ["first", "second", "neither"],
+    "vqa": ["a dog", "red", "two", "a small red circle", "green star"],
+}
 
 
 @pytest.fixture(scope="session")
-def bundle(tiny_model: TCL, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """`tiny_model`, exported and verified; do not change it."""
+def bundle(tiny_model: TCL, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """`tiny_model`, exported in float32 and verified; do not change it."""
     return build_bundle(tiny_model, tmp_path_factory.mktemp("exports") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def every_precision(tiny_model: TCL, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """`tiny_model`, exported in all precisions and verified; do not change it."""
+    return build_bundle(tiny_model, tmp_path_factory.mktemp("exports") / "every", PRECISIONS)
+
+
+@pytest.fixture
+def copied(bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of `bundle` to be damaged."""
+    return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(tiny_model: TCL) -> Callable[[Task], TaskModel]:
+    """`fine_tuned("vqa")` is a tiny model with a random head."""
+
+    def make(task: Task) -> TaskModel:
+        torch.manual_seed(1)
+        head = HeadConfig(task=task, labels=LABELS[task], decoder_layers=2)
+        model = attach_head(copy.deepcopy(tiny_model), head).eval()
+        model.model_hash = f"hash of {task}"
+        with torch.no_grad():
+            for parameter in model.parameters():  # twins of doubled layers, and heads, must differ from what they copy
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        return model
+
+    return make

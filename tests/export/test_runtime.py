@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ import pytest
 
 from export import runtime
 from export.bundle import Bundle
-from export.runtime import OnnxEncoder, TorchEncoder, open_encoder, open_session
-from tcl.errors import CheckpointError, MissingExtraError, UsageError
+from export.runtime import OnnxEncoder, TorchEncoder, open_encoder
+from export.sessions import PROVIDERS, check_provider, open_session
+from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -62,8 +66,58 @@ def test_combinations_that_cannot_work(workplace: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="sees no GPU"):
         open_encoder("runs/tiny", device="cuda")
-    with pytest.raises(UsageError, match="on the CPU"):
-        open_encoder("exports/tiny", device="cuda")
+    with pytest.raises(UsageError, match="--device cuda: this ONNX Runtime is built for the CPU"):
+        open_encoder("exports/tiny", device="cuda").encode_image(PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "message"),
+    [
+        ("runs/tiny", "bf16", "torch computes in fp32 on cpu"),
+        ("runs/tiny", "int8", "torch computes in fp32 on cpu"),
+        ("exports/tiny", "fp16", "has no fp16 graphs, only fp32"),
+        ("exports/tiny", "fp8", "no such precision"),
+        ("exports/every", "bf16", "ONNX Runtime does not run bf16 graphs on cpu"),
+    ],
+)
+def test_precisions_that_cannot_be_had(
+    workplace: Path, every_precision: Bundle, model: str, precision: str, message: str
+) -> None:
+    shutil.copytree(every_precision.folder, "exports/every")
+    with pytest.raises(UsageError, match=message):
+        open_encoder(model, device="cpu", precision=precision)  # type: ignore[arg-type]
+
+
+def test_the_precision_asked_for_is_the_one_that_runs(every_precision: Bundle, bundle: Bundle) -> None:
+    assert OnnxEncoder(every_precision.folder).precision == "fp32"
+    exact = OnnxEncoder(bundle.folder).encode_image(PIXELS)
+    differences = {}
+    for precision in ("fp32", "fp16", "int8"):
+        encoder = OnnxEncoder(every_precision.folder, precision)
+        assert encoder.precision == precision
+        differences[precision] = np.abs(encoder.encode_image(PIXELS) - exact).max()
+    assert differences["fp32"] == 0 < differences["fp16"] < differences["int8"] < 0.1
+
+
+def test_lanes_share_a_session_and_give_the_same_vectors(bundle: Bundle) -> None:
+    encoder = OnnxEncoder(bundle.folder, lanes=4)
+    assert encoder.lanes == 4 and OnnxEncoder(bundle.folder).lanes == 1
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: encoder.encode_image(PIXELS), range(16)))
+    expected = OnnxEncoder(bundle.folder).encode_image(PIXELS)
+    for vectors in found:
+        assert np.array_equal(vectors, found[0])
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+    assert list(encoder._sessions) == ["image_encoder"]
+
+
+def test_a_gpu_that_onnx_runtime_cannot_use_is_never_the_cpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU build lists its provider without a GPU, and then falls back without an exception."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: list(PROVIDERS.values()))
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(UsageError, match="cannot use a GPU"):
+        OnnxEncoder(bundle.folder, device="cuda").encode_image(PIXELS)
+    with pytest.raises(TclError, match="not on the CPU"):
+        check_provider(["AzureExecutionProvider", "CPUExecutionProvider"], "CPUExecutionProvider")
 
 
 def test_no_model_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

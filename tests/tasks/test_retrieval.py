@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from tcl.metrics import retrieval_metrics
 from tcl.models.tcl import TCL
 from tcl.tasks import reranking
 from tcl.tasks.reranking import PackedTexts, match_logits, rank_by_vectors, score_pairs
-from tcl.tasks.retrieval import RetrievalSet, Share, evaluate_retrieval, reranked_ranks
+from tcl.tasks.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval, reranked_ranks
+from tcl.tasks.share import ALONE, Share
 from tests.conftest import make_tiny_model
+from tests.tasks.shares import in_processes
 from tests.test_parity import _same_metrics, close, load_case, pixels
 
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "the", "grass", "sand", "near", "two", "small", "houses", "white"]
@@ -133,6 +134,18 @@ def test_part_of_the_images_kept(tiny_model: TCL, index: PairIndex, monkeypatch:
     assert encoded == [4, 4, 1]
 
 
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_texts_a_few_at_a_time(tiny_model: TCL, index: PairIndex, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    expected = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4, token_memory=memory)
+    monkeypatch.setattr("tcl.tasks.reranking.TEXTS", 3)
+    result = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4, token_memory=memory)
+    assert result.reranked == expected.reranked
+    scores, wanted = (of_one.ranked.candidate_scores for of_one in (result, expected))
+    assert scores is not None and wanted is not None
+    for of_side, expected_of_side in zip(scores, wanted, strict=True):
+        torch.testing.assert_close(of_side, expected_of_side)
+
+
 def test_blocks_of_similarities_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     image_feat, text_feat = (torch.randn(size, 6, generator=generator) for size in (11, 20))
@@ -170,30 +183,52 @@ def test_ranks_after_reranking_by_hand() -> None:
         assert i2t[image] == expected
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 12])
-def test_shares_add_up_to_the_whole(tiny_model: TCL, index: PairIndex, world_size: int) -> None:
-    """Processes as threads; 12 of them are more than there are images."""
-    expected = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=2)
-    barrier, parts = threading.Barrier(world_size), [torch.empty(0)] * world_size
-    results: list[Any] = [None] * world_size
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("memory", [0, 3 * 17 * 32 * 4, 1 << 30])
+def test_shares_are_the_whole_bit_for_bit(tiny_model: TCL, index: PairIndex, world_size: int, memory: int) -> None:
+    """Batches of 2 and 1 of 9 images; 7 processes are more than there are batches."""
 
-    def work(rank: int) -> None:
-        def add(tensor: Tensor) -> Tensor:
-            parts[rank] = tensor
-            barrier.wait()
-            total = torch.stack(parts).sum(dim=0)
-            barrier.wait()
-            return total
+    def evaluate(share: Share) -> tuple[Any, ...]:
+        result = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=2, share=share, token_memory=memory)
+        return result, list(result.ranked.predictions())
 
-        share = Share(rank, world_size, add)
-        results[rank] = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=2, share=share)
+    assert in_processes(world_size, evaluate) == [evaluate(ALONE)] * world_size
 
-    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert results == [expected] * world_size
+
+def test_what_one_share_cannot_read_all_leave_out(tiny_model: TCL, index: PairIndex, tmp_path: Path) -> None:
+    rows = [json.dumps({"image": pair.image, "captions": list(pair.captions)}) for pair in index]
+    rows.insert(2, json.dumps({"image": "gone.png", "caption": "a dog"}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    pairs = read_pairs([str(tmp_path / "pairs.jsonl")])
+
+    def evaluate(share: Share) -> RetrievalResult:
+        return evaluate_retrieval(tiny_model, pairs, rerank=4, batch_size=2, share=share, token_memory=0)
+
+    expected = evaluate(ALONE)
+    assert expected.images == 9 and "gone.png" in expected.bad[0]["image"] and "gone" not in expected.bad[0]["reason"]
+    assert in_processes(3, evaluate) == [expected] * 3
+
+
+def test_predictions_say_what_the_metrics_count(tiny_model: TCL, index: PairIndex) -> None:
+    result = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4)
+    lines = list(result.ranked.predictions())
+    assert [line["query"] for line in lines] == ["image"] * 9 + ["text"] * 18
+    for name, figures in (("vectors", result.vectors), ("reranked", result.reranked)):
+        for way, query in (("i2t", "image"), ("t2i", "text")):
+            own = [line for line in lines if line["query"] == query]
+            for k in (1, 5, 10):
+                share = 100 * sum(line[name]["rank"] <= k for line in own) / len(own)
+                assert figures is not None and figures[f"{way}_r{k}"] == pytest.approx(share)
+            for line in own:
+                scores = [candidate["score"] for candidate in line[name]["top"]]
+                hits = [candidate["right"] for candidate in line[name]["top"]]
+                assert scores == sorted(scores, reverse=True)
+                assert True not in hits or hits.index(True) + 1 == line[name]["rank"]
+    pairs = RetrievalSet.from_pairs(index)
+    image = lines[0]["vectors"]["top"]
+    assert len(image) == 10 and all(pairs.texts[found["text_id"]] == found["text"] for found in image)
+    text = lines[-1]
+    assert text["image"] == pairs.images[-1] and len(text["vectors"]["top"]) == 9 and len(text["reranked"]["top"]) == 4
 
 
 def test_progress_reaches_its_total(tiny_model: TCL, index: PairIndex) -> None:

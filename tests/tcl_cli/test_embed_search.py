@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -95,10 +96,11 @@ def test_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captu
 
 
 def test_interrupt(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = TorchEncoder.encode_image
+    encode, calls = TorchEncoder.encode_image, []
 
     def interrupted(encoder: TorchEncoder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if (workplace / "v.npy.partial").exists():
+        calls.append(len(pixels))
+        if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
         return encode(encoder, pixels)
 
@@ -110,7 +112,11 @@ def test_interrupt(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
         signal.signal(signal.SIGINT, before)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.endswith("Interrupted.\n") and "Traceback" not in captured.err
-    assert not list(workplace.glob("v.*"))
+    assert re.search(r"[123] of 3 batches are done; the same command goes on\n", captured.err)
+    assert [path.name for path in workplace.glob("v.*")] == ["v.npy.partial"]
+    assert run(["embed", "images", "--out", "v.npy", "--batch-size", "1"]) == 0
+    assert re.search(r"Continuing: [123] of 3 batches are done\n", capsys.readouterr().err)
+    assert len(calls) <= 4 and np.load("v.npy").shape == (3, 16)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from tcl.checkpoint import load_model
 from tcl.errors import ConfigError, UsageError
 from tcl.protocols import RETRIEVAL, find_protocol
-from tests.tcl_cli.fine_tuned import save_fine_tuned
+from tests.tcl_cli.fine_tuned import read_lines, save_fine_tuned, write_rows
 
 FIGURES = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
 
@@ -137,3 +137,51 @@ def test_unreadable_images_are_named(workplace: Path, tcl: Any) -> None:
     )
     values = json.loads(tcl("eval", "retrieval", "--data", "pairs.jsonl", "--k", "2", "--json").stdout)
     assert values["images"] == 3 and len(values["bad"]) == 8
+
+
+def test_predictions_of_both_directions(workplace: Path, tcl: Any) -> None:
+    command = ("eval", "retrieval", "--data", "scenes:val:5", "--k", "3", "--json", "--predictions", "nearest.jsonl")
+    result = tcl(*command)
+    assert result.code == 0 and "predictions in nearest.jsonl" in result.stderr
+    values, lines = json.loads(result.stdout), read_lines("nearest.jsonl")
+    assert values["predictions"] == "nearest.jsonl"
+    assert sum(line["query"] == "image" for line in lines) == values["images"] == 5
+    texts = [line for line in lines if line["query"] == "text"]
+    assert len(texts) == values["texts"] and [line["text_id"] for line in texts] == list(range(len(texts)))
+    for name in ("vectors", "reranked"):
+        share = 100 * sum(line[name]["rank"] == 1 for line in texts) / len(texts)
+        assert values[name]["t2i_r1"] == pytest.approx(share)
+    assert len(texts[0]["vectors"]["top"]) == 5 and len(texts[0]["reranked"]["top"]) == 3
+    assert set(texts[0]["reranked"]["top"][0]) == {"image", "score", "right"}
+    tcl("eval", "retrieval", "--data", "scenes:val:5", "--k", "0", "--predictions", "nearest.jsonl")
+    assert all("reranked" not in line and line["vectors"]["top"] for line in read_lines("nearest.jsonl"))
+
+
+def test_predictions_that_cannot_be_written(workplace: Path, tcl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_rows("pairs.jsonl", [{"image": f"images/{name}.png", "caption": "a dog"} for name in (1, 2)])
+    result = tcl("eval", "retrieval", "--data", source, "--predictions", source)
+    assert result.code == 2 and "--predictions pairs.jsonl is the data itself" in result.stderr
+    Path("nearest.jsonl").write_text("old")
+
+    def full(path: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = tcl("eval", "retrieval", "--data", source, "--predictions", "nearest.jsonl")
+    assert result.code == 1 and "No space left" in result.stderr and "vectors alone" in result.stdout
+    assert Path("nearest.jsonl").read_text() == "old" and not list(Path().glob(".*partial"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "pairs.jsonl holds no rows"),
+        ([{"image": "images/1.png", "caption": "a dog"}], "at least two readable images, found 1"),
+        ([{"image": "images/1.png", "caption": word} for word in "ab"], "at least two readable images, found 1"),
+        ([{"image": f"{name}.png", "caption": "a"} for name in "ab"], "found 0; the first: "),
+    ],
+)
+def test_sets_that_cannot_be_ranked(workplace: Path, tcl: Any, rows: list[dict[str, Any]], message: str) -> None:
+    result = tcl("eval", "retrieval", "--data", write_rows("pairs.jsonl", rows), "--predictions", "nearest.jsonl")
+    assert result.code == 1 and message in result.stderr and "Traceback" not in result.stderr
+    assert not Path("nearest.jsonl").exists()

@@ -95,6 +95,15 @@ def test_labels_of_another_set(place: Path, tcl: Any) -> None:
     assert "the model knows no, perhaps, yes" in result.stderr
 
 
+def test_rows_of_one_class_alone(place: Path, tcl: Any) -> None:
+    source = write_rows("rows.jsonl", [row for row in ROWS if row["label"] == "yes"])
+    result = tcl("eval", "entailment", "--model", "ve", "--data", source)
+    assert result.code == 0, result.stderr
+    lines = [line.split("\t") for line in result.stdout.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [["no", "0"], ["perhaps", "0"], ["yes", "2"], ["all", "2"]]
+    assert [line[2] for line in lines[:2]] == ["-", "-"] and lines[2][2] == lines[3][2]
+
+
 @pytest.mark.parametrize("source", ["rows.jsonl", "rows.csv#split=test"])
 def test_an_empty_split(place: Path, tcl: Any, source: str) -> None:
     Path("rows.jsonl").write_text("")

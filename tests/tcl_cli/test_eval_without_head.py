@@ -102,6 +102,10 @@ def test_folders_without_classes(classes: Path, tcl: Any) -> None:
     assert result.code == 2 and "no such folder: nowhere" in result.stderr
     result = tcl("eval", "classification", "--data", "classes/house")
     assert result.code == 1 and "at least two folders" in result.stderr
+    Path("empty/a").mkdir(parents=True)
+    Path("empty/b").mkdir()
+    result = tcl("eval", "classification", "--data", "empty")
+    assert result.code == 1 and "empty: no images in its 2 folders" in result.stderr
     for name in ("red_circle/1.png", "house/2.png"):
         Path("classes", name).write_bytes(b"no image")
     result = tcl("eval", "classification", "--data", "classes")

@@ -4,79 +4,104 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from tcl.models.tcl import TCL
+from tests.tcl_cli.conftest import Result
+from tests.tcl_cli.fine_tuned import save_fine_tuned
 
-from export.verify import Check
-from tcl_cli.main import run
-
-Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
-    """No graphs are written, and verification finds what is in the list."""
-    checks = [Check("image_encoder", "values", True, "fine", 3, 1e-7, 1.0)]
-    monkeypatch.setattr("export.onnx.export_onnx", lambda model, folder: None)
-    monkeypatch.setattr("export.bundle.verify", lambda *_: checks)
-    return checks
+Tcl = Callable[..., Result]
 
 
-def test_the_whole_command(workplace: Path, capsys: Capture) -> None:
-    assert run(["export", "--onnx", "--verify-images", "images", "--json"]) == 0
-    captured = capsys.readouterr()
-    result = json.loads(captured.out)
-    assert (result["out"], result["verified"]) == ("exports/tiny", True)
-    images = next(check for check in result["checks"] if check["subject"] == "values")
-    assert images["cases"] == 6 and images["max_abs_diff"] <= 1e-5
-    assert run(["embed", "images", "--out", "v.npy", "--backend", "onnx", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["backend"] == "onnx-cpu"
-    assert run(["search", "a dog", "--index", "v.npy", "--model", "exports/tiny", "--rerank", "2"]) == 2
-    assert "fusion encoder, which a bundle does not hold" in capsys.readouterr().err
-    assert run(["export", "--model", "exports/tiny", "--out", "again"]) == 2
+def test_the_whole_command(workplace: Path, tcl: Tcl) -> None:
+    Path("texts.txt").write_text("a red circle\na blue square\n...\n")
+    real = ("--calibrate", "images", "--calibrate-texts", "texts.txt")
+    done = tcl("export", "--onnx", "--precision", "int8, fp32,fp16", "--int8", "dynamic", *real, "--pack", "--json")
+    assert done.code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["out"], result["packed"], result["verified"]) == ("exports/tiny", "exports/tiny.tar", True)
+    assert result["precisions"] == ["fp32", "fp16", "int8"]
+    assert result["graphs"] == ["image_encoder", "text_encoder", "image_tokens", "image_key_values", "matcher"]
+    values = [check for check in result["checks"] if check["graph"] == "text_encoder" and check["subject"] == "values"]
+    assert [check["cases"] for check in values] == [152] * 3  # two of the texts have words
+    assert values[0]["max_abs_diff"] <= 1e-5 and values[2]["min_cosine"] >= 0.99
+    for model in ("exports/tiny", "exports/tiny.tar"):
+        done = tcl("embed", "images", "--out", f"{model[-4:]}.npy", "--model", model, "--json")
+        assert done.code == 0 and json.loads(done.stdout)["backend"] == "onnx-cpu"
+    assert tcl("export", "--model", "exports/tiny", "--out", "again").code == 2
 
 
-def test_names(workplace: Path, quick: list[Check], capsys: Capture) -> None:
+def test_static_int8(workplace: Path, tcl: Tcl) -> None:
+    done = tcl("export", "--precision", "int8", "--calibrate", "images", "--no-matcher", "--bound", "int8=0.9")
+    assert done.code == 0, done.stderr
+    manifest = json.loads(Path("exports/tiny/bundle.json").read_text())
+    ways = {name: graph["precisions"]["int8"]["quantisation"] for name, graph in manifest["graphs"].items()}
+    assert ways == {"image_encoder": "static", "text_encoder": "dynamic"}
+    assert manifest["verification"]["moved"] == ["int8"]
+
+
+def test_names_and_the_table(workplace: Path, tcl: Tcl) -> None:
     for name in ("tiny", "tiny-2", "tiny-3"):
-        assert run(["export"]) == 0
-        captured = capsys.readouterr()
-        assert captured.out == f"exports/{name}\n"
-        assert "ok     image_encoder  values  fine" in captured.err
-    assert run(["export", "--out", "exports/tiny"]) == 2
-    assert "exists" in capsys.readouterr().err
+        done = tcl("export", "--no-matcher", "--precision", "fp32,bf16")
+        assert (done.code, done.stdout) == (0, f"exports/{name}\n")
+    rows = [line.split() for line in done.stderr.splitlines() if line.startswith("  ok ")]
+    assert [row[:4] for row in rows] == [
+        ["ok", graph, precision, f"{graph.partition('_')[0]}_embeds"]
+        for graph in ("image_encoder", "text_encoder")
+        for precision in ("fp32", "bf16")
+    ]
+    assert all(row[-2:] == (["difference", "1e-05"] if row[2] == "fp32" else ["cosine", "0.998"]) for row in rows)
+    assert "exists" in tcl("export", "--out", "exports/tiny").stderr
 
 
-def test_a_failed_verification(workplace: Path, quick: list[Check], capsys: Capture) -> None:
-    quick.append(Check("text_encoder", "values", False, "max |difference| 1e-02", 3, 1e-2, 0.9))
-    assert run(["export"]) == 3
-    captured = capsys.readouterr()
-    assert "Error: exports/tiny: text_encoder values: max |difference| 1e-02" in captured.err
-    assert "FAILED text_encoder" in captured.err
-    assert json.loads(Path("exports/tiny/bundle.json").read_text())["verified"] is False
+def test_a_failed_verification(workplace: Path, tcl: Tcl) -> None:
+    done = tcl("export", "--no-matcher", "--precision", "fp32,fp16", "--bound", "fp16=1")
+    assert done.code == 3
+    assert "Error: exports/tiny: image_encoder fp16 values: image_embeds: smallest cosine 0.9999" in done.stderr
+    assert done.stderr.count("  FAILED  ") == 2 and done.stderr.count("  ok      ") == 2
+    manifest = json.loads(Path("exports/tiny/bundle.json").read_text())
+    assert manifest["verified"] is False
+    assert {name: entry["verified"] for name, entry in manifest["graphs"]["text_encoder"]["precisions"].items()} == {
+        "fp32": True,
+        "fp16": False,
+    }
 
 
-def test_no_verify_is_marked_and_said_again_at_use(workplace: Path, quick: list[Check], capsys: Capture) -> None:
-    assert run(["export", "--no-verify"]) == 0
-    assert "marked unverified" in capsys.readouterr().err
+def test_no_verify_is_marked_and_said_again_at_use(workplace: Path, tcl: Tcl) -> None:
+    assert "marked unverified" in tcl("export", "--no-verify", "--no-matcher").stderr
     assert json.loads(Path("exports/tiny/bundle.json").read_text())["verification"] is None
-    run(["embed", "images", "--out", "v.npy", "--model", "exports/tiny"])
-    assert "Warning: exports/tiny is marked unverified" in capsys.readouterr().err
+    done = tcl("embed", "images", "--out", "v.npy", "--model", "exports/tiny")
+    assert "Warning: exports/tiny is marked unverified" in done.stderr
 
 
-def test_bad_input(workplace: Path, quick: list[Check], capsys: Capture) -> None:
+def test_a_fine_tuned_model_has_a_graph_for_its_task(workplace: Path, tiny_model: TCL, tcl: Tcl) -> None:
+    folder = save_fine_tuned(tiny_model, "entailment", ["no", "yes"], "fine")
+    done = tcl("export", "--model", folder, "--no-matcher", "--json")
+    assert json.loads(done.stdout)["graphs"] == ["image_encoder", "text_encoder", "entailment"]
+    manifest = json.loads(Path("exports/fine/bundle.json").read_text())
+    assert manifest["task"] == {"name": "entailment", "labels": ["no", "yes"]}
+    assert manifest["graphs"]["entailment"]["outputs"] == {"logits": {"dtype": "float32", "shape": ["batch", 2]}}
+
+
+def test_bad_input(workplace: Path, tcl: Tcl) -> None:
     Path("file").touch()
+    Path("taken.tar").touch()
     for arguments, message in [
         (["--out", "images"], "images: exists"),
+        (["--out", "taken", "--pack"], "taken.tar: exists"),
         (["--out", "file/bundle"], "cannot be written"),
         (["--model", "nothing"], "nothing: no such model"),
-        (["--no-verify", "--verify-images", "images"], "exclude each other"),
-        (["--verify-images", "nowhere"], "nowhere: no such file or folder"),
+        (["--no-verify", "--bound", "fp32=1"], "exclude each other"),
+        (["--bound", "fp64=1"], "--bound fp64=1: no such bound"),
+        (["--precision", "fp32,fp64"], "no such precision: 'fp64'"),
+        (["--precision", ","], "no precision was given"),
+        (["--precision", "int8", "--int8", "static"], "finds the ranges on real inputs"),
+        (["--calibrate", "nowhere"], "nowhere: no such file or folder"),
     ]:
-        assert run(["export", *arguments]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == "" and message in captured.err
+        done = tcl("export", *arguments)
+        assert (done.code, done.stdout) == (2, "") and message in done.stderr, arguments
     assert not Path("exports").exists()
     shutil.rmtree("runs")
-    assert run(["export"]) == 2
-    assert "no model" in capsys.readouterr().err
+    done = tcl("export")
+    assert done.code == 2 and "no model" in done.stderr

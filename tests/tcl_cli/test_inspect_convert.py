@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import pickle
+import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tcl.errors import CheckpointError
+from tcl.weights import open_weights
 from tests.conftest import GOLDEN, make_tiny_model
 
 PRETRAINING_KEYS = 268
@@ -161,7 +168,7 @@ def test_convert_with_a_vocabulary_from_elsewhere(tcl: Any, published: Path) -> 
         (["TCL_4M.pth", "out", "--tokenizer", "no.txt"], 2, "no.txt"),
         (["nothing.pth", "out"], 2, "nothing.pth: no such model"),
         (["cut.pth", "out"], 1, "cut.pth: "),
-        (["vqa.pth", "out"], 1, "a checkpoint of VQA, which lacks parts of the model"),
+        (["vqa.pth", "out"], 2, "a vqa checkpoint holds no answers to choose from"),
         (["bundle", "out"], 2, "an exported bundle holds no weights"),
     ],
 )
@@ -176,3 +183,117 @@ def test_convert_what_cannot_be(
     result = tcl("convert", *arguments)
     assert result.code == code and expected in result.stderr and "Traceback" not in result.stderr
     assert not Path("out").exists() and not Path("out.pth").exists()
+
+
+def foreign(kind: str) -> bytes:
+    """Content of files that people take for checkpoints."""
+    whole, old = io.BytesIO(), io.BytesIO()
+    torch.save({"model": {"a": torch.zeros(1000)}}, whole)
+    torch.save({"model": {"a": torch.zeros(1000)}}, old, _use_new_zipfile_serialization=False)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("notes.txt", "hello")
+    return {
+        "cut": whole.getvalue()[:-500],
+        "short": whole.getvalue()[:100],
+        "old": old.getvalue()[:-500],
+        "old-short": old.getvalue()[:60],
+        "empty": b"",
+        "page": b"<!DOCTYPE html><html>not found</html>",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "text": b"hello world\n",
+        "zeros": bytes(5000),
+        "archive": archive.getvalue(),
+        "objects": pickle.dumps({"a": Path("x")}),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("cut", "cut off after 5,"),
+        ("short", "cut off after 100 bytes\n  -> download or copy it again"),
+        ("old", "cut off or damaged"),
+        ("old-short", "cut off or damaged"),
+        ("empty", "the file is empty"),
+        ("page", "a web page, not weights\n  -> download the file itself"),
+        ("pointer", "a pointer of Git LFS, not the file itself\n  -> git lfs pull"),
+        ("text", "not a file of weights that torch wrote"),
+        ("zeros", "not a file of weights that torch wrote"),
+        ("archive", "a ZIP archive that torch did not write"),
+        ("objects", "refused: it is no plain checkpoint, and loading it could run code"),
+    ],
+)
+def test_files_that_are_no_checkpoint(tcl: Any, workplace: Path, kind: str, expected: str) -> None:
+    Path("x.pth").write_bytes(foreign(kind))
+    for command in (["inspect", "x.pth"], ["convert", "x.pth", "out"]):
+        result = tcl(*command)
+        assert result.code == 1 and result.stdout == "" and not Path("out").exists()
+        assert result.stderr.startswith(f"Error: x.pth: {expected}") and len(result.stderr.splitlines()) == 2
+    with pytest.raises(CheckpointError, match=re.escape(f"x.pth: {expected.partition(chr(10))[0]}")):
+        open_weights("x.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (lambda whole: whole[:-100], r"cut off: [\d,]+ of [\d,]+ bytes"),
+        (lambda whole: whole[:5000], "cut off after 5,000 bytes"),
+        (lambda whole: whole[:5], "cut off after 5 bytes"),
+        (lambda whole: b"", "the file is empty"),
+        (lambda whole: whole + b"more", "damaged"),
+        (lambda whole: whole[:8] + b"x" + whole[9:], "not a safetensors file"),
+        (lambda whole: b"<html>", "a web page, not weights"),
+    ],
+)
+def test_safetensors_that_cannot_be_read(tcl: Any, workplace: Path, content: Any, expected: str) -> None:
+    path = Path("runs/tiny/model/model.safetensors")
+    path.write_bytes(content(path.read_bytes()))
+    result = tcl("inspect", "runs/tiny")
+    assert result.code == 1 and result.stdout == "" and len(result.stderr.splitlines()) == 2
+    assert re.match(f"Error: {path}: {expected}\n", result.stderr)
+    result = tcl("convert", "runs/tiny", "out.pth")
+    assert result.code == 1 and re.match(f"Error: {path}: {expected}\n", result.stderr)
+    for source in ("runs/tiny", str(path)):
+        with pytest.raises(CheckpointError, match=f"^{path}: {expected}$"):
+            open_weights(source)
+
+
+def test_settings_of_a_model_that_are_wrong_are_said_plainly(tcl: Any, workplace: Path) -> None:
+    path = Path("runs/tiny/model/config.json")
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"model": values["model"] | {"image_size": 5, "colour": 1}}))
+    result = tcl("inspect", "runs/tiny")
+    assert result.code == 1 and "Value error" not in result.stderr and len(result.stderr.splitlines()) == 2
+    assert "image_size: a side is 16 to 1024 pixels" in result.stderr and "colour: no such setting" in result.stderr
+    with pytest.raises(CheckpointError, match=r"config\.json: image_size: a side is 16") as caught:
+        open_weights("runs/tiny")
+    assert "Value error" not in caught.value.message
+
+
+def test_convert_warns_of_heads_that_the_format_cannot_say(tcl: Any, published: Path) -> None:
+    result = tcl("convert", "runs/tiny", "tiny.pth")
+    assert result.code == 0 and Path("tiny.pth").is_file()
+    assert "Warning: a .pth does not say how many attention heads" in result.stderr
+    assert "the image encoder's 4 become 1, the text encoder's 4 become 1" in result.stderr
+    shutil.copy("runs/tiny/model/tokenizer.json", ".")
+    assert tcl("convert", "tiny.pth", "other").code == 0
+    again = tcl("convert", "other", "again.pth")
+    assert again.code == 0 and "Warning" not in again.stderr
+
+
+def test_convert_without_a_vocabulary_or_network_says_so_once(
+    tcl: Any, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    Path("vocab.txt").unlink()
+    result = tcl("convert", str(published), "out")
+    assert result.code == 2 and not Path("out").exists()
+    assert result.stderr == (
+        "Error: TCL_4M.pth: there is no vocab.txt beside it, and bert-base-uncased cannot be fetched from the hub\n"
+        "  -> put the vocab.txt of BERT there, or name it: tcl convert TCL_4M.pth OUT --tokenizer PATH\n"
+    )

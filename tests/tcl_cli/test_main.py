@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,9 @@ COMMANDS = [
     ["embed"],
     ["search"],
     ["export"],
+    ["index"],
+    ["dedup"],
+    ["bench"],
     ["scenes"],
     ["doctor"],
     ["explain"],
@@ -173,8 +177,32 @@ def test_help_is_fast(tmp_path: Path) -> None:
     assert min(seconds) <= 0.6, seconds  # 0.3 on a quiet machine; the double on a busy one
 
 
-def test_a_reader_that_goes_away(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = f"{sys.executable} -m tcl_cli recipes show demo --keys | true"
-    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
-    assert done.stderr == ""
+@pytest.mark.parametrize("arguments", [["recipes", "show", "demo"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize("also_stderr", [False, True])
+def test_a_reader_that_goes_away(arguments: list[str], also_stderr: bool) -> None:
+    with start(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        if also_stderr:
+            process.stderr.close()
+            said = ""
+        else:
+            said = process.stderr.read()
+        assert (process.wait(), said) == (141, "")
+
+
+def test_output_that_was_closed_before_the_start() -> None:
+    with start(["recipes", "show", "demo"], stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1)) as process:
+        assert (process.stderr.read(), process.wait()) == ("", 0)
+    with start(["recipes", "show", "x"], stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2)) as process:
+        assert (process.stdout.read(), process.wait()) == ("", 2)
+
+
+def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tcl_cli", *arguments]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True, **options)
+
+
+def test_another_pipe_that_breaks_is_an_error(failing: list[BaseException], capfd: pytest.CaptureFixture[str]) -> None:
+    failing.append(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert run(["embed"]) == 1
+    assert capfd.readouterr().err.startswith("Error: Broken pipe\n")

@@ -156,7 +156,8 @@ def test_data_that_is_bad_inside_is_exit_1(recipe: str, tcl: Any, name: str, con
 def test_a_run_that_failed_before_it_began_blocks_nothing(recipe: str, tcl: Any, tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "data")
     wrong = tcl("pretrain", recipe, "--data", str(pairs), "--images", ".", "--out", "runs/a")
-    assert wrong.code == 1 and "no readable image" in wrong.stderr and "--images" in wrong.stderr
+    assert wrong.code == 1 and "none of the 6 images looked at is there" in wrong.stderr and "--images" in wrong.stderr
+    assert not Path("runs").exists()
     right = tcl("pretrain", recipe, "--data", str(pairs), "--out", "runs/a", "train.steps=1")
     assert right.code == 0, right.stderr
 

@@ -10,6 +10,9 @@ import yaml
 from PIL import Image
 
 from tcl.config import shipped_recipes
+from tcl.data.annotations import label_set, read_statements
+from tcl.data.index import read_pairs
+from tcl.data.regions import read_regions
 from tcl_cli.main import run
 
 Capture = pytest.CaptureFixture[str]
@@ -25,7 +28,10 @@ def test_ls_names_every_recipe_and_what_it_is_for(capsys: Capture) -> None:
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[0] for row in rows] == list(shipped_recipes())
     assert "demo" in shipped_recipes()
-    assert all(row[2] for row in rows)
+    assert all(row[2] and "\\" not in row[2] for row in rows)
+    commands = {row[0]: row[2] for row in rows if row[2].startswith("torchrun")}
+    assert {"tcl-4m", "tcl-14m"} <= set(commands)
+    assert all("--nproc-per-node" in command and command.endswith("--images /data") for command in commands.values())
     assert run(["recipes", "ls", "--json"]) == 0
     assert {recipe["name"] for recipe in json.loads(capsys.readouterr().out)["recipes"]} == set(shipped_recipes())
 
@@ -86,6 +92,20 @@ def test_scenes(capsys: Capture) -> None:
     assert all(row["caption"] for row in rows)
     with Image.open("pictures/03.png") as image:
         assert image.mode == "RGB"
+
+
+def test_scenes_with_labels_are_data_of_their_tasks(capsys: Capture) -> None:
+    assert run(["scenes", "scenes:val:5", "--labels", "--out", "pictures"]) == 0
+    assert "statements.jsonl" in capsys.readouterr().err
+    statements = list(read_statements("entailment", ["pictures/statements.jsonl"]))
+    assert len(statements) == 10 and label_set("entailment", [str(row.label) for row in statements]) == [
+        "false",
+        "true",
+    ]
+    regions = list(read_regions(["pictures/regions.jsonl"]))
+    assert len(regions) >= 5 and len(list(read_pairs(["pictures/regions.jsonl"]))) == len(regions)
+    for image in (*(row.images[0] for row in statements), *(row.image for row in regions)):
+        assert Path(image).is_file()
 
 
 def test_scenes_bad_input(capsys: Capture) -> None:

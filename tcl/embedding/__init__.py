@@ -1,0 +1,1 @@
+"""The embedding job: what `tcl.embed` is made of."""

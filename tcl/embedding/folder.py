@@ -1,0 +1,131 @@
+"""The folder in which an embedding job works: whose it is, what it is for, and how it goes. Imports no torch.
+
+    inputs.arrow   the list of inputs, for other processes
+    job.json       what the job is; the same command goes on with it, another one does not
+    final/         finished files until they get their names
+    lock           held while a process works here
+
+What a `FileJob` keeps here beside these is explained in `tcl.embedding.store` and `tcl.embedding.journal`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tcl.atomic import write_whole
+from tcl.embedding.plan import differences
+from tcl.errors import UsageError
+from tcl.vectors import COMPLETE
+
+INPUTS = "inputs.arrow"
+FINAL = "final"
+_JOB = "job.json"
+_LOCK = "lock"
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a job was begun here that is not over."""
+    return (folder / _JOB).exists() or is_complete(folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the final files were written, and at most lack their names."""
+    return (folder / FINAL / COMPLETE).exists()
+
+
+def may_replace(folder: Path) -> bool:
+    """Whether the job that was begun here may replace what has its final name."""
+    return is_complete(folder) or ((folder / _JOB).exists() and bool(_read(folder).get("replaces")))
+
+
+def write_job(folder: Path, fingerprint: dict[str, Any], replaces: bool = False) -> None:
+    """Say what the job is."""
+    write_whole(folder / _JOB, json.dumps({"fingerprint": fingerprint, "replaces": replaces}, indent=2) + "\n")
+
+
+def continues(folder: Path, wanted: dict[str, Any], out: Path) -> bool:
+    """Whether a job was begun here, which then is the one that is wanted now.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    if not (folder / _JOB).exists():
+        return False
+    found = differences(_read(folder)["fingerprint"], wanted)
+    if found:
+        raise UsageError(
+            f"{out}: a job was begun here with other {', '.join(found)}",
+            hint="give the same as then to go on; or discard what it has done with --restart, or choose another --out",
+        )
+    return True
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        job = None
+    if not isinstance(job, dict) or not isinstance(job.get("fingerprint"), dict):
+        raise UsageError(f"{folder / _JOB}: cannot be read", hint="discard the job with --restart")
+    return job
+
+
+def lock(folder: Path, out: Path) -> int:
+    """Create and hold the folder of a job, until the descriptor is closed or the process ends, however it does.
+
+    Raises:
+        UsageError: another process holds it, or it cannot be created.
+    """
+    while True:
+        try:
+            folder.mkdir(exist_ok=True)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # whoever held it has just removed the folder
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be written: {error.strerror}", hint="choose another --out") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UsageError(
+                f"{out}: another process is writing it", hint="wait for it, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            return descriptor
+        try:
+            if os.path.samestat(os.stat(folder / _LOCK), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # of a folder that was removed in the meantime
+
+
+def discard(folder: Path) -> None:
+    """Forget a job, but keep its folder and the lock."""
+    (folder / FINAL / COMPLETE).unlink(missing_ok=True)  # first: it speaks for files that are about to go
+    _clear(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder of a job that is over; a call that was killed may be repeated."""
+    _clear(folder)
+    (folder / _LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody has just begun anew in it
+        folder.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    """Remove everything but the lock; last what tells a later call how far this one came."""
+    names = [path for path in folder.iterdir() if path.name not in (_JOB, FINAL, _LOCK)]
+    for path in (*names, folder / _JOB, folder / FINAL):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,238 @@
+"""A job that writes one file of vectors, and survives whatever kills it in its folder `<out>.partial`. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl.embedding.finish import write_final
+from tcl.embedding.folder import FINAL, INPUTS, continues, discard, is_complete, lock, may_replace, remove, write_job
+from tcl.embedding.journal import Entry, JournalWriter, Ledger, next_number
+from tcl.embedding.pipeline import Clock, Link, Pipeline
+from tcl.embedding.plan import EncoderFacts, Options, Plan, Work, fingerprint
+from tcl.embedding.store import VectorStore, runs_of
+from tcl.errors import DataError, TclError
+from tcl.inputs import Inputs
+from tcl.vectors import check_output, partial_folder, publish, read_meta
+
+if TYPE_CHECKING:
+    from tcl.embed import Encoder
+
+
+class FileJob:
+    """A job that is locked and ready to go on; let go at the end of its `with` block.
+
+    Attributes:
+        out: final name of the vectors.
+        folder: where it works.
+        inputs: what is embedded.
+        facts: of the encoder.
+        options: how.
+        plan: its batches.
+        ledger: those that are done.
+        complete: all are, and the final files are written; they may lack their names.
+    """
+
+    def __init__(
+        self, out: Path, inputs: Inputs, facts: EncoderFacts, options: Options, descriptor: int, complete: bool
+    ) -> None:
+        self.out, self.inputs, self.facts, self.options, self.complete = out, inputs, facts, options, complete
+        self.folder = partial_folder(out)
+        self.plan = Plan.of(inputs, options.batch_size)
+        self._lock = descriptor
+        self.store = VectorStore(self.folder, facts.embed_dim, facts.token_shape)
+        self.ledger = Ledger(self.folder, self.plan, None if complete else self.store)
+        self._journal = next_number(self.folder)
+
+    @classmethod
+    def open(cls, out: Path, inputs: Inputs, facts: EncoderFacts, options: Options, restart: bool = False) -> FileJob:
+        """Begin a job, or go on with the one that was begun here.
+
+        Raises:
+            UsageError: `out` exists or cannot be written; another process works on it; or the job that was begun is
+                another one.
+            TclError: the disk is full or gone.
+        """
+        check_file_output(out, restart)
+        folder = partial_folder(out)
+        descriptor = lock(folder, out)
+        try:
+            with disk_errors(folder):
+                if restart:
+                    discard(folder)
+                wanted = fingerprint(inputs, facts, options)
+                complete = is_complete(folder)
+                if not continues(folder, wanted, out) and not complete:
+                    discard(folder)  # nothing says what is there
+                    write_job(folder, wanted, restart)
+                return cls(out, inputs, facts, options, descriptor, complete)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def __enter__(self) -> FileJob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go. A job in which nothing is done leaves nothing."""
+        self.store.close()
+        try:
+            if kind is not None and not is_complete(self.folder) and not Ledger(self.folder, self.plan).done.any():
+                remove(self.folder)
+        except OSError:  # the folder is gone, or its disk is: nothing to tidy up
+            pass
+        os.close(self._lock)
+
+    @property
+    def rows_done(self) -> int:
+        """Inputs that an earlier process has done."""
+        return len(self.inputs) if self.complete else self.ledger.rows_done
+
+    def state(self) -> str:
+        """How far the job has come, for people to read."""
+        return f"{int(Ledger(self.folder, self.plan).done.sum())} of {self.plan.batches} batches are done"
+
+    def pending(self) -> Iterator[Work]:
+        """What is left to do, in order."""
+        for window in range(0 if self.complete else self.plan.windows):
+            batches = [batch for batch in self.plan.batches_of(window) if not self.ledger.done[batch]]
+            if batches:
+                yield Work(window, batches)
+
+    def task(self) -> BatchesTask:
+        """How any process does pending work."""
+        return BatchesTask(self.folder, self.plan, self.facts, self.options, self._journal)
+
+    def share_inputs(self) -> Path:
+        """A file of the inputs, for other processes."""
+        path = self.folder / INPUTS
+        with disk_errors(self.folder):
+            self.inputs.save(path)
+        return path
+
+    def finish(self, allow_empty: bool = False) -> dict[str, Any]:
+        """Write the final files when all batches are done, give them their names, and remove the folder.
+
+        May be called again after it was killed at any point.
+
+        Args:
+            allow_empty: no vector at all is no error.
+
+        Returns:
+            what `.meta.json` holds.
+
+        Raises:
+            DataError: no input has a vector.
+            TclError: the disk is full or gone.
+        """
+        with disk_errors(self.folder):
+            if not self.complete:
+                self.ledger = Ledger(self.folder, self.plan)
+                if not allow_empty:
+                    self._check_any()
+                write_final(self, self.folder / FINAL)
+                self.complete = True
+            publish(self.folder / FINAL, self.out)
+            meta = read_meta(self.out)
+            remove(self.folder)
+            return meta
+
+    def _check_any(self) -> None:
+        failed: list[tuple[int, str]] = []
+        for entry in self.ledger.entries(range(self.plan.batches)):
+            if entry.runs:
+                return
+            failed = [min([*failed, *entry.failed])]
+        remove(self.folder)
+        row, reason = failed[0]
+        raise DataError(
+            f"none of the {len(self.inputs)} inputs has a vector",
+            hint=f"the first one is {self.inputs.ids[row]}: {reason}",
+        )
+
+
+@dataclass(frozen=True)
+class BatchesTask:
+    """Batches of a file, done by any process that sees its folder.
+
+    Attributes:
+        folder: of the job.
+        plan: its batches.
+        facts: of the encoder.
+        options: how.
+        journal: number of the first process's journal.
+    """
+
+    folder: Path
+    plan: Plan
+    facts: EncoderFacts
+    options: Options
+    journal: int
+
+    def run(self, worker: int, encoder: Encoder, inputs: Inputs, work: Iterator[Work], link: Link) -> Clock:
+        """As `tcl.embedding.workers.Task` says."""
+        with disk_errors(self.folder):
+            store = VectorStore(self.folder, self.facts.embed_dim, self.facts.token_shape)
+            journal = JournalWriter(self.folder, self.journal + worker)
+        pipeline = Pipeline(inputs, encoder, self.plan, self.options, _Sink(self.folder, store, journal), link.say)
+        try:
+            pipeline.run(work, link.progress)
+        finally:
+            journal.close()
+            store.close()
+        return pipeline.clock
+
+
+class _Sink:
+    """Keeps the batches of one process in the folder of a job."""
+
+    def __init__(self, folder: Path, store: VectorStore, journal: JournalWriter) -> None:
+        self._folder, self._store, self._journal = folder, store, journal
+
+    def write(
+        self,
+        batch: int,
+        rows: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+        tokens: NDArray[np.float16] | None,
+        failed: list[tuple[int, str]],
+    ) -> None:
+        """Keep a batch: first its vectors, then the line that says so."""
+        with disk_errors(self._folder):
+            runs = runs_of(rows)
+            self._journal.append(Entry(batch, self._store.write(runs, vectors, tokens), runs, failed))
+
+
+def check_file_output(out: Path, restart: bool) -> None:
+    """`check_output`, where a job that was begun may go on.
+
+    Raises:
+        UsageError: `out` exists and may not be replaced, or cannot be written.
+    """
+    check_output(out, restart, not restart and may_replace(partial_folder(out)))
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """What the disk reports while results are written, as one line.
+
+    Raises:
+        TclError: in the place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TclError(
+            f"{folder}: cannot be written: {error.strerror or ' '.join(str(error).split())}",
+            hint="what was done stays; make room or bring the disk back, and the same command goes on",
+        ) from error

@@ -1,0 +1,260 @@
+"""Vectors in a folder of parts, for more than one file should hold: each part is a job of its own. Imports no torch.
+
+    DIR/part-00000.npy   the first rows, with sidecar files as any vectors have them
+    DIR/part-00001.npy   the next
+    DIR/meta.json        what holds for all of them, and {"file", "count"} of each; written last
+    DIR/.partial/        what the job is, until then
+
+A part is finished when its vectors have their name, and is then not looked at again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tcl.atomic import write_whole
+from tcl.embedding.folder import INPUTS, continues, discard, is_begun, lock, remove, write_job
+from tcl.embedding.job import FileJob, disk_errors
+from tcl.embedding.pipeline import Clock, Link
+from tcl.embedding.plan import EncoderFacts, Options, fingerprint
+from tcl.errors import DataError, UsageError
+from tcl.inputs import Inputs
+from tcl.vectors import SUFFIXES, check_folder, partial_folder, read_meta, sync_folder
+
+if TYPE_CHECKING:
+    from tcl.embed import Encoder
+
+META = "meta.json"
+WORK = ".partial"
+SHARD_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows are in which part.
+
+    Attributes:
+        folder: of the parts.
+        rows: inputs.
+        shard_rows: inputs per part; fewer vectors where some cannot be read.
+        suffix: `.npy` or `.parquet`.
+    """
+
+    folder: Path
+    rows: int
+    shard_rows: int
+    suffix: str
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def rows_of(self, part: int) -> range:
+        """Its inputs."""
+        return range(part * self.shard_rows, min((part + 1) * self.shard_rows, self.rows))
+
+    def file(self, part: int) -> Path:
+        """Its vectors."""
+        return self.folder / f"part-{part:05d}{self.suffix}"
+
+    def is_done(self, part: int) -> bool:
+        """Whether its files all have their names."""
+        return self.file(part).exists() and not is_begun(partial_folder(self.file(part)))
+
+
+class PartsJob:
+    """A folder of parts that is locked and ready to go on; made by `open`, let go at the end of its `with` block.
+
+    Attributes:
+        layout: of the parts.
+        inputs: of all of them.
+        facts: of the encoder.
+        options: how.
+    """
+
+    def __init__(self, layout: Layout, inputs: Inputs, facts: EncoderFacts, options: Options, descriptor: int) -> None:
+        self.layout, self.inputs, self.facts, self.options = layout, inputs, facts, options
+        self.out, self._lock = layout.folder, descriptor
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        inputs: Inputs,
+        facts: EncoderFacts,
+        options: Options,
+        *,
+        shard_rows: int = SHARD_ROWS,
+        suffix: str = ".npy",
+        restart: bool = False,
+    ) -> PartsJob:
+        """Begin a folder, or go on with the one that was begun.
+
+        Raises:
+            UsageError: it holds something else, or finished vectors; it cannot be written; another process works on
+                it; or the job that was begun is another one.
+        """
+        check_parts_output(folder, restart)
+        descriptor = -1
+        try:
+            with disk_errors(folder):
+                folder.mkdir(exist_ok=True)
+                descriptor = lock(folder / WORK, folder)
+                if restart:
+                    discard(folder / WORK)
+                    _remove_parts(folder)
+                wanted = fingerprint(inputs, facts, options) | {"shard_rows": shard_rows, "format": suffix[1:]}
+                if not continues(folder / WORK, wanted, folder):
+                    write_job(folder / WORK, wanted)
+            return cls(Layout(folder, len(inputs), shard_rows, suffix), inputs, facts, options, descriptor)
+        except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise
+
+    def __enter__(self) -> PartsJob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._lock)
+
+    @property
+    def rows_done(self) -> int:
+        """Inputs in finished parts."""
+        return sum(len(self.layout.rows_of(part)) for part in range(len(self.layout)) if self.layout.is_done(part))
+
+    def pending(self) -> Iterator[int]:
+        """Parts that are left to do."""
+        return (part for part in range(len(self.layout)) if not self.layout.is_done(part))
+
+    def task(self) -> PartsTask:
+        """How any process does pending parts."""
+        return PartsTask(replace(self.layout, folder=self.out.absolute()), self.facts, self.options)
+
+    def state(self) -> str:
+        """How far the job has come, for people to read."""
+        done = sum(self.layout.is_done(part) for part in range(len(self.layout)))
+        return f"{done} of {len(self.layout)} parts are done"
+
+    def share_inputs(self) -> Path:
+        """A file of the inputs, for other processes."""
+        path = self.out / WORK / INPUTS
+        with disk_errors(self.out):
+            self.inputs.save(path)
+        return path
+
+    def finish(self) -> dict[str, Any]:
+        """Write `meta.json` when all parts are there.
+
+        Returns:
+            what it holds.
+
+        Raises:
+            DataError: no input has a vector.
+            TclError: the disk is full or gone.
+        """
+        with disk_errors(self.out):
+            metas = [read_meta(self.layout.file(part)) for part in range(len(self.layout))]
+            if not any(meta["count"] for meta in metas):
+                _remove_parts(self.out)
+                remove(self.out / WORK)
+                with suppress(OSError):
+                    self.out.rmdir()
+                hint = "see why with --on-error fail"
+                raise DataError(f"none of the {len(self.inputs)} inputs has a vector", hint=hint)
+            meta = self._meta(metas)
+            write_whole(self.out / META, json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+            sync_folder(self.out)
+            for leftover in self.out.glob("part-*.partial"):  # of a process that was killed as its last breath
+                remove(leftover)
+            remove(self.out / WORK)
+            return meta
+
+    def _meta(self, metas: list[dict[str, Any]]) -> dict[str, Any]:
+        """From those of the parts."""
+        meta = metas[0] | {name: sum(each[name] for each in metas) for name in ("count", "failed")}
+        meta["inputs_stamp"] = self.inputs.stamp
+        meta.pop("scale", None)  # each part has its own
+        if "recall_at_10" in meta:
+            queries = sum(each["recall_queries"] for each in metas)
+            found = sum(each["recall_at_10"] * each["recall_queries"] for each in metas)
+            meta |= {"recall_at_10": round(found / max(queries, 1), 4), "recall_queries": queries}
+        meta["shard_rows"] = self.layout.shard_rows
+        meta["parts"] = [
+            {"file": self.layout.file(part).name, "count": each["count"]} for part, each in enumerate(metas)
+        ]
+        return meta
+
+
+@dataclass(frozen=True)
+class PartsTask:
+    """Parts, done by any process that sees the folder.
+
+    Attributes:
+        layout: of the parts.
+        facts: of the encoder.
+        options: how.
+    """
+
+    layout: Layout
+    facts: EncoderFacts
+    options: Options
+
+    def run(self, worker: int, encoder: Encoder, inputs: Inputs, work: Iterator[int], link: Link) -> Clock:
+        """As `tcl.embedding.workers.Task` says."""
+        return sum((self.embed_part(part, encoder, inputs, link) for part in work), Clock())
+
+    def embed_part(self, part: int, encoder: Encoder, inputs: Inputs, link: Link) -> Clock:
+        """Embed one part, or what is left of it."""
+        rows = self.layout.rows_of(part)
+        mine = inputs.slice(rows.start, rows.stop)
+        with FileJob.open(self.layout.file(part), mine, self.facts, self.options) as job:
+            link.progress(job.rows_done)
+            clock = job.task().run(0, encoder, mine, job.pending(), link)
+            job.finish(allow_empty=True)
+        return clock
+
+
+def check_parts_output(folder: Path, restart: bool) -> None:
+    """Can parts be written to `folder`?
+
+    Raises:
+        UsageError: it holds something else, or finished vectors, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file", hint="choose another name, or one ending in .npy or .parquet")
+    if not is_begun(folder / WORK) and folder.is_dir():
+        if (folder / META).exists() and not restart:
+            raise UsageError(f"{folder / META}: exists", hint="choose another name, or add --restart to replace it")
+        own = {WORK, *(path.name for path in _parts(folder) if restart)}
+        foreign = sorted({path.name for path in folder.iterdir()} - own)
+        if foreign:
+            raise UsageError(f"{folder}: holds {foreign[0]}", hint="choose a new folder for the vectors")
+    check_folder(folder / WORK if folder.is_dir() else folder)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """What a job has written into its folder, and may remove from it."""
+    return [*folder.glob("part-[0-9][0-9][0-9][0-9][0-9].*"), *folder.glob(META)]
+
+
+def _remove_parts(folder: Path) -> None:
+    for path in _parts(folder):
+        if path.is_dir():
+            remove(path)
+        else:
+            path.unlink()
+
+
+def is_parts_output(out: str) -> bool:
+    """Whether `--out` names a folder of parts: it ends in a slash, is a folder, or has no suffix."""
+    path = Path(out)
+    return out.endswith("/") or (path.suffix not in SUFFIXES and (path.is_dir() or not path.suffix))

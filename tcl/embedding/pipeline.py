@@ -1,0 +1,231 @@
+"""Decode, encode, write: three stages that overlap, with results that do not depend on who is faster. No torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl.embedding.plan import Options, Plan, Work, reading_processor
+from tcl.embedding.reading import Prepared, Reader
+from tcl.errors import DataError, TclError
+from tcl.inputs import Inputs
+
+LOOK_AHEAD_BATCHES = 2  # prepared ahead of each that is encoded; bounds memory
+
+
+class Sink(Protocol):
+    """Where finished batches go."""
+
+    def write(
+        self,
+        batch: int,
+        rows: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+        tokens: NDArray[np.float16] | None,
+        failed: list[tuple[int, str]],
+    ) -> None:
+        """Keep a batch."""
+        ...
+
+
+@dataclass
+class Clock:
+    """Inputs so far, and the busy seconds of each stage, added up over its threads."""
+
+    rows: int = 0
+    decode: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+
+    def __add__(self, other: Clock) -> Clock:
+        return Clock(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+
+class Link(NamedTuple):
+    """How whoever works talks to whoever waits.
+
+    Attributes:
+        progress: called with the number of inputs done since the last call.
+        say: called with what the user may want to know.
+    """
+
+    progress: Callable[[int], object]
+    say: Callable[[str], object]
+
+
+class _Encoded(NamedTuple):
+    """A batch that is on its way to the disk."""
+
+    size: int
+    decode: float
+    encode: float
+    written: Future[float]
+
+
+class Pipeline:
+    """Runs batches of a plan through an encoder, in this process.
+
+    Args:
+        inputs: what is embedded.
+        encoder: the model.
+        plan: which inputs share a batch.
+        options: how; `keep_tokens` needs a `TokenEncoder`.
+        sink: keeps the results; called by one thread.
+        say: told, once, when batches had to be halved.
+    """
+
+    def __init__(
+        self, inputs: Inputs, encoder: Any, plan: Plan, options: Options, sink: Sink, say: Callable[[str], object]
+    ) -> None:
+        self.inputs, self.encoder, self.plan, self.options, self.sink = inputs, encoder, plan, options, sink
+        self.lanes: int = encoder.lanes
+        self.clock = Clock()
+        self._say = say
+        self._said = False
+        self._lock = threading.Lock()
+        self._lane = threading.local()
+
+    def run(self, work: Iterable[Work], progress: Callable[[int], object] = lambda n: None) -> None:
+        """Do the work; when it ends, by an exception too, every batch that was encoded is written.
+
+        Args:
+            work: asked for a little ahead of the encoder.
+            progress: called with the number of inputs done since the last call, by this thread.
+
+        Raises:
+            DataError: an input cannot be read, and that is to stop the job.
+            TclError: the results cannot be written, or the source has gone.
+        """
+        pending: deque[Future[_Encoded]] = deque()
+        limit = self.lanes * (1 + LOOK_AHEAD_BATCHES)
+        decoders = ThreadPoolExecutor(self.options.workers, "decode")
+        lanes = ThreadPoolExecutor(self.lanes, "encode")
+        self._writer = ThreadPoolExecutor(1, "write")
+        try:
+            reader = Reader(self.inputs, reading_processor(self.encoder), self.plan, decoders)
+            for item in work:
+                for batch, prepare in reader.prepare(item):
+                    pending.append(lanes.submit(self._encode, batch, prepare))
+                    if len(pending) >= limit:
+                        self._take(pending, progress)
+            while pending:
+                self._take(pending, progress)
+        finally:
+            decoders.shutdown(wait=False, cancel_futures=True)
+            lanes.shutdown(cancel_futures=True)
+            self._writer.shutdown()
+            decoders.shutdown()
+
+    def _take(self, pending: deque[Future[_Encoded]], progress: Callable[[int], object]) -> None:
+        """Wait for the oldest batch: errors surface in the order of the batches."""
+        done = pending.popleft().result()
+        self.clock.write += done.written.result()
+        self.clock.rows += done.size
+        self.clock.decode += done.decode
+        self.clock.encode += done.encode
+        progress(done.size)
+
+    def _encode(self, batch: int, prepare: Callable[[], Prepared]) -> _Encoded:
+        """In a lane: wait for a batch's inputs, encode them, hand them on."""
+        prepared = prepare()
+        failed, rows = prepared.failed, prepared.rows
+        if failed and self.options.on_error == "fail":
+            row, reason = min(failed)
+            hint = "repair or remove it, or add --on-error skip to go on without such inputs"
+            raise DataError(f"{self.inputs.ids[row]}: {reason}", hint=hint)
+        if failed:
+            check_source(self.inputs, failed[0][0])
+        begun = time.perf_counter()
+        vectors = np.empty((0, self.encoder.embed_dim), np.float32)
+        tokens: NDArray[np.float16] | None = None
+        if len(rows):
+            vectors, tokens = self._call(prepared.arrays)
+        elif self.options.keep_tokens:
+            tokens = np.empty(0, np.float16)
+        seconds = time.perf_counter() - begun
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            failed = failed + [(int(row), "its vector is not finite") for row in rows[~finite]]
+            rows, vectors, tokens = rows[finite], vectors[finite], None if tokens is None else tokens[finite]
+        before: Future[float] | None = getattr(self._lane, "written", None)
+        if before is not None:
+            before.result()  # so that a lane never has more than one batch computed and not yet on disk
+        written = self._writer.submit(self._write, batch, rows, vectors, tokens, failed)
+        self._lane.written = written
+        return _Encoded(self.plan.size_of(batch), prepared.seconds, seconds, written)
+
+    def _write(self, *parts: Any) -> float:
+        begun = time.perf_counter()
+        self.sink.write(*parts)
+        return time.perf_counter() - begun
+
+    def _call(self, arrays: tuple[NDArray[Any], ...]) -> tuple[NDArray[np.float32], NDArray[np.float16] | None]:
+        """Encode a batch, in halves where memory does not suffice for the whole."""
+        try:
+            return self._call_once(arrays)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        size = len(arrays[0])  # outside the handler, which keeps alive what the failed call has allocated
+        if size == 1:
+            raise TclError(
+                "out of memory with a single input",
+                hint="use a device with more memory, or stop what else uses it; the same command goes on",
+            )
+        with self._lock:
+            if not self._said:
+                self._said = True
+                self._say(
+                    f"out of memory with {size} inputs at once: such batches are encoded in halves; "
+                    "a smaller --batch-size would be faster"
+                )
+        half = size // 2
+        first, second = (
+            self._call(tuple(array[part] for array in arrays)) for part in (slice(half), slice(half, size))
+        )
+        tokens = None if first[1] is None or second[1] is None else np.concatenate([first[1], second[1]])
+        return np.concatenate([first[0], second[0]]), tokens
+
+    def _call_once(self, arrays: tuple[NDArray[Any], ...]) -> tuple[NDArray[np.float32], NDArray[np.float16] | None]:
+        if self.options.keep_tokens:
+            vectors, tokens = self.encoder.encode_image_tokens(*arrays)
+            return vectors, tokens.astype(np.float16)
+        encode = self.encoder.encode_text if self.inputs.kind == "text" else self.encoder.encode_image
+        return encode(*arrays), None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an encoder ran out of memory: numpy, torch on any device, or ONNX Runtime."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(text in said for text in ("Failed to allocate memory", "can't allocate memory", "bad allocation"))
+    )
+
+
+def check_source(inputs: Inputs, row: int) -> None:
+    """Is the folder of an input that cannot be read still there? Else a disk that goes away would fail all to come.
+
+    Raises:
+        DataError: it has gone, or has nothing in it any more.
+    """
+    value, root = inputs.values[row], inputs.root
+    if inputs.kind == "text" or os.path.isabs(value) or inputs.location(row) != str(root / value):
+        return
+    try:
+        with os.scandir(root) as entries:
+            reason = "" if next(entries, None) else "is empty now"
+    except OSError as error:
+        reason = f"has gone: {error.strerror}"
+    if reason:
+        raise DataError(f"{root}: {reason}", hint="what was done stays; when it is back, the same command goes on")

@@ -1,0 +1,110 @@
+"""Vectors of an unfinished job: raw float32 [N, E] in a file, each row at its own offset, in whatever order they come.
+
+Tokens, where kept, stand in a second file of the same kind as float16 [N, T, W]. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Runs = list[tuple[int, int]]  # (first row, number of rows), in the order in which a batch holds them
+
+
+class VectorStore:
+    """Written to by several processes at once, at different rows.
+
+    Args:
+        folder: of the job.
+        dim: width E of a vector.
+        token_shape: (T, W) where tokens are kept.
+    """
+
+    def __init__(self, folder: Path, dim: int, token_shape: tuple[int, int] | None) -> None:
+        self._vectors = _RowFile(folder / "vectors.f32", dim, np.dtype(np.float32))
+        self._tokens: _RowFile | None = None
+        self.token_shape = token_shape
+        if token_shape is not None:
+            self._tokens = _RowFile(folder / "tokens.f16", token_shape[0] * token_shape[1], np.dtype(np.float16))
+
+    def write(self, runs: Runs, vectors: NDArray[np.float32], tokens: NDArray[np.float16] | None) -> int:
+        """Write the rows of a batch: vectors [B, E], tokens [B, T, W].
+
+        Returns:
+            their CRC-32.
+        """
+        checksum = self._vectors.write(runs, vectors, 0)
+        if self._tokens is not None:
+            assert tokens is not None
+            checksum = self._tokens.write(runs, tokens, checksum)
+        return checksum
+
+    def checksum(self, runs: Runs) -> int | None:
+        """The CRC-32 of what is on disk of a batch; None where it is not all there."""
+        checksum = 0
+        for file in (self._vectors, self._tokens):
+            for start, count in runs if file is not None else ():
+                content = file.read(start, count)  # type: ignore[union-attr]
+                if content is None:
+                    return None
+                checksum = zlib.crc32(content, checksum)
+        return checksum
+
+    def vectors(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows from `start` up to `stop`; those that were never written hold anything, at the end of the file zeros."""
+        return self._vectors.rows(start, stop)
+
+    def tokens(self, start: int, stop: int) -> NDArray[np.float16] | None:
+        """The tokens of these rows [n, T, W], where kept."""
+        return None if self._tokens is None else self._tokens.rows(start, stop).reshape(-1, *self.token_shape or ())
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._vectors, self._tokens):
+            if file is not None:
+                os.close(file.handle)
+
+
+class _RowFile:
+    """Rows of equal size; no position is shared, so that threads and processes do not meet."""
+
+    def __init__(self, path: Path, width: int, dtype: np.dtype[np.generic]) -> None:
+        self.width, self.dtype, self.size = width, dtype, width * dtype.itemsize
+        self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def write(self, runs: Runs, values: NDArray[np.generic], checksum: int) -> int:
+        content = np.ascontiguousarray(values, self.dtype).reshape(-1).view(np.uint8).data
+        for start, count in runs:
+            part, content = content[: count * self.size], content[count * self.size :]
+            checksum = zlib.crc32(part, checksum)
+            offset = start * self.size
+            while part:
+                written = os.pwrite(self.handle, part, offset)
+                part, offset = part[written:], offset + written
+        return checksum
+
+    def read(self, start: int, count: int) -> bytes | None:
+        content = os.pread(self.handle, count * self.size, start * self.size)
+        return content if len(content) == count * self.size else None
+
+    def rows(self, start: int, stop: int) -> NDArray:
+        values = np.zeros((stop - start, self.width), self.dtype)
+        content = os.pread(self.handle, values.nbytes, start * self.size)
+        values.reshape(-1).view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+        return values
+
+
+def runs_of(rows: Iterable[int]) -> Runs:
+    """Neighbouring rows taken together: 3, 4, 5, 9 are (3, 3), (9, 1)."""
+    runs: Runs = []
+    for row in rows:
+        if runs and row == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((int(row), 1))
+    return runs

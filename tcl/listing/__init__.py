@@ -1,0 +1,1 @@
+"""What a source holds, kind by kind: what `tcl.inputs` is made of."""

@@ -1,0 +1,124 @@
+"""Products of queries with vectors as they are stored, without a float32 copy of the collection. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl.quantise import dequantise
+
+VALUES_AT_ONCE = 1 << 18
+"""In one product: they stay in the cache, and are too few for BLAS to wake its threads for them."""
+
+# Moved 3 bits to the right, sign kept, a float16 has the places of a float32's sign, exponent and fraction; what is
+# missing is the difference of the two exponents' zero points, a factor that the queries take.
+_FLOAT16_PLACES = np.array(0x8FFFE000, np.uint32).view(np.int32)[()]
+_FLOAT16_FACTOR = np.float32(2.0**112)
+_FLOAT16_INFINITE = 0x7C00  # from here on: infinities and NaN, which become numbers above 65,000
+_LARGEST_PRODUCT = 1.05  # of vectors of length 1, and what rounding adds
+
+_FEW_QUERIES = 8  # up to here, one by one takes no longer
+
+_Piece = tuple[slice, NDArray[np.float32], Any]
+_memory = threading.local()
+
+
+class StoredVectors:
+    """How stored rows become numbers.
+
+    Args:
+        dtype: `float32`, `float16`, `int8` or `binary`, see `tcl.quantise`.
+        dim: width E of a vector.
+        scale: of `int8`, [E].
+    """
+
+    def __init__(self, dtype: str, dim: int, scale: NDArray[np.float32] | None = None) -> None:
+        self.dtype, self.dim, self.scale = dtype, dim, scale
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that `products` is fastest with."""
+        pieces = 2 if self.dtype == "float16" else 1
+        return max(1, VALUES_AT_ONCE * pieces // self.dim)
+
+    def floats(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Stored rows as float32 vectors [n, E]; binary ones have length 1 too."""
+        vectors = dequantise(stored, self.dtype, self.dim, self.scale)
+        return vectors / np.float32(np.sqrt(self.dim)) if self.dtype == "binary" else vectors
+
+    def products(self, queries: NDArray[np.float32], stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Inner products [Q, n] of queries [Q, E] with stored rows, both of length 1 or less.
+
+        A row with values that are not finite has products that are not finite; those of float16 only where the product
+        would not pass as one of such vectors.
+        """
+        products = self._products(queries, self._pieces(stored))
+        if self.dtype == "float16" and np.abs(products).max(initial=0) > _LARGEST_PRODUCT:
+            return queries @ self.floats(stored).T
+        return products
+
+    def _products(self, queries: NDArray[np.float32], pieces: Iterator[_Piece]) -> NDArray[np.float32]:
+        columns, values, weights = next(pieces)
+        products = _multiply(queries[:, columns] * weights, values)
+        for columns, values, weights in pieces:
+            products += _multiply(queries[:, columns] * weights, values)
+        return products
+
+    def total(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        """Sum of stored rows [E]; not finite where a value is not."""
+        if self.dtype == "float16" and not _all_finite(stored):
+            return self.floats(stored).sum(axis=0, dtype=np.float64)
+        total = np.empty(self.dim, np.float64)
+        ones = np.ones(len(stored), np.float32)
+        for columns, values, weights in self._pieces(stored):
+            total[columns] = (ones @ values).astype(np.float64) * weights
+        return total
+
+    def _pieces(self, stored: NDArray[Any]) -> Iterator[_Piece]:
+        """Columns, and what they hold as float32 up to a factor; overwritten by the next piece."""
+        every = slice(None)
+        if self.dtype == "float16" and _can_shift(stored):
+            words = stored.view(np.int32)  # two values each
+            moved = _scratch(words.shape)
+            np.bitwise_and(np.right_shift(words, 3, out=moved), _FLOAT16_PLACES, out=moved)
+            yield slice(1, None, 2), moved.view(np.float32), _FLOAT16_FACTOR
+            np.left_shift(words, 16, out=moved)
+            np.bitwise_and(np.right_shift(moved, 3, out=moved), _FLOAT16_PLACES, out=moved)
+            yield slice(0, None, 2), moved.view(np.float32), _FLOAT16_FACTOR
+        elif self.dtype == "int8":
+            yield every, stored.astype(np.float32), self.scale
+        else:
+            yield every, stored if self.dtype == "float32" else self.floats(stored), np.float32(1)
+
+
+def _multiply(queries: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Products [Q, n] of queries [Q, w] and values [n, w]; few queries one by one, so that BLAS starts no threads."""
+    if len(queries) <= _FEW_QUERIES:
+        return np.stack([values @ query for query in queries])
+    return queries @ values.T
+
+
+def _can_shift(stored: NDArray[Any]) -> bool:
+    """Is this float16 laid out in pairs? numpy's own conversion takes eight times as long."""
+    return sys.byteorder == "little" and stored.shape[1] % 2 == 0 and stored.flags.c_contiguous
+
+
+def _all_finite(stored: NDArray[np.float16]) -> bool:
+    """By their bits, which takes less time than converting them."""
+    positive = np.ascontiguousarray(stored).view(np.int16).max(initial=0)
+    negative = np.ascontiguousarray(stored).view(np.uint16).max(initial=0)
+    return bool(positive < _FLOAT16_INFINITE and negative < _FLOAT16_INFINITE + 0x8000)
+
+
+def _scratch(shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """An array to overwrite, the same one each time in a thread: fresh memory would have to be mapped first."""
+    size = int(np.prod(shape))
+    if getattr(_memory, "array", np.empty(0)).size < size:
+        _memory.array = np.empty(size, np.int32)
+    array: NDArray[np.int32] = _memory.array[:size].reshape(shape)
+    return array

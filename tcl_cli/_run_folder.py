@@ -1,0 +1,86 @@
+"""Which folder a run goes to, whether it may, and what is there already. Nothing here loads torch."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from tcl.errors import UsageError
+from tcl.launch import launched
+from tcl.run_lock import hold_run, is_unused
+
+
+def claim_run(run: Path | None, name: str, resume: bool, held: ExitStack | None) -> tuple[Path, Path | None]:
+    """The run folder, and the newest checkpoint in it; before anything that takes time.
+
+    Args:
+        run: as given.
+        name: of the recipe or the task.
+        resume: continue what is there.
+        held: holds the folder until it is closed; None writes nothing.
+
+    Raises:
+        UsageError: it is in the way, cannot be written, or another process trains there.
+    """
+    folder = choose_run(run, name, resume)
+    check_writable(folder)
+    checkpoint = check_existing(folder, resume)
+    if held:
+        # When torchrun starts the run again, it looks for this folder.
+        held.enter_context(hold_run(folder, tidy=not launched()))
+        checkpoint = check_existing(folder, resume)  # whoever held it until now may have written one
+    return folder, checkpoint
+
+
+def choose_run(run: Path | None, name: str, resume: bool) -> Path:
+    """The run folder: the one given; to resume, the latest; else a new one named after the recipe."""
+    if run:
+        return run
+    latest = Path("runs/latest")
+    if resume and latest.is_dir():
+        return Path("runs") / latest.resolve().name
+    first = Path("runs") / Path(name).stem
+    if resume:
+        return first
+    candidates = (first.with_name(f"{first.name}-{number}") for number in range(2, 10**6))
+    return first if not first.exists() else next(path for path in candidates if not path.exists())
+
+
+def check_writable(run: Path) -> None:
+    """Could the run folder be created? Nothing is left behind by asking.
+
+    Raises:
+        UsageError: no, and why.
+    """
+    place = run.absolute()
+    if place.is_file():
+        raise UsageError(f"{run} is a file", hint="choose another --out")
+    parent = next(path for path in (place, *place.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise UsageError(f"{run}: cannot be written: {error.strerror}", hint="choose another --out") from error
+
+
+def check_existing(run: Path, resume: bool) -> Path | None:
+    """The newest checkpoint of a folder that may be there already; None when it has none yet.
+
+    Raises:
+        UsageError: the folder is in the way.
+    """
+    if not run.exists() or is_unused(run):
+        return None
+    is_run = (run / "config.yaml").is_file()
+    if resume and not is_run:
+        raise UsageError(f"{run} holds no run to resume (no config.yaml)", hint="choose another --out")
+    saved = sorted((run / "checkpoints").glob("step-*"))
+    if not resume and (saved or not is_run):  # a run that failed before it saved anything is in nobody's way
+        raise UsageError(f"{run} exists", hint="continue it with --resume, or choose another --out")
+    return saved[-1] if saved else None
+
+
+def recipe_of_run(run: Path) -> Path | None:
+    """The recipe that a run was started with."""
+    path = run / "config.yaml"
+    return path if path.is_file() else None

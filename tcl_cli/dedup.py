@@ -1,0 +1,112 @@
+"""`tcl dedup`: near-duplicates among embedded images or texts."""
+
+from __future__ import annotations
+
+import json as json_lines
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tcl.errors import UsageError
+from tcl_cli._console import out as console
+from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL
+
+if TYPE_CHECKING:
+    from tcl.dedup import Group
+
+EPILOG = """\
+[bold]Examples[/]
+
+  tcl dedup vecs.npy --threshold 0.97 --html duplicates.html
+  tcl dedup vecs.npy --out duplicates.jsonl --json
+
+Each line is a group: the input that is kept, which is the first one, and its duplicates with their cosine. A \
+duplicate is linked to the group by some pair above the threshold, so its cosine with the one that is kept may be lower.
+"""
+
+
+def dedup(
+    vectors: Annotated[
+        Path, typer.Argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")
+    ],
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", "-t", help="Cosine from which two inputs are near-duplicates; above 0, up to 1."),
+    ] = 0.95,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Where the embedded images are now, for --html. Default: where they were embedded from.",
+            rich_help_panel=INPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the groups here, as JSONL. Default: stdout.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Also write a page with thumbnails.", rich_help_panel=OUTPUT_PANEL, show_default=False
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object with the counts instead.", rich_help_panel=OUTPUT_PANEL),
+    ] = False,
+) -> None:
+    """Find groups of near-duplicates."""
+    from tcl.dedup import find_groups, groups_of
+    from tcl.vector_file import VectorFile
+    from tcl_cli._evaluation import check_output, write_lines
+
+    if not 0 < threshold <= 1:
+        raise UsageError(f"--threshold {threshold}: a cosine above 0, up to 1", hint="for example --threshold 0.95")
+    check_output("--out", out, [str(vectors)] if vectors.is_file() else [])
+    check_output("--html", html, [])
+    opened = VectorFile.open(vectors)
+    with console.progress("Comparing", len(opened)) as advance:
+        first = find_groups(opened, threshold, advance)
+    counts = {"rows": len(opened), "groups": 0, "duplicates": 0}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for group in groups_of(opened, first):
+            counts["groups"] += 1
+            counts["duplicates"] += len(group.duplicates)
+            yield group.to_json()
+
+    if out is not None:
+        write_lines(out, rows())
+    else:
+        for row in rows():
+            if not json:
+                console.data(json_lines.dumps(row, ensure_ascii=False))
+    summary = f"{counts['duplicates']} near-duplicates in {counts['groups']} groups, among {counts['rows']} inputs"
+    console.message(summary)
+    if html is not None:
+        root = Path(str(opened.meta.get("root", ""))) if images is None else images
+        _write_html(html, groups_of(opened, first), summary, opened.kind, root)
+    if json:
+        console.json(counts | {"threshold": threshold, "out": None if out is None else str(out)})
+    elif out is not None:
+        console.data(str(out))
+
+
+def _write_html(path: Path, groups: Iterator[Group], note: str, kind: str, root: Path) -> None:
+    from tcl.result_page import Section, write_page
+
+    sections = (
+        Section(f"{len(group.duplicates)} like {group.kept.id}", [group.kept, *group.duplicates]) for group in groups
+    )
+    write_page(path, "tcl dedup", note, sections, kind, root)
+    console.message(str(path))

@@ -1,0 +1,119 @@
+"""`tcl index`: vectors into a FAISS index, or into a vector database."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tcl.errors import UsageError
+from tcl_cli._console import out as console
+from tcl_cli._options import OUTPUT_PANEL, JsonOption
+
+EPILOG = """\
+[bold]Examples[/]
+
+  tcl index vecs.npy                             vecs.faiss, of the kind that suits the number of rows
+  tcl index vecs.npy --kind hnsw --out fast.faiss
+  tcl index vecs.npy --to lancedb:db/photos      rows whose id is there already are replaced
+
+Below a few million vectors `tcl search --index vecs.npy` needs no index.
+"""
+
+
+class Kind(StrEnum):
+    """How vectors are arranged."""
+
+    auto = "auto"
+    flat = "flat"
+    hnsw = "hnsw"
+    ivfpq = "ivfpq"
+
+
+def index(
+    vectors: Annotated[
+        Path, typer.Argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to, ending in .faiss. Default: beside the vectors, where `tcl search` finds it.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            "--kind",
+            help="flat: every row compared. hnsw: a graph; fast, needs the memory of float32 vectors. ivfpq: cells of "
+            "compressed vectors. auto: flat up to 20,000 rows, hnsw up to 2 million, ivfpq above.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = Kind.auto,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="lancedb:DIR/TABLE",
+            help="Write ids, vectors, texts or paths, and the model's hash to a LanceDB table instead.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Replace the index that is there.", rich_help_panel=OUTPUT_PANEL)
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Build an index of vectors, with its measured recall, or write them to a database."""
+    if to is not None:
+        if out is not None or kind is not Kind.auto or restart:
+            raise UsageError("--to takes none of --out, --kind and --restart", hint="leave them out")
+        _to_table(vectors, to, json)
+    else:
+        _to_file(vectors, out, kind, restart, json)
+
+
+def _to_file(source: Path, out: Path | None, kind: Kind, restart: bool, json: bool) -> None:
+    from dataclasses import asdict
+
+    from tcl.faiss_build import build_index, choose_kind
+    from tcl.faiss_index import SUFFIX, default_index
+    from tcl.vector_file import VectorFile
+    from tcl_cli._evaluation import check_output
+
+    vectors = VectorFile.open(source)
+    target = default_index(vectors.path) if out is None else out
+    if target.suffix != SUFFIX:
+        raise UsageError(f"{target}: an index is written as {SUFFIX}", hint=f"for example --out {target.stem}{SUFFIX}")
+    check_output("--out", target, [])
+    if target.exists() and not restart:
+        raise UsageError(f"{target}: exists", hint="choose another --out, or add --restart to replace it")
+    chosen = choose_kind(len(vectors)) if kind is Kind.auto else kind.value
+    console.message(f"{chosen} index of {len(vectors)} vectors of {vectors.dim} entries")
+    with console.progress("Indexing", len(vectors)) as advance:
+        report = build_index(vectors, target, kind.value, advance)
+    console.message(f"recall@10 against exact search: {report.recall_at_10:.3f}, of {report.queries} rows as queries")
+    if json:
+        console.json({"out": str(target)} | asdict(report))
+    else:
+        console.data(str(target))
+
+
+def _to_table(source: Path, place: str, json: bool) -> None:
+    from tcl.lancedb_table import write_table
+    from tcl.vector_file import VectorFile
+
+    vectors = VectorFile.open(source)
+    with console.progress("Writing", len(vectors)) as advance:
+        written, total = write_table(vectors, place, advance)
+    console.message(f"{written} rows written, {total} in the table")
+    if json:
+        console.json({"out": place, "written": written, "rows": total, "model_hash": vectors.meta.get("model_hash")})
+    else:
+        console.data(place)

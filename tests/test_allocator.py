@@ -1,0 +1,34 @@
+"""Memory that training frees is used again, not given back."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import resource
+import torch
+from tcl.allocator import keep_freed_memory
+
+assert {keep} is False or keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(16 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_a_freed_tensor_is_not_fetched_from_the_system_again():
+    def faults(keep: bool) -> int:
+        command = [sys.executable, "-c", PROBE.format(keep=keep)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    # Eight tensors of 64 MB: 16,384 pages each, or at least 32 when the system hands out huge ones.
+    assert faults(keep=True) < 32 <= faults(keep=False)

@@ -1,0 +1,129 @@
+"""The fusion encoder in torch: the same logits as the model's own, from images and from kept tokens."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from export.matcher import TorchMatcher, open_matcher
+from export.runtime import TorchEncoder
+from tcl.errors import DataError
+from tcl.models.tcl import TCL
+from tcl.rerank import Reranker
+from tcl.search import ExactCollection, Hit
+from tests.vector_files import unit, write
+
+IMAGES = [f"scenes:val:0:{index}" for index in range(5)]
+TEXTS = ["a small red circle", "a dog", "two yellow triangles below a purple ring"]
+
+
+@pytest.fixture(scope="module")
+def logits(tiny_model: TCL) -> NDArray[np.float32]:
+    """Of every image with every text [5, 3, 2], one pair at a time, by the model itself."""
+    with torch.inference_mode():
+        pairs = [
+            tiny_model.match(
+                tiny_model.encode_image(tiny_model.processor.images([image])),
+                tiny_model.encode_text(*tiny_model.processor.texts([text])),
+            )[0]
+            for image in IMAGES
+            for text in TEXTS
+        ]
+        found: NDArray[np.float32] = torch.stack(pairs).unflatten(0, (5, 3)).numpy()
+    return found
+
+
+def test_tokens_are_those_of_the_model(tiny_model: TCL) -> None:
+    pixels = tiny_model.processor.images(IMAGES)
+    vectors, tokens = TorchMatcher(tiny_model).image_tokens(pixels)
+    np.testing.assert_array_equal(vectors, TorchEncoder(tiny_model).encode_image(pixels))
+    assert tokens.shape == (5, 17, 32) and tokens.dtype == np.float32
+
+
+def test_one_text_with_many_images(tiny_model: TCL, logits: NDArray[np.float32]) -> None:
+    matcher = TorchMatcher(tiny_model)
+    tokens = matcher.image_tokens(tiny_model.processor.images(IMAGES))[1]
+    for column, text in enumerate(TEXTS):
+        ids, mask = tiny_model.processor.texts([text] * 5)
+        np.testing.assert_allclose(matcher.match(ids, mask, tokens), logits[:, column], atol=1e-5)
+        np.testing.assert_allclose(matcher.match(ids, mask, tokens.astype(np.float16)), logits[:, column], atol=2e-2)
+        np.testing.assert_allclose(matcher.match(ids, mask, tokens[:1]), logits[[0] * 5, column], atol=1e-5)
+
+
+def test_one_image_with_many_texts_and_pairs(tiny_model: TCL, logits: NDArray[np.float32]) -> None:
+    """Texts of different lengths, so that some are padded."""
+    matcher = TorchMatcher(tiny_model)
+    tokens = matcher.image_tokens(tiny_model.processor.images(IMAGES))[1]
+    ids, mask = tiny_model.processor.texts(TEXTS)
+    np.testing.assert_allclose(matcher.match(ids, mask, tokens[3:4]), logits[3], atol=1e-5)
+    np.testing.assert_allclose(matcher.match(ids, mask, tokens[1:4]), logits[[1, 2, 3], [0, 1, 2]], atol=1e-5)
+
+
+def test_open_matcher(tiny_model_folder: Path, logits: NDArray[np.float32], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    matcher = open_matcher(str(tmp_path / "model"), device="cpu")
+    assert isinstance(matcher, TorchMatcher)
+    pixels = matcher.model.processor.images(IMAGES[:1])
+    ids, mask = matcher.model.processor.texts(TEXTS)
+    np.testing.assert_allclose(matcher.match(ids, mask, matcher.image_tokens(pixels)[1]), logits[0], atol=1e-5)
+
+
+class Images:
+    """Five images; with tokens, or without."""
+
+    name, kind, root, dim = "images", "image", Path(), 16
+
+    def __init__(self, tokens: NDArray[np.float16] | None = None) -> None:
+        self.kept = tokens
+
+    def __len__(self) -> int:
+        return 5
+
+    def check_model(self, model_hash: str) -> None:
+        return None
+
+    def search(self, queries: NDArray[np.float32], top: int) -> list[list[Hit]]:
+        raise NotImplementedError
+
+    def tokens(self, hits: list[Hit]) -> NDArray[np.float16] | None:
+        return None if self.kept is None else self.kept[[hit.row for hit in hits]]
+
+
+HITS = [Hit(row, IMAGES[row], 0.5) for row in (4, 0, 2, 1, 3)]
+
+
+def test_rerank_images(tiny_model: TCL, logits: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the images and from kept tokens, in chunks."""
+    monkeypatch.setattr("tcl.rerank.CHUNK", 2)
+    matcher = TorchMatcher(tiny_model)
+    kept = matcher.image_tokens(tiny_model.processor.images(IMAGES))[1].astype(np.float16)
+    expected = np.argsort(-logits[:, 1, 1], kind="stable").tolist()
+    for collection in (Images(), Images(kept)):
+        ranked = Reranker(matcher, tiny_model.processor, collection, None).by_text(TEXTS[1], HITS)
+        assert [hit.row for hit in ranked] == expected
+        probabilities = torch.tensor(logits[expected, 1]).softmax(-1)[:, 1]
+        np.testing.assert_allclose([hit.match or 0 for hit in ranked], probabilities, atol=5e-3)
+    assert Reranker(matcher, tiny_model.processor, Images(), None).by_text(TEXTS[1], []) == []
+
+
+def test_kept_tokens_need_no_image(tiny_model: TCL) -> None:
+    matcher = TorchMatcher(tiny_model)
+    kept = matcher.image_tokens(tiny_model.processor.images(IMAGES))[1].astype(np.float16)
+    gone = [Hit(row, f"gone-{row}.jpg", 0.5) for row in range(5)]
+    assert len(Reranker(matcher, tiny_model.processor, Images(kept), None).by_text("a dog", gone)) == 5
+    with pytest.raises(DataError, match=r"gone-0\.jpg: no such file") as caught:
+        Reranker(matcher, tiny_model.processor, Images(), Path("there")).by_text("a dog", gone)
+    assert "--images" in (caught.value.hint or "")
+
+
+def test_rerank_texts(tiny_model: TCL, logits: NDArray[np.float32], tmp_path: Path) -> None:
+    collection = ExactCollection(write(tmp_path / "v.npy", unit(3)))
+    hits = [Hit(row, str(row), 0.5, TEXTS[row]) for row in (2, 0, 1)]
+    reranker = Reranker(TorchMatcher(tiny_model), tiny_model.processor, collection, None)
+    ranked = reranker.by_image(tiny_model.processor.image(IMAGES[2]), hits)
+    assert [hit.row for hit in ranked] == np.argsort(-logits[2, :, 1], kind="stable").tolist()
