@@ -35,6 +35,7 @@ from tcl.data.captions import CaptionTokenizer
 from tcl.embed import embed
 from tcl.inputs import list_inputs
 from tcl.models.tcl import TCL
+from tcl.processor import Processor
 
 IMAGES, TEXTS, BATCH, THREADS = 200, 640, 32, 2
 WANTED = {"fp32": {"image": 1.2, "text": 4.0}, "int8": {"image": 1.9}}
@@ -74,10 +75,10 @@ def make_files(folder: Path) -> None:
     captions = [" ".join(draw.choice(WORDS, draw.integers(8, 15))) for _ in range(TEXTS)]
     (folder / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
     torch.manual_seed(0)
-    tokenizer = CaptionTokenizer.from_captions(captions)
-    model = TCL.from_config(ModelConfig(pretrained=False), 30522).eval()
-    model.attach(tokenizer)
-    build_bundle(model, folder / "bundle", precisions=("fp32", "int8"), check=False)
+    config = ModelConfig(pretrained=False)
+    model = TCL.from_config(config, 30522).eval()
+    model.processor = Processor(CaptionTokenizer.train(captions, 1000), (256, 256), config.max_length)
+    build_bundle(model, folder / "bundle", precisions=("fp32", "int8"), check=False, matcher=False)
 
 
 # --- the two sides -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from export.formats import FLOAT_TYPES, Graph, Sizes
+from export.formats import ELEMENT_TYPES, FLOAT_TYPES, Graph, Sizes
 from export.network import Network
 from export.text import context, decoded, fused, fused_cls, image_contexts, key_mask, key_values, text_tokens
 from export.vision import image_tokens
@@ -97,7 +97,9 @@ def _classifier(net: Network, model: Any, graph: Graph, precision: str) -> None:
     if len(pixels.axes) == 4:
         images = [image_contexts(net, bert, image_tokens(net, model, pixels.name))]
     else:
-        flat = net.op("Reshape", pixels.name, net.shape(-1, *map(int, pixels.axes[2:])))
+        # Cast before the shape changes: TensorRT takes bytes as inputs, and does nothing with them but cast them.
+        values = net.op("Cast", pixels.name, to=ELEMENT_TYPES["float32"])
+        flat = net.op("Reshape", values, net.shape(-1, *map(int, pixels.axes[2:])))
         states = net.cast(image_tokens(net, model, flat), net.dtype)
         tokens, width = (
             1 + model.visual_encoder.grid_size[0] * model.visual_encoder.grid_size[1],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from tcl.rerank import Matcher
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from export.runtime import OnnxEncoder
+    from export.tensorrt_runtime import TensorRTEncoder
     from tcl.models.bert import Attention
     from tcl.models.tcl import TCL
 
@@ -115,12 +117,12 @@ def matcher_of(encoder: Encoder) -> Matcher:
         return TorchMatcher(encoder.model)
     from export.onnx_matcher import OnnxMatcher
 
-    return OnnxMatcher(encoder)
+    return OnnxMatcher(cast("OnnxEncoder | TensorRTEncoder", encoder))  # there are no others
 
 
 def open_matcher(
     model: str | None = None,
-    backend: Literal["auto", "torch", "onnx"] = "auto",
+    backend: Literal["auto", "torch", "torch-compiled", "onnx", "trt"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Matcher:
     """The fusion encoder of the model that a command means; arguments and errors as of `open_encoder`."""

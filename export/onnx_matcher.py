@@ -1,4 +1,4 @@
-"""The fusion encoder of a bundle, in ONNX Runtime."""
+"""The fusion encoder of a bundle, in ONNX Runtime or TensorRT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tcl.embed import Encoder
+    from export.runtime import OnnxEncoder
+    from export.tensorrt_runtime import TensorRTEncoder
 
 
 class OnnxMatcher:
@@ -22,10 +23,7 @@ class OnnxMatcher:
         CheckpointError: it is damaged.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        from export.runtime import OnnxEncoder
-
-        assert isinstance(encoder, OnnxEncoder)
+    def __init__(self, encoder: OnnxEncoder | TensorRTEncoder) -> None:
         self._encoder = encoder
         self._key_values = encoder.session("image_key_values")
         self._matcher = encoder.session("matcher")

@@ -83,7 +83,10 @@ class Profiles:
         batch = _batch_kind(inputs)
 
         def range_of(axis: str | int) -> Range:
-            return Range(axis, axis, axis) if isinstance(axis, int) else self.ranges[_KINDS.get(axis, batch)]
+            if isinstance(axis, int):
+                return Range(axis, axis, axis)
+            found = self.ranges[_KINDS.get(axis, batch)]
+            return found._replace(smallest=1) if axis == "images" else found  # one stands for all texts
 
         return {name: tuple(map(range_of, axes)) for name, axes in inputs.items()}
 

@@ -213,7 +213,7 @@ def _choose(bundle: Bundle, precision: str, device: str) -> str:
 
 def open_encoder(
     model: str | None = None,
-    backend: Literal["auto", "torch", "torch-compiled", "onnx"] = "auto",
+    backend: Literal["auto", "torch", "torch-compiled", "onnx", "trt"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Precision = "auto",
     lanes: int | None = None,
@@ -234,7 +234,7 @@ def open_encoder(
         MissingExtraError: the backend is not installed.
     """
     model = _unpacked(model or os.environ.get("TCL_MODEL"))
-    source = find_bundle(model) if backend == "onnx" else _find(model, bundles=backend == "auto")
+    source = find_bundle(model) if backend in ("onnx", "trt") else _find(model, bundles=backend == "auto")
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
         if fastest is not None:
@@ -245,6 +245,12 @@ def open_encoder(
                 f"{source.location} is an exported bundle, which torch cannot run",
                 hint=f"leave out --backend {backend}, or name the run it was exported from with --model",
             )
+        if backend == "trt":
+            if device == "cpu":
+                raise UsageError("TensorRT computes on a GPU alone", hint="leave out --device, or use --backend onnx")
+            from export.tensorrt_runtime import TensorRTEncoder
+
+            return TensorRTEncoder(source.path, precision)
         return OnnxEncoder(source.path, precision, lanes or 1, "cuda" if device == "cuda" else "cpu")
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")

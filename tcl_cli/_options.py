@@ -20,6 +20,7 @@ class Backend(StrEnum):
     torch = "torch"
     torch_compiled = "torch-compiled"
     onnx = "onnx"
+    trt = "trt"
 
 
 class Device(StrEnum):
@@ -46,7 +47,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         help="What computes the vectors. auto: the fastest that `tcl bench` has verified here; else a bundle runs in "
-        "ONNX Runtime, any other model in torch. onnx without --model: the newest bundle under ./exports.",
+        "ONNX Runtime, any other model in torch. onnx, trt (a GPU) without --model: the newest bundle under ./exports.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

@@ -20,7 +20,7 @@ EPILOG = """\
 """
 
 SKIPPED = ("dev",)  # extras that no command needs
-FOR_GPUS = ("onnx-gpu", "trt")  # and these only where there is one
+FOR_GPUS = ("onnx-gpu", "trt", "trt-rtx")  # and these only where there is one
 LITTLE_SPACE = 5 * 1024**3  # bytes; a published checkpoint takes 3 GB
 
 

@@ -1,4 +1,4 @@
-"""`tcl export`: a model as verified ONNX graphs."""
+"""`tcl export`: a model as verified ONNX graphs, and TensorRT engines built from them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tcl_cli._console import out as console
+from tcl_cli._engines import (
+    HardwareOption,
+    ProfileOption,
+    TrtOption,
+    VersionOption,
+    WorkspaceOption,
+    add_engines,
+    build_requested,
+    check_int8,
+    request_engines,
+)
+from tcl_cli._export_report import show_checks
 from tcl_cli._options import OUTPUT_PANEL, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
-    from export.checks import Bounds, Check
+    from export.checks import Bounds
     from tcl.models.tcl import TCL
 
 EXPORTS = Path("exports")
@@ -30,6 +42,8 @@ EPILOG = """\
   tcl export --model runs/flickr --out exports/flickr --precision fp32,fp16
   tcl export --precision int8 --calibrate photos/ --calibrate-texts captions.txt
   tcl export --model TCL_4M.pth --precision fp16 --bound fp16=0.999 --pack
+  tcl export --trt --precision fp16 --profile image=1,64,256
+  tcl export --trt --precision fp16 --model exports/flickr
   tcl embed images/ --out vecs.npy --model exports/flickr
 
 The bundle holds a graph for images, one for texts, those that re-ranking needs, that of a fine-tuned model's task, \
@@ -132,6 +146,11 @@ def export(
             show_default=False,
         ),
     ] = None,
+    trt: TrtOption = False,
+    profile: ProfileOption = None,
+    workspace: WorkspaceOption = None,
+    hardware_compatible: HardwareOption = False,
+    version_compatible: VersionOption = False,
 ) -> None:
     """Write a model as ONNX graphs that provably compute the same vectors."""
     from export.checks import Bounds
@@ -145,7 +164,23 @@ def export(
         raise UsageError("--int8 static finds the ranges on real inputs", hint="name some by --calibrate IMAGES")
     precisions = check_precisions([name.strip() for name in precision.split(",") if name.strip()])
     bounds = Bounds.parse(bound or [])
+    engines = request_engines(trt, profile or [], workspace, hardware_compatible, version_compatible)
     source = find_model(model)
+    if engines is not None and source.kind == "bundle":
+        of_exports = {
+            "--out": out is not None,
+            "--pack": pack,
+            "--int8": int8 is not Int8.auto,
+            "--calibrate": calibrate is not None,
+            "--calibrate-texts": calibrate_texts is not None,
+            "--no-verify": not verify,
+            "--bound": bool(bound),
+            "--no-matcher": not matcher,
+        }
+        add_engines(source.path, precisions, engines, [name for name, given in of_exports.items() if given], json)
+        return
+    if engines is not None and "int8" in precisions:
+        check_int8(int8 is not Int8.dynamic and calibrate is not None and calibrate_texts is not None)
     target = out or _free_name(source.name)
     tar = target.with_name(f"{target.name}.tar") if pack else None
     for path in (target, tar):
@@ -165,15 +200,21 @@ def export(
         from export.pack import pack as write_pack
 
         write_pack(target, tar)
-    _show(bundle, tar, json)
+    if not json:
+        show_checks(bundle.checks)
     failed = [check for check in bundle.checks if not check.passed]
+    built = [] if engines is None or failed else build_requested(bundle, precisions, engines)
+    if json:
+        console.json(_result(bundle, tar, [str(engine.path) for engine in built]))
+    else:
+        console.data(str(tar or bundle.folder))
     if failed:
         raise VerificationError(
             f"{target}: {failed[0].graph} {failed[0].precision} {failed[0].subject}: {failed[0].detail}",
             hint="the bundle is kept for inspection and marked unverified; do not deploy it",
         )
-    images = "images/" if Path("images").is_dir() else "FOLDER"
-    console.hint(f"tcl embed {images} --out vecs.npy --model {tar or target}")
+    folder = "images/" if Path("images").is_dir() else "FOLDER"
+    console.hint(f"tcl embed {folder} --out vecs.npy --model {tar or target}")
 
 
 def _build(
@@ -237,43 +278,14 @@ def _texts(source: str) -> list[str]:
     return [text for text in texts if clean_caption(text)]
 
 
-def _show(bundle: Bundle, tar: Path | None, json: bool) -> None:
-    if json:
-        console.json(
-            {
-                "out": str(bundle.folder),
-                "packed": str(tar) if tar else None,
-                "model_hash": bundle.model_hash,
-                "precisions": list(bundle.precisions),
-                "graphs": list(bundle.graphs),
-                "verified": bundle.verified,
-                "checks": [check.to_json() for check in bundle.checks],
-            }
-        )
-        return
-    if bundle.checks:
-        for line in _table(bundle.checks):
-            console.message(line)
-    else:
-        console.warning("not verified, as --no-verify asks; the bundle is marked unverified")
-    console.data(str(tar or bundle.folder))
-
-
-def _table(checks: Sequence[Check]) -> list[str]:
-    """A line per output and precision, and one per check that failed before there were values."""
-    rows: list[tuple[str, ...]] = [
-        ("", "graph", "", "output", "cases", "max |diff|", "min cos", "mean cos", "top 10", "bound")
-    ]
-    for check in checks:
-        state = "ok" if check.passed else "FAILED"
-        if check.subject == "values" and check.output:
-            cosines = ("" if value is None else f"{value:.6f}" for value in (check.min_cosine, check.mean_cosine))
-            neighbours = "" if check.neighbours is None else f"{check.neighbours:.1%}"
-            numbers = (f"{check.max_abs_diff:.1e}", *cosines, neighbours)
-            rows.append((state, check.graph, check.precision, check.output, str(check.cases), *numbers, check.bound))
-        elif not check.passed:
-            rows.append((state, check.graph, check.precision, f"{check.subject}: {check.detail}", *[""] * 6))
-    widths = [max(len(row[place]) for row in rows if row[4] or place < 3) for place in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def _result(bundle: Bundle, tar: Path | None, engines: list[str]) -> dict[str, Any]:
+    return {
+        "out": str(bundle.folder),
+        "packed": str(tar) if tar else None,
+        "model_hash": bundle.model_hash,
+        "precisions": list(bundle.precisions),
+        "graphs": list(bundle.graphs),
+        "verified": bundle.verified,
+        "checks": [check.to_json() for check in bundle.checks],
+        "engines": engines,
+    }

@@ -93,6 +93,6 @@ def label_rows(reference: str) -> dict[str, list[dict[str, Any]]]:
     from tcl.data.scene_labels import scene_regions, scene_statements
 
     return {
-        STATEMENTS_FILE: [{"text": text, "label": label} for text, label in scene_statements(reference)],
+        STATEMENTS_FILE: [statement._asdict() for statement in scene_statements(reference)],
         REGIONS_FILE: [{"text": text, "box": box} for text, box in scene_regions(reference)],
     }

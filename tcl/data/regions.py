@@ -26,6 +26,7 @@ from tcl.data import scenes
 from tcl.data.annotations import Located, check_some, located_rows
 from tcl.data.captions import clean_caption
 from tcl.data.formats import IMAGE_KEYS
+from tcl.data.scene_labels import shape_box
 from tcl.data.sources import find_source
 from tcl.errors import DataError, UsageError
 
@@ -151,10 +152,7 @@ def _read_proposals(path: Path) -> dict[str, list[Box]]:
 
 
 def _scene_regions(spec: str) -> Iterator[Region]:
-    side = scenes.IMAGE_SIZE
     for reference, captions in scenes.scene_rows(spec):
         for shape in scenes.scene(reference).shapes:
-            corner = ((shape.x - shape.radius) * side, (shape.y - shape.radius) * side)
-            box = (*corner, 2 * shape.radius * side, 2 * shape.radius * side)
             phrase = find_phrase(captions[0], shape.name)
-            yield Region(f"{reference} {shape.name}", reference, captions[0], phrase, box, [], "")
+            yield Region(f"{reference} {shape.name}", reference, captions[0], phrase, shape_box(shape), [], "")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import bench_record
-from export.bench import Plan, bench, find_bundle_of, find_run_of, find_ways, samples
+from export import bench_record, bench_worker
+from export.bench import Plan, bench, samples
 from export.bench_chart import draw_chart, write_chart
+from export.bench_ways import find_bundle_of, find_run_of, find_ways
 from export.bench_worker import Way
 from export.bundle import Bundle
 from export.flops import graph_flops
@@ -77,7 +81,7 @@ def place(
 
 def test_ways(every_precision: Bundle, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelSource("model", str(tiny_model_folder))
-    monkeypatch.setattr("export.bench.gpus", lambda: [])
+    monkeypatch.setattr("export.bench_ways.gpus", lambda: [])
     assert [way.name for way in find_ways(model, every_precision)] == [
         "torch-cpu fp32",
         "onnx-cpu fp32",
@@ -88,11 +92,11 @@ def test_ways(every_precision: Bundle, tiny_model_folder: Path, monkeypatch: pyt
     assert next(way.name for way in find_ways(None, every_precision)) == "onnx-cpu fp32"
     with pytest.raises(UsageError, match="no NVIDIA GPU"):
         find_ways(model, every_precision, "cuda")
-    monkeypatch.setattr("export.bench.gpus", lambda: ["a GPU"])
+    monkeypatch.setattr("export.bench_ways.gpus", lambda: ["a GPU"])
     names = [way.name for way in find_ways(model, every_precision, "cuda")]
     assert names[0] == "torch-cpu fp32", "the reference stays"
     assert {"torch-cuda bf16", "torch-compiled-cuda fp16", "onnx-cuda fp16"} < set(names)
-    monkeypatch.setattr("export.bench.find_spec", lambda name: None)
+    monkeypatch.setattr("export.bench_ways.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="onnxruntime"):
         find_ways(model, every_precision)
 
@@ -136,6 +140,66 @@ def test_a_way_that_fails_leaves_the_others(bundle: Bundle, tmp_path: Path) -> N
     assert "has no int8 graphs" in bad["error"] and bad["throughput"] == [] and not bad["verified"]
     with pytest.raises(Exception, match="cannot be measured"):
         bench(ways[1:], Plan((2,), 0.01))
+
+
+def test_a_process_that_is_killed_leaves_the_others(bundle: Bundle) -> None:
+    folder = str(bundle.folder)
+    ways = [Way("onnx", "cpu", "fp32", folder, folder), Way("onnx", "cpu", "fp32", folder + "/", folder)]
+    killed: list[int] = []
+
+    def kill_second(step: str) -> None:
+        children = multiprocessing.active_children()
+        if not killed and step.endswith("images, 2 at once"):
+            last = max(children, key=lambda child: child.pid or 0)
+            os.kill(last.pid or 0, signal.SIGKILL)
+            killed.append(last.pid or 0)
+
+    good, bad = bench(ways, Plan((2,), 0.01), progress=kill_second)["results"]
+    assert killed and good["error"] is None and good["latency"]["text"]["median"] > 0
+    assert "its process was killed" in bad["error"] and not bad["verified"]
+
+
+def test_errors_that_cannot_be_pickled_arrive_as_text() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert bench_worker.attempt(fail, MissingExtraError("onnxruntime", "onnx")) == (
+        None,
+        "this needs onnxruntime, which is not installed",
+    )
+    assert bench_worker.attempt(fail, ValueError("a\n b")) == (None, "ValueError: a b")
+    assert bench_worker.attempt(len, "abc") == (3, None)
+
+
+@pytest.mark.slow
+def test_compiled_torch_computes_the_same_vectors(tiny_model: TCL) -> None:
+    compiled, eager = TorchEncoder(tiny_model, compiled=True), TorchEncoder(tiny_model)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    texts = tiny_model.processor.texts(["a small red circle", "a star"])
+    np.testing.assert_allclose(compiled.encode_image(pixels), eager.encode_image(pixels), atol=1e-5)
+    np.testing.assert_allclose(compiled.encode_text(*texts), eager.encode_text(*texts), atol=1e-5)
+    assert (compiled.backend, eager.backend) == ("torch-compiled-cpu", "torch-cpu")
+
+
+class _Full:
+    """An encoder whose memory holds no more than two inputs."""
+
+    lanes, processor = 1, None
+
+    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+        if len(pixels) > 2:
+            raise MemoryError
+        return np.zeros((len(pixels), 4), np.float32)
+
+
+def test_a_batch_that_is_too_large_is_left_out(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Way("onnx", "cpu", "fp32", str(bundle.folder), str(bundle.folder))
+    arrays = {"image": (np.zeros((1, 3, 4, 4), np.uint8),)}
+    opened = bench_worker._Opened(way, _Full(), arrays, set(), 0)  # type: ignore[arg-type]
+    monkeypatch.setattr(bench_worker, "_opened", opened, raising=False)
+    assert bench_worker.take_turn("image", 3, 0.001) is None
+    rate, seconds = bench_worker.take_turn("image", 2, 0.01) or (0.0, 0.0)
+    assert rate > 0 and seconds >= 0.01
 
 
 def test_a_bundle_of_another_model_is_refused(bundle: Bundle, copied: Path) -> None:

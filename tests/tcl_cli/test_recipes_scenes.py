@@ -98,7 +98,8 @@ def test_scenes_with_labels_are_data_of_their_tasks(capsys: Capture) -> None:
     assert run(["scenes", "scenes:val:5", "--labels", "--out", "pictures"]) == 0
     assert "statements.jsonl" in capsys.readouterr().err
     statements = list(read_statements("entailment", ["pictures/statements.jsonl"]))
-    assert len(statements) == 10 and label_set("entailment", [str(row.label) for row in statements]) == [
+    assert len(list(read_statements("entailment", ["pictures/statements.jsonl#contrast=other"]))) == 10
+    assert len(statements) == 20 and label_set("entailment", [str(row.label) for row in statements]) == [
         "false",
         "true",
     ]
