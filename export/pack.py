@@ -40,7 +40,7 @@ def unpacked(path: Path) -> Path:
 
     Raises:
         UsageError: there is no such file.
-        CheckpointError: it is no packed bundle, or cut short.
+        CheckpointError: it is no packed bundle, cut short, or a file in it is not the one that was packed.
         CacheError: the cache cannot be written.
     """
     try:
@@ -50,27 +50,32 @@ def unpacked(path: Path) -> Path:
             if file is None:
                 raise CheckpointError(f"{path}: is no packed bundle", hint=AGAIN)
             content = file.read()
-            wanted = {BUNDLE_FILE, *json.loads(content)["files"]}
+            own = hashlib.sha256(content).hexdigest()
+            wanted = {str(name): str(digest) for name, digest in json.loads(content)["files"].items()}
             # The hash of what lists the hash of every file stands for the whole.
-            folder = cache_folder() / "bundles" / hashlib.sha256(content).hexdigest()
+            folder = cache_folder() / "bundles" / own
             with locked(f"bundle-{folder.name}"):
                 if not folder.exists():
-                    _unpack(path, folder, wanted)
+                    _unpack(path, folder, wanted | {BUNDLE_FILE: own})
             return folder
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file", hint="name a bundle, packed or not") from error
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: is no packed bundle, or cut short: {error}", hint=AGAIN) from error
     except OSError as error:
         raise CacheError.of(path.name, error) from error
 
 
-def _unpack(path: Path, folder: Path, wanted: set[str]) -> None:
+def _unpack(path: Path, folder: Path, wanted: dict[str, str]) -> None:
+    """Unpack the files of `wanted`, compared with their SHA-256; what is in the cache is trusted from then on."""
+    left = dict(wanted)
     with tarfile.open(path, "r:") as tar, atomic_folder(folder) as temporary:
         for entry in tar:
-            if entry.name not in wanted or Path(entry.name).name != entry.name or not entry.isreg():
+            if entry.name not in left or Path(entry.name).name != entry.name or not entry.isreg():
                 raise CheckpointError(f"{path}: is no packed bundle: holds {entry.name!r}", hint=AGAIN)
             tar.extract(entry, temporary, filter="data")
-            wanted = wanted - {entry.name}
-        if wanted:
-            raise CheckpointError(f"{path}: lacks {min(wanted)}", hint=AGAIN)
+            with (temporary / entry.name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != left.pop(entry.name):
+                    raise CheckpointError(f"{path}: {entry.name} is damaged", hint=AGAIN)
+        if left:
+            raise CheckpointError(f"{path}: lacks {min(left)}", hint=AGAIN)

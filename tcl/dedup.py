@@ -37,7 +37,7 @@ class Group:
 def find_groups(
     vectors: VectorFile, threshold: float, progress: Callable[[int], object] = lambda rows: None
 ) -> NDArray[np.int64]:
-    """Compare every two vectors, block by block; in memory are two blocks, and a number per row.
+    """Compare every two vectors, block by block; in memory are two blocks, their cosines, and a number per row.
 
     Args:
         vectors: to compare.
@@ -68,8 +68,9 @@ def groups_of(vectors: VectorFile, first: NDArray[np.int64]) -> Iterator[Group]:
     starts = np.flatnonzero(np.diff(first[order], prepend=-1))
     for rows in np.split(order, starts[1:]) if len(order) else []:
         if len(rows) > 1:
-            members = _unit(vectors.take(rows.tolist()))
-            scores = members @ members[0]
+            kept = _unit(vectors.take([int(rows[0])]))[0]
+            blocks = (rows[start : start + BLOCK_ROWS].tolist() for start in range(0, len(rows), BLOCK_ROWS))
+            scores = np.concatenate([_unit(vectors.take(block)) @ kept for block in blocks])
             hits = [make_hit(vectors, int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
             yield Group(hits[0], hits[1:])
 

@@ -16,6 +16,7 @@ from PIL import Image
 from tcl.data.captions import clean_caption
 from tcl.data.images import ImageError
 from tcl.embed import Encoder
+from tcl.embedding.plan import reading_processor
 from tcl.errors import DataError, UsageError
 
 ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
@@ -34,7 +35,8 @@ def load(
 
     Args:
         model: a run, model folder, exported bundle, `.pth` or hub id; None takes `$TCL_MODEL` or the newest run.
-        backend: `auto` runs a bundle in ONNX Runtime and any other model in torch.
+        backend: `auto` takes the fastest that `tcl bench` has verified here; else a bundle runs in ONNX Runtime, any
+            other model in torch.
         device: `auto`, `cpu` or `cuda`.
         precision: of the computation; `auto` takes the best that the model and the device have.
 
@@ -49,7 +51,7 @@ def load(
 
 
 class Embedder:
-    """Images and texts to L2-normalised vectors in memory, with the preprocessing and the numbers of `tcl embed`.
+    """Images and texts to L2-normalised vectors in memory, read and preprocessed as by `tcl embed`.
 
     Args:
         encoder: the model.
@@ -59,12 +61,14 @@ class Embedder:
         model_hash: identifies the model; vectors of equal hashes can be compared.
         backend: e.g. `torch-cpu`, `onnx-cpu`.
         precision: e.g. `fp32`.
+        processor: how inputs are read; large JPEGs at a fraction of their resolution.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.embed_dim, self.model_hash = encoder.embed_dim, encoder.model_hash
         self.backend, self.precision = encoder.backend, encoder.precision
+        self.processor = reading_processor(encoder)
         self._lanes = int(getattr(encoder, "lanes", 1))  # calls of the encoder that profit from one another
         self._turns = threading.BoundedSemaphore(self._lanes)
 
@@ -117,7 +121,7 @@ class Embedder:
                 raise DataError(f"text {row} holds no words: {text!r}", hint="leave it out")
         if not items:
             return np.empty((0, self.embed_dim), np.float32)
-        ids, mask = self.encoder.processor.texts(items)
+        ids, mask = self.processor.texts(items)
         lengths = mask.sum(axis=1)
         order = np.argsort(lengths, kind="stable")
 
@@ -162,7 +166,7 @@ class Embedder:
         elif not isinstance(image, str | Path | bytes | Image.Image):
             raise UsageError(f"image {row} is a {type(image).__name__}", hint="give paths, PIL images or uint8 arrays")
         try:
-            return self.encoder.processor.image(image)
+            return self.processor.image(image)
         except ImageError as error:
             if isinstance(image, bytes | Image.Image):  # which have no name
                 raise ImageError(f"{row} of those given", error.reason) from error

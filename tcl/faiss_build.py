@@ -26,6 +26,7 @@ RECALL_WANTED = 0.95
 SAMPLE = 200  # rows taken as queries to measure recall
 SEED = 0
 _BLOCK_ROWS = 16384
+_ROUNDING = 1e-6  # of a cosine: whoever scores as much as the last of the exact hits is as good as it
 _HNSW_NEIGHBOURS = 32
 _TRAINED_PER_CELL = 40  # rows; FAISS warns below 39
 _TRAINED_PER_CODE = 256 * _TRAINED_PER_CELL  # the codebooks of product quantisation have 256 entries
@@ -52,9 +53,11 @@ def build_index(
     Raises:
         MissingExtraError: FAISS is not installed.
         UsageError: too few rows for this kind, or `out` cannot be written.
-        DataError: a value is not finite.
+        DataError: a value is not finite, or the vectors were replaced meanwhile.
     """
     faiss = load_faiss()
+    stamps = {path: _stamp(path) for path in vectors.files}
+    vectors = VectorFile.open(vectors.path)  # so that what is read is not older than its stamps
     if not len(vectors):
         raise DataError(f"{vectors.path}: holds no vectors", hint="embed something first")
     chosen = choose_kind(len(vectors)) if kind == "auto" else kind
@@ -65,10 +68,11 @@ def build_index(
     refine = 4 if chosen == "ivfpq" else 1
     queries = np.sort(np.random.default_rng(SEED).permutation(len(vectors))[:SAMPLE])
     effort, recall = _tune(index, chosen, vectors, queries.tolist(), refine)
+    _check_unchanged(stamps)
     report = IndexReport(
         kind=chosen,
         vectors=os.path.relpath(vectors.path, out.parent),
-        files={path.name: _stamp(path) for path in vectors.files},
+        files={path.name: stamp for path, stamp in stamps.items()},
         model_hash=str(vectors.meta.get("model_hash")),
         count=len(vectors),
         dim=vectors.dim,
@@ -115,13 +119,13 @@ def _tune(index: Any, kind: str, vectors: VectorFile, rows: Sequence[int], refin
     queries = vectors.take(rows)
     queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
     top = min(RECALL_AT, len(vectors))
-    exact = [{hit.row for hit in hits} for hits in ExactCollection(vectors).search(queries, top)]
+    worst = np.array([hits[-1].score for hits in ExactCollection(vectors).search(queries, top)])
     limit = {"flat": 0, "hnsw": 1024, "ivfpq": getattr(index, "nlist", 0)}[kind]
     effort = min({"flat": 0, "hnsw": 32, "ivfpq": 8}[kind], limit)
     while True:
-        found = find_rows(index, kind, queries, top, effort, refine)
-        hits = [{hit.row for hit in compare_exactly(vectors, *pair, top)} for pair in zip(queries, found, strict=True)]
-        recall = sum(len(a & b) for a, b in zip(exact, hits, strict=True)) / (top * len(rows))
+        found = compare_exactly(vectors, queries, find_rows(index, kind, queries, top, effort, refine), top)
+        hits = sum(int((own >= least - _ROUNDING).sum()) for (_, own), least in zip(found, worst, strict=True))
+        recall = hits / (top * len(rows))
         if recall >= RECALL_WANTED or effort >= limit:
             return effort, recall
         effort = min(2 * effort, limit)
@@ -141,5 +145,12 @@ def _write(faiss: Any, index: Any, out: Path, report: IndexReport) -> None:
 
 
 def _stamp(file: Path) -> dict[str, Any]:
-    status = file.stat()
+    status = file.stat()  # before the content, so that a change meanwhile shows
     return {"bytes": status.st_size, "changed": status.st_mtime_ns, "sha256": file_hash(file)}
+
+
+def _check_unchanged(stamps: dict[Path, dict[str, Any]]) -> None:
+    for path, stamp in stamps.items():
+        status = path.stat() if path.exists() else None
+        if status is None or (status.st_size, status.st_mtime_ns) != (stamp["bytes"], stamp["changed"]):
+            raise DataError(f"{path}: changed while it was indexed", hint="run `tcl index` again")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import DataError, MissingExtraError, UsageError
-from tcl.search import ExactCollection, Hit, check_width, make_hit
+from tcl.search import TAKEN_AT_ONCE, ExactCollection, Found, Hit, check_width, make_hits
 from tcl.vector_file import VectorFile
 
 SUFFIX = ".faiss"
@@ -84,6 +84,7 @@ class FaissCollection:
             raise DataError(f"{path}: damaged: {self._index.ntotal} rows", hint=_rebuild(self.vectors))
         exact = ExactCollection(self.vectors)
         self.name, self.kind, self.root, self.dim = str(path), exact.kind, exact.root, exact.dim
+        self.files = [*exact.files, path, report_file(path)]
         self.check_model, self.tokens = exact.check_model, exact.tokens
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class FaissCollection:
         """The nearest rows to each of the L2-normalised queries [Q, E], but for those that the index misses."""
         check_width(self, queries)
         rows = find_rows(self._index, self.report.kind, queries, top, self.report.effort, self.report.refine)
-        return [compare_exactly(self.vectors, query, own, top) for query, own in zip(queries, rows, strict=True)]
+        return make_hits(self.vectors, compare_exactly(self.vectors, queries, rows, top))
 
 
 def read_report(path: Path) -> IndexReport:
@@ -145,12 +146,29 @@ def find_rows(
     return rows
 
 
-def compare_exactly(vectors: VectorFile, query: NDArray[np.float32], rows: NDArray[np.int64], top: int) -> list[Hit]:
-    """Candidates ordered by their exact cosine; of equal scores the earlier row comes first."""
-    own = np.unique(rows[rows >= 0]).tolist()
-    scores = vectors.take(own) @ query
-    order = np.argsort(-scores, kind="stable")[:top]
-    return [make_hit(vectors, own[place], float(scores[place])) for place in order]
+def compare_exactly(
+    vectors: VectorFile, queries: NDArray[np.float32], rows: NDArray[np.int64], top: int
+) -> list[Found]:
+    """Candidates of each query ordered by their exact cosine; of equal scores the earlier row comes first.
+
+    Args:
+        vectors: of which many candidates are read at once, each row once, in the order of the file.
+        queries: [Q, E].
+        rows: candidates [Q, n]; -1 for none.
+        top: rows per query that are kept.
+    """
+    found: list[Found] = []
+    step = max(1, TAKEN_AT_ONCE // max(1, rows.shape[1]))
+    for start in range(0, len(queries), step):
+        chunk = rows[start : start + step]
+        every = np.unique(chunk[chunk >= 0])
+        taken = vectors.take(every.tolist())
+        for query, candidates in zip(queries[start : start + step], chunk, strict=True):
+            own = np.unique(candidates[candidates >= 0])
+            scores = taken[np.searchsorted(every, own)] @ query
+            order = np.argsort(-scores, kind="stable")[:top]
+            found.append((own[order], scores[order]))
+    return found
 
 
 def file_hash(file: Path) -> str:

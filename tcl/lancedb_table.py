@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tcl.search import Hit, check_width
 from tcl.vector_file import VectorFile, check_hash
 
 PREFIX = "lancedb:"
+OTHER_TABLE = "choose another table"
 _BLOCK_ROWS = 8192
 _COLUMNS = ("id", "vector", "text", "path", "model_hash", "kind", "root")
 
@@ -34,7 +37,7 @@ def parse_place(place: str) -> tuple[str, str]:
 def write_table(
     vectors: VectorFile, place: str, progress: Callable[[int], object] = lambda rows: None
 ) -> tuple[int, int]:
-    """Write vectors to a table; a row whose id is there already takes its place.
+    """Write vectors to a table; a row whose id is there already takes its place, and every other row stays.
 
     Args:
         vectors: float32 in the table, whatever they are on disk.
@@ -46,7 +49,7 @@ def write_table(
 
     Raises:
         MissingExtraError: LanceDB is not installed.
-        UsageError: the table holds vectors of another model, or is no table of `tcl index`.
+        UsageError: the table holds vectors of another model, kind or folder of images, or is no table of `tcl index`.
         DataError: an id stands for two rows, or a value is not finite.
         TclError: the database failed; rows written before stay, and the same command completes them.
     """
@@ -56,7 +59,7 @@ def write_table(
         table = database.open_table(name) if name in _tables(database) else None
         if table is not None:
             _check_table(place, table, vectors.dim)
-            check_hash(place, _about(table)["model_hash"], str(vectors.meta.get("model_hash")))
+            _check_about(place, _about(table), _constants(vectors))
         written, seen = 0, set[bytes]()
         for rows in _batches(vectors, schema):
             _check_ids(vectors, rows, seen)
@@ -68,6 +71,7 @@ def write_table(
             progress(rows.num_rows)
         if table is None:
             raise DataError(f"{vectors.path}: holds no vectors", hint="embed something first")
+        _clean(table)
         return written, int(table.count_rows())
     except (RuntimeError, ValueError, OSError) as error:
         raise _failed(place, error) from error
@@ -99,6 +103,7 @@ class LanceCollection:
         self.dim = int(self._table.schema.field("vector").type.list_size)
         self.kind, self.root = str(about["kind"]), Path(str(about["root"]))
         self._model_hash = str(about["model_hash"])
+        self.files: list[Path] = []  # a folder, whose files have names that nobody would choose
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
@@ -136,11 +141,7 @@ def _schema(dim: int) -> Any:
 def _batches(vectors: VectorFile, schema: Any) -> Iterator[Any]:
     import pyarrow as pa
 
-    constant = {
-        "model_hash": str(vectors.meta.get("model_hash")),
-        "kind": vectors.kind,
-        "root": str(vectors.meta.get("root", "")),
-    }
+    constant = _constants(vectors)
     for start, block in vectors.floats(_BLOCK_ROWS):
         records = [vectors.record(row) for row in range(start, start + len(block))]
         columns: dict[str, Any] = {name: [record.get(name) for record in records] for name in ("id", "text", "path")}
@@ -148,6 +149,34 @@ def _batches(vectors: VectorFile, schema: Any) -> Iterator[Any]:
         lists = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1])
         texts = {name: pa.array(values, pa.string()) for name, values in columns.items()}
         yield pa.table([lists if name == "vector" else texts[name] for name in schema.names], schema=schema)
+
+
+def _clean(table: Any) -> None:
+    """Each batch left a version of the table behind, with the rows that it replaced."""
+    with warnings.catch_warnings():
+        # Whoever reads an old version just now has to begin again; docs/search.md says so.
+        warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0", UserWarning)
+        table.optimize(cleanup_older_than=timedelta(0))
+
+
+def _constants(vectors: VectorFile) -> dict[str, str]:
+    """What all rows of a table have in common."""
+    return {
+        "model_hash": str(vectors.meta.get("model_hash")),
+        "kind": vectors.kind,
+        "root": str(vectors.meta.get("root", "")),
+    }
+
+
+def _check_about(place: str, about: dict[str, Any], own: dict[str, str]) -> None:
+    """A table says these things of all its rows at once."""
+    check_hash(place, about["model_hash"], own["model_hash"])
+    if about["kind"] != own["kind"]:
+        raise UsageError(f"{place}: holds vectors of {about['kind']}s, these are of {own['kind']}s", hint=OTHER_TABLE)
+    if about["root"] != own["root"]:
+        raise UsageError(
+            f"{place}: its paths start from {about['root']!r}, these from {own['root']!r}", hint=OTHER_TABLE
+        )
 
 
 def _check_ids(vectors: VectorFile, rows: Any, seen: set[bytes]) -> None:
@@ -173,10 +202,10 @@ def _check_table(place: str, table: Any, dim: int | None = None) -> None:
     names = set(table.schema.names)
     if not names.issuperset(_COLUMNS):
         missing = ", ".join(name for name in _COLUMNS if name not in names)
-        raise UsageError(f"{place}: not a table of `tcl index`: no column {missing}", hint="choose another table")
+        raise UsageError(f"{place}: not a table of `tcl index`: no column {missing}", hint=OTHER_TABLE)
     width = table.schema.field("vector").type.list_size
     if dim is not None and width != dim:
-        raise UsageError(f"{place}: holds vectors of {width} entries, these have {dim}", hint="choose another table")
+        raise UsageError(f"{place}: holds vectors of {width} entries, these have {dim}", hint=OTHER_TABLE)
 
 
 def _connect(place: str, make: bool) -> tuple[Any, str]:

@@ -15,6 +15,7 @@ from tcl.inputs import locate
 from tcl.search import Hit
 
 THUMBNAIL = 320  # pixels of the longer side; shown at half of that
+SHOWN = 50  # hits of a section; each is an image to decode, and some kilobytes of page
 LONGEST = 500  # characters of a text or a path
 # Whatever a text or a file name holds, the page runs no script and loads nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -34,7 +35,7 @@ class Section:
 
     Attributes:
         heading: for example the query.
-        hits: best first.
+        hits: best first, of which the page shows at most `SHOWN`.
         image: the query, where it is an image that can be opened.
     """
 
@@ -81,9 +82,11 @@ def _page(title: str, note: str, sections: Iterable[Section], kind: str, root: P
         if section.image:
             yield _thumbnail(section.image)
         yield "<ol>"
-        for hit in section.hits:
+        for hit in section.hits[:SHOWN]:
             yield f"<li>{_hit(hit, kind, root)}</li>\n"
         yield "</ol>"
+        if len(section.hits) > SHOWN:
+            yield f"<p>and {len(section.hits) - SHOWN} more</p>"
     yield "</body></html>\n"
 
 

@@ -14,7 +14,12 @@ from tcl.errors import DataError
 from tcl.vector_file import VectorFile
 
 QUERIES_AT_ONCE = 256
+TAKEN_AT_ONCE = 16384  # rows that are read one by one
 ROWS_AT_ONCE = 65536  # whose scores are kept until the best are picked
+
+
+Found = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows of a query's hits and their scores, best first."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ class Collection(Protocol):
         kind: what was embedded, `image` or `text`.
         root: folder that relative image paths start from.
         dim: width E of a vector.
+        files: that must not be overwritten while they are searched.
     """
 
     name: str
     kind: str
     root: Path
     dim: int
+    files: list[Path]
 
     def __len__(self) -> int: ...
 
@@ -84,6 +91,7 @@ class ExactCollection:
         self.vectors, self.centre = vectors, centre
         self.name, self.kind, self.dim = str(vectors.path), vectors.kind, vectors.dim
         self.root = Path(str(vectors.meta.get("root", "")))
+        self.files = vectors.belongings
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -105,10 +113,11 @@ class ExactCollection:
         check_width(self, queries)
         found: list[list[Hit]] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
-            for best in self._nearest(queries[start : start + QUERIES_AT_ONCE], min(top, len(self))):
-                self.vectors.take(best.rows.tolist())  # looks at each of their values
-                pairs = zip(best.rows.tolist(), best.scores.tolist(), strict=True)
-                found.append([make_hit(self.vectors, row, score) for row, score in pairs])
+            nearest = self._nearest(queries[start : start + QUERIES_AT_ONCE], min(top, len(self)))
+            rows = np.unique(np.concatenate([best.rows for best in nearest]))
+            for first in range(0, len(rows), TAKEN_AT_ONCE):
+                self.vectors.take(rows[first : first + TAKEN_AT_ONCE].tolist())  # looks at each of their values
+            found += make_hits(self.vectors, [(best.rows, best.scores) for best in nearest])
         return found
 
     def tokens(self, hits: Sequence[Hit]) -> NDArray[np.float16] | None:
@@ -137,6 +146,16 @@ def make_hit(vectors: VectorFile, row: int, score: float) -> Hit:
     """A hit with what is known about its row."""
     record = vectors.record(row)
     return Hit(row, str(record["id"]), score, record.get("text"), record.get("path"))
+
+
+def make_hits(vectors: VectorFile, found: Sequence[Found]) -> list[list[Hit]]:
+    """Hits of several queries, of rows and scores; each record is read once, in the order of the file."""
+    rows = sorted({row for own, _ in found for row in own.tolist()})
+    known = {row: make_hit(vectors, row, 0) for row in rows}
+    return [
+        [replace(known[row], score=score) for row, score in zip(own.tolist(), scores.tolist(), strict=True)]
+        for own, scores in found
+    ]
 
 
 def check_width(collection: Collection, queries: NDArray[np.float32]) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
+INSTALL = "pip install 'sentence-transformers>=6'"
+
+
 class SentenceEncoder:
     """Texts to vectors under the names that sentence-transformers gave these things.
 
@@ -68,13 +71,16 @@ class SentenceEncoder:
         """A `SentenceTransformer` around the model, for code that asks for that very class.
 
         Raises:
-            UsageError: the package is not installed.
+            UsageError: the package is not installed, or in another version.
         """
         if find_spec("sentence_transformers") is None:
-            raise UsageError("this needs sentence-transformers, which is not installed", hint="pip install it")
-        from sentence_transformers import SentenceTransformer
+            raise UsageError("this needs sentence-transformers, which is not installed", hint=INSTALL)
+        try:
+            from sentence_transformers import SentenceTransformer
 
-        from tcl.sentence_module import TclModule
+            from tcl.sentence_module import TclModule
+        except ImportError as error:
+            raise UsageError(f"this needs another version of sentence-transformers: {error}", hint=INSTALL) from error
 
         # The model is where `tcl.load` put it; what passes through sentence-transformers are ids, pixels and vectors.
         return SentenceTransformer(modules=[TclModule(self.embedder)], device="cpu")

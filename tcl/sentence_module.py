@@ -32,7 +32,7 @@ class TclModule(InputModule):
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         """Ids and mask of texts, or pixels of images; `options` are those of other models."""
-        processor = self.embedder.encoder.processor
+        processor = self.embedder.processor
         if infer_batch_modality(inputs) == "image":
             return {"pixel_values": torch.from_numpy(processor.images(inputs))}
         ids, mask = processor.texts([(prompt or "") + text for text in inputs])

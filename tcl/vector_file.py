@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tcl.errors import DataError, UsageError
 from tcl.stored_vectors import StoredVectors
 from tcl.vector_parts import AGAIN, Part, belonging, map_npy, open_part
-from tcl.vectors import SUFFIXES, sidecar
+from tcl.vectors import SUFFIXES, file_names, sidecar
 
 FOLDER_META = "meta.json"  # of a folder of parts; written last
 
@@ -84,6 +84,13 @@ class VectorFile:
     def files(self) -> list[Path]:
         """The files of vectors."""
         return [part.path for part in self.parts]
+
+    @property
+    def belongings(self) -> list[Path]:
+        """Every file that belongs to the vectors and is there, theirs included."""
+        own = [file for path in self.files for file in file_names(path)]
+        folder = [self.path / FOLDER_META] if self.path.is_dir() else []
+        return [file for file in [*own, *folder] if file.exists()]
 
     @property
     def rows_at_once(self) -> int:

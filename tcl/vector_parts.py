@@ -130,7 +130,10 @@ class ParquetPart:
     def record(self, row: int) -> dict[str, Any]:
         group, place = self._find(row)
         table = self._records(group)
-        return {name: table[name][place].as_py() for name in self._columns}
+        record = {name: table[name][place].as_py() for name in self._columns}
+        if record.get("path") == record["id"]:
+            del record["path"]  # said once, as in the JSONL
+        return record
 
     def _find(self, row: int) -> tuple[int, int]:
         """Row group, and row in it."""

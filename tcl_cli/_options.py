@@ -24,7 +24,7 @@ class Backend(StrEnum):
 
 
 class Device(StrEnum):
-    """Where torch computes."""
+    """Where a model computes."""
 
     auto = "auto"
     cpu = "cpu"
@@ -53,7 +53,7 @@ BackendOption = Annotated[
 ]
 DeviceOption = Annotated[
     Device,
-    typer.Option("--device", help="Where torch computes. auto: a GPU when there is one.", rich_help_panel=MODEL_PANEL),
+    typer.Option("--device", help="Where it computes. auto: a GPU when there is one.", rich_help_panel=MODEL_PANEL),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout instead.", rich_help_panel=OUTPUT_PANEL)

@@ -45,7 +45,7 @@ def parse_query(text: str) -> Query:
     """The query that a word of the command line stands for.
 
     Raises:
-        UsageError: it holds no words, or names an image that is not there.
+        UsageError: it holds no words, or names an image or a file of vectors that is not there.
         DataError: it is a file of vectors that holds none, or several.
     """
     if text.endswith(".npy") and os.path.isfile(text):
@@ -85,6 +85,8 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
     """
     import numpy as np
 
+    from tcl.embedding.plan import reading_processor
+
     vectors = np.empty((len(queries), collection.dim), np.float32)
     for kind in ("text", "image"):
         rows = [row for row, query in enumerate(queries) if query.kind == kind]
@@ -93,7 +95,8 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
             if kind == "text":
                 vectors[rows] = encoder.encode_text(*encoder.processor.texts(names))
             else:
-                vectors[rows] = encoder.encode_image(encoder.processor.images(names))
+                # Read as the collection was, so that an image finds itself.
+                vectors[rows] = encoder.encode_image(reading_processor(encoder).images(names))
     for row, query in enumerate(queries):
         if query.vector is not None:
             if query.model_hash is not None:
@@ -105,7 +108,6 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
 
 
 def _text_or_image(text: str, row_id: str | None = None, place: str = "") -> Query:
-    from tcl.data.captions import clean_caption
     from tcl.data.images import IMAGE_SUFFIXES
     from tcl.data.remote import is_url
     from tcl.data.scenes import PREFIX
@@ -114,6 +116,15 @@ def _text_or_image(text: str, row_id: str | None = None, place: str = "") -> Que
         return Query(text, "image", row_id)
     if Path(text).suffix.lower() in IMAGE_SUFFIXES:
         raise UsageError(f"{place}{text}: no such image", hint="a query is a text, or the path of an image that exists")
+    if text.endswith(".npy"):
+        raise UsageError(f"{place}{text}: no such file", hint="a query is a text, an image, or a .npy with one vector")
+    return _text(text, row_id, place)
+
+
+def _text(text: str, row_id: str | None, place: str) -> Query:
+    """A text, whatever else it could be the name of."""
+    from tcl.data.captions import clean_caption
+
     if not clean_caption(text):
         raise UsageError(
             f"{place}the query {text!r} holds no words", hint="describe what to look for, or name an image"
@@ -137,10 +148,14 @@ def _objects(path: Path) -> Iterator[Query]:
         if key is None:
             raise DataError(f"{place}no query", hint=f"name it {', '.join(KEYS)}")
         row_id = None if row.get("id") is None else str(row["id"])
-        if key == "image":
+        if key == "query":
+            yield _text_or_image(row[key], row_id, place)
+        elif key == "text":
+            yield _text(row[key], row_id, place)
+        elif row[key].strip():
             yield Query(row[key], "image", row_id)
         else:
-            yield _text_or_image(row[key], row_id, place)
+            raise DataError(f"{place}names no image", hint="give its path")
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:

@@ -66,7 +66,8 @@ class SearchRun:
         """What was done, in one line."""
         parts = []
         if self._encoder is not None:
-            parts.append(f"encoded in {_time(self.seconds['encode'])}")
+            where = f"{self._encoder.backend} ({self._encoder.precision})"
+            parts.append(f"encoded on {where} in {_time(self.seconds['encode'])}")
         parts.append(f"{len(self.collection)} vectors searched in {_time(self.seconds['search'])}")
         if "rerank" in self.seconds:
             parts.append(f"re-ranked in {_time(self.seconds['rerank'])}")
@@ -86,9 +87,10 @@ class SearchRun:
             self.collection.check_model(self._encoder.model_hash)
         if self.rerank is not None and self._reranker is None and self._encoder is not None:
             from export.matcher import matcher_of
+            from tcl.embedding.plan import reading_processor
 
             matcher = matcher_of(self._encoder)
-            self._reranker = Reranker(matcher, self._encoder.processor, self.collection, self.images)
+            self._reranker = Reranker(matcher, reading_processor(self._encoder), self.collection, self.images)
 
     def _rerank(self, query: Query, hits: list[Hit]) -> list[Hit]:
         assert self._reranker is not None

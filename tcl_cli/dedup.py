@@ -72,9 +72,13 @@ def dedup(
 
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold {threshold}: a cosine above 0, up to 1", hint="for example --threshold 0.95")
-    check_output("--out", out, [str(vectors)] if vectors.is_file() else [])
-    check_output("--html", html, [])
+    if images is not None and html is None:
+        raise UsageError("--images is for --html", hint="leave it out")
+    if out is not None and out == html:
+        raise UsageError(f"--out and --html are both {out}", hint="choose another name for one of them")
     opened = VectorFile.open(vectors)
+    for option, path in (("--out", out), ("--html", html)):
+        check_output(option, path, [str(file) for file in opened.belongings])
     with console.progress("Comparing", len(opened)) as advance:
         first = find_groups(opened, threshold, advance)
     counts = {"rows": len(opened), "groups": 0, "duplicates": 0}

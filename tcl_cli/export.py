@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tcl_cli._calibration import SAMPLES, real_images, real_texts
 from tcl_cli._console import out as console
 from tcl_cli._engines import (
     HardwareOption,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 EXPORTS = Path("exports")
 GRAPHS_PANEL = "Graphs"
 VERIFY_PANEL = "Verification"
-SAMPLES = 32  # real images, and texts, that are used
 
 EPILOG = """\
 [bold]Examples[/]
@@ -44,6 +44,7 @@ EPILOG = """\
   tcl export --model TCL_4M.pth --precision fp16 --bound fp16=0.999 --pack
   tcl export --trt --precision fp16 --profile image=1,64,256
   tcl export --trt --precision fp16 --model exports/flickr
+  tcl export --triton models/
   tcl embed images/ --out vecs.npy --model exports/flickr
 
 The bundle holds a graph for images, one for texts, those that re-ranking needs, that of a fine-tuned model's task, \
@@ -74,15 +75,28 @@ def export(
     onnx: Annotated[
         bool,
         typer.Option(
-            "--onnx", help="Write ONNX graphs; the default.", rich_help_panel=OUTPUT_PANEL, show_default=False
+            "--onnx",
+            help="Write ONNX graphs, as without this option. Refused where --model is a bundle, which has them.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
         ),
-    ] = True,
+    ] = False,
     pack: Annotated[
         bool,
         typer.Option(
             "--pack", help="Also write the bundle as one file, OUT.tar, for --model.", rich_help_panel=OUTPUT_PANEL
         ),
     ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            "--triton",
+            metavar="DIR",
+            help="Also write the first precision as a new model repository for the Triton inference server.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     precision: Annotated[
         str,
@@ -163,12 +177,18 @@ def export(
     if int8 is Int8.static and calibrate is None and calibrate_texts is None:
         raise UsageError("--int8 static finds the ranges on real inputs", hint="name some by --calibrate IMAGES")
     precisions = check_precisions([name.strip() for name in precision.split(",") if name.strip()])
+    if int8 is not Int8.auto and "int8" not in precisions:
+        raise UsageError(f"--int8 {int8.value} without int8 graphs", hint="add int8 to --precision")
+    if triton is not None and precisions[0] == "bf16":
+        raise UsageError("--triton: ONNX Runtime does not run bf16", hint="add fp32 or fp16 to --precision")
     bounds = Bounds.parse(bound or [])
     engines = request_engines(trt, profile or [], workspace, hardware_compatible, version_compatible)
     source = find_model(model)
     if engines is not None and source.kind == "bundle":
         of_exports = {
             "--out": out is not None,
+            "--onnx": onnx,
+            "--triton": triton is not None,
             "--pack": pack,
             "--int8": int8 is not Int8.auto,
             "--calibrate": calibrate is not None,
@@ -183,11 +203,13 @@ def export(
         check_int8(int8 is not Int8.dynamic and calibrate is not None and calibrate_texts is not None)
     target = out or _free_name(source.name)
     tar = target.with_name(f"{target.name}.tar") if pack else None
-    for path in (target, tar):
+    if triton is not None and triton in (target, tar):
+        raise UsageError(f"--out and --triton are both {triton}", hint="choose another --triton")
+    for option, path in (("--out", target), ("--out", tar), ("--triton", triton)):
         if path is not None and path.exists():
-            raise UsageError(f"{path}: exists", hint="choose another --out")
-    images = _images(calibrate) if calibrate is not None else []
-    texts = _texts(calibrate_texts) if calibrate_texts is not None else []
+            raise UsageError(f"{path}: exists", hint=f"choose another {option}")
+    images = real_images(calibrate) if calibrate is not None else []
+    texts = real_texts(calibrate_texts) if calibrate_texts is not None else []
 
     from tcl.checkpoint import load_model
 
@@ -203,6 +225,11 @@ def export(
     if not json:
         show_checks(bundle.checks)
     failed = [check for check in bundle.checks if not check.passed]
+    if triton is not None and not failed:
+        from export.triton import write_repository
+
+        write_repository(target, triton, precisions[0])
+        console.message(f"{triton}: a model repository for Triton in {precisions[0]}")
     built = [] if engines is None or failed else build_requested(bundle, precisions, engines)
     if json:
         console.json(_result(bundle, tar, [str(engine.path) for engine in built]))
@@ -252,30 +279,6 @@ def _free_name(name: str) -> Path:
     """`exports/name`, or the first of `exports/name-2`, `exports/name-3`, ... that is not taken."""
     names = (EXPORTS / (name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(path for path in names if not path.exists())
-
-
-def _images(source: str) -> list[str]:
-    from tcl.data.images import ImageError, decode
-    from tcl.inputs import list_inputs
-
-    inputs = list_inputs(source, "image")
-    readable = []
-    for image in (inputs.location(row) for row in range(min(len(inputs), SAMPLES))):
-        try:
-            decode(image)
-            readable.append(image)
-        except ImageError as error:
-            console.warning(f"not used: {error.message}")
-    return readable
-
-
-def _texts(source: str) -> list[str]:
-    from tcl.data.captions import clean_caption
-    from tcl.inputs import list_inputs
-
-    inputs = list_inputs(source, "text")
-    texts = [str(inputs.values[row]) for row in range(min(len(inputs), SAMPLES))]
-    return [text for text in texts if clean_caption(text)]
 
 
 def _result(bundle: Bundle, tar: Path | None, engines: list[str]) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def search(
         Path | None,
         typer.Option(
             "--queries",
-            help="Many queries instead of QUERY: a .txt with one per line, a .jsonl with a query, text or image in "
-            "each object, or a .npy of vectors. The result is JSONL.",
+            help="Many queries instead of QUERY: a .txt with one per line, a .jsonl with a query (guessed), text or "
+            "image in each object, or a .npy of vectors. The result is JSONL.",
             rich_help_panel=INPUT_PANEL,
             show_default=False,
         ),
@@ -123,10 +123,15 @@ def search(
 ) -> None:
     """Find the nearest images or texts to a query."""
     from tcl.collection import open_collection
+    from tcl_cli._evaluation import check_output
 
     _check_options(query, queries, out, html, json)
+    if images is not None and rerank is None and html is None:
+        raise UsageError("--images is for --rerank and --html", hint="leave it out")
     asked = [parse_query(query)] if query is not None else read_queries(queries)  # type: ignore[arg-type]
     collection = open_collection(index, ann, centre)
+    for option, path in (("--out", out), ("--html", html)):
+        check_output(option, path, [str(file) for file in collection.files])
     run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device))
     found = run(asked)
     if queries is None:
@@ -142,6 +147,7 @@ def search(
 
 
 def _check_options(query: str | None, queries: Path | None, out: Path | None, html: Path | None, json: bool) -> None:
+    from tcl.vectors import file_names
     from tcl_cli._evaluation import check_output
 
     if (query is None) == (queries is None):
@@ -150,8 +156,12 @@ def _check_options(query: str | None, queries: Path | None, out: Path | None, ht
         raise UsageError("--out takes the results of --queries", hint="redirect stdout, or use --queries")
     if queries is not None and json and out is None:
         raise UsageError("--queries prints JSONL by itself", hint="leave out --json, or add --out FILE")
-    check_output("--out", out, [str(queries)] if queries else [])
-    check_output("--html", html, [])
+    if out is not None and out == html:
+        raise UsageError(f"--out and --html are both {out}", hint="choose another name for one of them")
+    asked = [] if queries is None else [queries, *(file_names(queries) if queries.suffix == ".npy" else [])]
+    sources = [str(file) for file in asked if file.exists()]
+    check_output("--out", out, sources)
+    check_output("--html", html, sources)
 
 
 def _open(model: str | None, backend: Backend, device: Device) -> Encoder:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tcl import dedup
 from tcl.dedup import find_groups, groups_of
 from tcl.errors import DataError
+from tcl.vector_file import VectorFile
 from tests.vector_files import unit, write, write_folder
 
 
@@ -61,6 +62,22 @@ def test_a_chain_is_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert group.kept.row == 0 and len(group.duplicates) == 39
     assert min(hit.score for hit in group.duplicates) < 0
     assert list(groups_of(file, find_groups(file, 0.999))) == []
+
+
+def test_a_huge_group_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "v.npy", np.repeat(unit(1), 11, axis=0))
+    first = find_groups(file, 0.9)
+    monkeypatch.setattr(dedup, "BLOCK_ROWS", 4)
+    taken: list[int] = []
+    take = VectorFile.take
+
+    def watched(vectors: VectorFile, rows: list[int]) -> NDArray[np.float32]:
+        taken.append(len(rows))
+        return take(vectors, rows)
+
+    monkeypatch.setattr(VectorFile, "take", watched)
+    [group] = groups_of(file, first)
+    assert [hit.score for hit in group.duplicates] == pytest.approx([1] * 10) and max(taken) == 4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary"])

@@ -17,7 +17,9 @@ import pytest
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
 from tcl.embed import embed
 from tcl.embedding.devices import parse_devices
-from tcl.embedding.pipeline import is_out_of_memory
+from tcl.embedding.pipeline import LOOK_AHEAD_BATCHES, is_out_of_memory
+from tcl.embedding.reading import Reader
+from tcl.embedding.workers import Workers
 from tcl.errors import DataError, TclError, UsageError
 from tcl.inputs import list_inputs
 
@@ -121,7 +123,29 @@ def test_the_decoders_do_not_run_away(images: Path, processor: Any, tmp_path: Pa
         patch.setattr(type(inputs), "location", counted)
         embed(inputs, Slow(processor), tmp_path / "v.npy", batch_size=8)
     # Each call sees at most its own batch, what waits behind it, and the one that is being decoded.
-    assert all(count <= 8 * (number + 5) + 2 for number, count in enumerate(read)) and read[0] < 50
+    assert all(count <= 8 * (number + 4) + 2 for number, count in enumerate(read)) and read[0] < 50
+
+
+def test_lanes_share_what_is_prepared_ahead(images: Path, processor: Any, tmp_path: Path) -> None:
+    started: list[int] = []
+    read: list[int] = []
+
+    class Slow(ProjectionEncoder):
+        def encode_image(self, pixel_values: Any) -> Any:
+            time.sleep(0.1)
+            read.append(len(started))
+            return super().encode_image(pixel_values)
+
+    prepare = Reader._images
+
+    def noted(self: Reader, batch: int) -> Any:
+        started.append(batch)
+        return prepare(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "_images", noted)
+        embed(list_inputs(str(images)), Slow(processor, lanes=3), tmp_path / "v.npy", batch_size=8)
+    assert read[0] <= 3 + LOOK_AHEAD_BATCHES
 
 
 @pytest.mark.parametrize("source", ["images", "texts"])
@@ -146,6 +170,12 @@ def test_what_out_of_memory_looks_like() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
+    for said in (
+        "CUDA error: out of memory",
+        "CUDA failure 2: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
@@ -257,6 +287,24 @@ def test_processes_that_cannot_start(images: Path, processor: Any, tmp_path: Pat
     assert not list(tmp_path.glob("v.*"))
 
 
+def test_a_process_that_dies_before_it_gets_work(
+    images: Path, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, agree = list_inputs(str(images)), Workers._agree
+
+    def agree_and_lose_one(self: Workers) -> Any:
+        facts = agree(self)
+        self.workers[0].process.kill()
+        self.workers[0].process.join()
+        return facts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "_agree", agree_and_lose_one)
+        with pytest.raises(TclError, match="the process of cpu was killed"):
+            run(inputs, tmp_path / "v.npy", partial(make_encoder, processor, tmp_path / "log"))
+    assert run(inputs, tmp_path / "v.npy", partial(make_encoder, processor, tmp_path / "log"), "cpu").resumed == 100
+
+
 @pytest.mark.parametrize(
     ("text", "visible", "expected"),
     [
@@ -270,6 +318,8 @@ def test_processes_that_cannot_start(images: Path, processor: Any, tmp_path: Pat
         ("gpu", "", "'gpu' is no device"),
         ("cpu,auto", "", "'auto' is no device"),
         ("cpu,", "", "'' is no device"),
+        ("²", "3,5", "'²' is no device"),
+        ("cuda:٣", "3,5", "'cuda:٣' is no device"),
     ],
 )
 def test_names_of_devices(text: str, visible: str, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from PIL import Image
 import tcl
 from export.runtime import TorchEncoder
 from tcl.data.images import ImageError
+from tcl.embed import embed
 from tcl.embedder import Embedder
 from tcl.errors import DataError, TclError, UsageError
+from tcl.inputs import list_inputs
 from tcl.models.tcl import TCL
 from tcl.sentence_encoder import SentenceEncoder
 
@@ -44,7 +47,7 @@ def test_load(tiny_model_folder: Path, paths: list[Path]) -> None:
 
 
 def test_images_in_every_form(embedder: Embedder, paths: list[Path]) -> None:
-    processor = embedder.encoder.processor
+    processor = embedder.processor
     expected = embedder.encoder.encode_image(processor.images(paths))
     opened = [Image.open(path) for path in paths]
     pixels = [np.asarray(image) for image in opened]
@@ -56,6 +59,13 @@ def test_images_in_every_form(embedder: Embedder, paths: list[Path]) -> None:
     for single in (paths[2], str(paths[2]), paths[2].read_bytes(), opened[2], pixels[2]):
         np.testing.assert_allclose(embedder.encode_images(single), expected[2:3], atol=1e-6)
     assert embedder.encode_images([]).shape == (0, 16)
+
+
+def test_large_jpegs_are_read_as_the_command_reads_them(embedder: Embedder, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.jpg")
+    embed(list_inputs(str(tmp_path / "large.jpg"), "image"), embedder.encoder, tmp_path / "v.npy")
+    np.testing.assert_allclose(embedder.encode_images(tmp_path / "large.jpg"), np.load(tmp_path / "v.npy"), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
@@ -152,6 +162,17 @@ def test_names_of_sentence_transformers(embedder: Embedder, capfd: pytest.Captur
 def quiet_import() -> Iterator[None]:
     pytest.importorskip("sentence_transformers")
     yield
+
+
+def test_another_version_of_sentence_transformers(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, quiet_import: None
+) -> None:
+    """One without the modules that this one needs."""
+    monkeypatch.delitem(sys.modules, "tcl.sentence_module", raising=False)
+    monkeypatch.setitem(sys.modules, "sentence_transformers.base.modality", None)
+    with pytest.raises(UsageError, match="another version of sentence-transformers") as caught:
+        SentenceEncoder(embedder).to_sentence_transformer()
+    assert caught.value.hint == "pip install 'sentence-transformers>=6'"
 
 
 def test_inside_sentence_transformers(embedder: Embedder, paths: list[Path], quiet_import: None) -> None:

@@ -17,6 +17,7 @@ from tcl.faiss_build import build_index, choose_kind
 from tcl.faiss_index import FaissCollection, default_index, report_file
 from tcl.search import ExactCollection
 from tcl.vector_file import VectorFile
+from tcl.vector_parts import ParquetPart
 from tests.vector_files import HASH, unit, write, write_folder
 
 pytest.importorskip("faiss")
@@ -121,6 +122,51 @@ def test_vectors_of_another_model(tmp_path: Path) -> None:
     (tmp_path / "v.meta.json").write_text(json.dumps(meta | {"model_hash": "b" * 64}))
     with pytest.raises(UsageError, match="changed since"):
         FaissCollection(tmp_path / "v.faiss")
+
+
+def test_equal_vectors_are_as_good_as_one_another(tmp_path: Path) -> None:
+    """A hundred copies of each of three: whichever ten an index finds."""
+    report = build_index(write(tmp_path / "v.npy", np.tile(unit(3), (100, 1))), tmp_path / "v.faiss", "hnsw")
+    assert report.recall_at_10 == 1
+
+
+def test_each_row_group_is_read_once_per_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcl.vectors.ROW_GROUP_BYTES", 10 * 8 * 4)
+    vectors = write(tmp_path / "v.parquet", unit(ROWS))
+    build_index(vectors, tmp_path / "v.faiss", "flat")
+    collection = FaissCollection(tmp_path / "v.faiss")
+    read: list[tuple[int, str]] = []
+    original = ParquetPart._read
+
+    def watched(part: ParquetPart, group: int, columns: list[str]) -> object:
+        read.append((group, columns[0]))
+        return original(part, group, columns)
+
+    monkeypatch.setattr(ParquetPart, "_read", watched)
+    found = collection.search(unit(40, seed=1), 10)
+    assert len(found) == 40 and len(read) == len(set(read)) > 40
+    read.clear()
+    exact = ExactCollection(VectorFile.open(tmp_path / "v.parquet")).search(unit(40, seed=1), 10)
+    assert len(read) <= 3 * ROWS / 10  # compared, looked at, named
+    assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in exact]
+
+
+def test_many_candidates_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = write(tmp_path / "v.npy", unit(ROWS))
+    build_index(vectors, tmp_path / "v.faiss")
+    expected = FaissCollection(tmp_path / "v.faiss").search(unit(7, seed=1), 10)
+    monkeypatch.setattr(faiss_index, "TAKEN_AT_ONCE", 25)
+    assert FaissCollection(tmp_path / "v.faiss").search(unit(7, seed=1), 10) == expected
+
+
+def test_vectors_that_change_while_they_are_indexed(tmp_path: Path) -> None:
+    vectors = write(tmp_path / "v.npy", unit(ROWS))
+    with pytest.raises(DataError, match=r"v\.npy: changed while it was indexed"):
+        build_index(vectors, tmp_path / "v.faiss", progress=lambda rows: write(tmp_path / "v.npy", unit(ROWS, seed=1)))
+    assert not (tmp_path / "v.faiss").exists()
+    build_index(vectors, tmp_path / "v.faiss")  # opened before they changed
+    query = unit(ROWS, seed=1)[:1]
+    assert FaissCollection(tmp_path / "v.faiss").search(query, 1)[0][0].score == pytest.approx(1, abs=1e-6)
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:

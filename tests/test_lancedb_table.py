@@ -68,6 +68,28 @@ def test_vectors_of_another_model(tmp_path: Path) -> None:
     assert len(LanceCollection(place)) == 5
 
 
+def test_vectors_of_another_kind_or_folder(tmp_path: Path) -> None:
+    """A table says of all its rows at once what they are, and where their paths start."""
+    place = f"lancedb:{tmp_path}/db/texts"
+    write_table(write(tmp_path / "v.npy", unit(5)), place)
+    for name, value, message in (("kind", "image", "holds vectors of texts"), ("root", "/b", "its paths start from")):
+        other = write(tmp_path / "w.npy", unit(5, seed=1))
+        other.meta[name] = value
+        with pytest.raises(UsageError, match=message) as caught:
+            write_table(other, place)
+        assert caught.value.hint == "choose another table"
+        (tmp_path / "w.npy").unlink()
+    assert LanceCollection(place).search(unit(5), 1)[4][0].score == pytest.approx(1, abs=1e-6)
+
+
+def test_old_versions_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lancedb_table, "_BLOCK_ROWS", 10)
+    place = f"lancedb:{tmp_path}/db/texts"
+    for seed in range(2):
+        write_table(write(tmp_path / f"{seed}.npy", unit(30, seed=seed)), place)
+    assert len(lancedb.connect(str(tmp_path / "db")).open_table("texts").list_versions()) == 1
+
+
 def test_tables_that_are_not_ours_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder"):
         LanceCollection(f"lancedb:{tmp_path}/db/texts")

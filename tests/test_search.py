@@ -13,6 +13,8 @@ from tcl import search
 from tcl.collection import open_collection
 from tcl.errors import DataError, UsageError
 from tcl.search import ExactCollection, Hit, rerank
+from tcl.vector_file import VectorFile
+from tcl.vectors import VectorWriter
 from tests.vector_files import HASH, unit, write, write_folder
 
 ROWS = 50
@@ -139,3 +141,20 @@ def test_float16_vectors_longer_than_one(tmp_path: Path) -> None:
     file = write(tmp_path / "v.npy", vectors, "float16")
     best = ExactCollection(file).search(unit(1, seed=1), 1)[0][0]
     assert best.score == pytest.approx(float((vectors @ unit(1, seed=1)[0]).max()), rel=1e-3)
+
+
+def test_a_path_that_is_the_id_is_said_once(tmp_path: Path) -> None:
+    for name in ("v.npy", "w.parquet"):
+        writer = VectorWriter(tmp_path / name, 8, "float32", "path")
+        writer.append(["a.jpg", "b"], ["a.jpg", "b.jpg"], unit(2))
+        writer.finish({"kind": "image", "count": 2, "model_hash": HASH, "dim": 8})
+        hits = ExactCollection(VectorFile.open(tmp_path / name)).search(unit(2)[:1], 2)[0]
+        assert {hit.id: hit.path for hit in hits} == {"a.jpg": None, "b": "b.jpg"}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_files_that_belong_to_vectors(tmp_path: Path, suffix: str) -> None:
+    one = write(tmp_path / f"v{suffix}", unit(3)).belongings
+    assert {path.name for path in one} == {path.name for path in tmp_path.iterdir()}
+    folder = write_folder(tmp_path / "parts", unit(5), 2, suffix)
+    assert set(folder.belongings) == set((tmp_path / "parts").iterdir())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import stat
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from tcl.data import scenes
 from tcl.data.cache import CacheError
+from tcl.data.storage import NOT_A_FILE, blocks
 from tcl.data.table_cells import open_image
 from tcl.errors import DataError, UsageError
 
@@ -225,7 +225,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Only filters about Pillow: should two threads leave this block crosswise, nothing else is silenced.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` decides
             with _open_unchecked(source, name) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(name, f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
@@ -234,7 +234,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
                 yield image
     except (ImageError, CacheError):  # a full disk is no matter of this image
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise ImageError(name, f"more than {MAX_PIXELS} pixels") from None
     except UnidentifiedImageError:
         raise ImageError(name, "not an image, or of an unknown format") from None
@@ -242,6 +242,8 @@ def _open(source: Source) -> Iterator[Image.Image]:
         raise ImageError(name, "no such file") from None
     except UsageError as error:
         raise ImageError(name, error.message) from error
+    except MemoryError:  # a matter of this machine
+        raise
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ...
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, reason) from error
@@ -273,10 +275,8 @@ def _refuse_what_blocks(reference: str) -> None:
     """A pipe would be waited for forever, a device be read forever."""
     if not reference:
         raise ImageError("without a name", "its row names no image")
-    with suppress(OSError):  # what is no path, or not there, is told by whoever opens it
-        mode = os.stat(reference).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise ImageError(reference, "a pipe or device, not a file")
+    if blocks(reference):
+        raise ImageError(reference, NOT_A_FILE)
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO
@@ -19,6 +20,8 @@ from tcl.data.remote import fetch, is_url, local_copy
 _MEMBER = re.compile(r"(.+)!([^!]*)@([0-9]+)\+([0-9]+)", re.DOTALL)
 _SPECIAL = re.compile(r"[!%\x00-\x1f\x7f]")
 _OPEN_SHARDS = 32  # per process
+
+NOT_A_FILE = "a pipe or device, not a file"
 
 
 def member_reference(shard: str, member: str, offset: int, size: int) -> str:
@@ -31,6 +34,21 @@ def member_reference(shard: str, member: str, offset: int, size: int) -> str:
         size: in bytes.
     """
     return f"{shard}!{_SPECIAL.sub(lambda found: f'%{ord(found[0]):02X}', member)}@{offset}+{size}"
+
+
+def shard_of(reference: str) -> str:
+    """The shard that a reference names a member of; empty where it names none."""
+    member = _MEMBER.fullmatch(reference)
+    return member[1] if member else ""
+
+
+def blocks(path: str) -> bool:
+    """Whether it is a pipe or device: one would be waited for forever, the other be read forever."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # what is no path, or not there, is told by whoever opens it
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def open_binary(reference: str) -> BinaryIO:
@@ -59,6 +77,8 @@ class _Shard:
         self.name = name
         self.remote = is_url(name)
         self.handle = -1
+        if not self.remote and blocks(name):
+            raise OSError(f"{name} is {NOT_A_FILE}")
         self.handle = _open_copy(name) if self.remote else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
 
     def is_current(self) -> bool:

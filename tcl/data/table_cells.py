@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from tcl.data.remote import fetch, is_url, url_path
-from tcl.data.storage import open_binary
+from tcl.data.storage import NOT_A_FILE, blocks, open_binary, shard_of
 
 _CELL = re.compile(r"(.+\.parquet(?:\?[^!]*)?)!([^!]*)\[([0-9]+)\]", re.DOTALL | re.IGNORECASE)
 _SPECIAL = re.compile(r"[!%\x00-\x1f\x7f]")
@@ -43,6 +43,12 @@ def cell_reference(file: str, column: str, row: int) -> str:
     return f"{file}!{_SPECIAL.sub(lambda found: f'%{ord(found[0]):02X}', column)}[{row}]"
 
 
+def container_of(reference: str) -> str:
+    """The table or shard that a reference names a cell or member of; empty where it names none."""
+    cell = _CELL.fullmatch(reference)
+    return cell[1] if cell else shard_of(reference)
+
+
 def open_image(reference: str) -> BinaryIO:
     """Open a cell, or whatever else `tcl.data.storage.open_binary` knows, for reading, seekable.
 
@@ -56,13 +62,18 @@ def open_image(reference: str) -> BinaryIO:
     file = cell[1]
     path = str(fetch(file)) if is_url(file) else file
     status = os.stat(path)
+    if blocks(path):
+        raise OSError(f"{file} is {NOT_A_FILE}")
     column = re.sub("%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), cell[2])
     with _opening:  # or several threads would open the same
         opened = _column(path, status.st_size, status.st_mtime_ns, column)
     value = opened.read(int(cell[3]))
     if isinstance(value, dict):
         if not value.get("bytes") and value.get("path"):
-            return open_binary(_beside(file, value["path"]))
+            beside = _beside(file, value["path"])
+            if blocks(beside):
+                raise OSError(f"{beside} is {NOT_A_FILE}")
+            return open_binary(beside)
         value = value.get("bytes")
     if not value:
         raise OSError("the cell is empty")

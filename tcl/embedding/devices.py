@@ -28,9 +28,9 @@ def parse_devices(text: str, here: bool = True) -> list[str]:
         if not count:
             raise UsageError("--devices all: no GPU is visible", hint="check `nvidia-smi`, or use --devices cpu")
         return [f"cuda:{number}" for number in range(count)]
-    names = [f"cuda:{name}" if name.isdigit() else name for name in (part.strip() for part in text.split(","))]
+    names = [f"cuda:{name}" if _is_number(name) else name for name in (part.strip() for part in text.split(","))]
     for name in names:
-        numbered = name.startswith("cuda:") and name[5:].isdigit()
+        numbered = name.startswith("cuda:") and _is_number(name[5:])
         if not (numbered or name in ("cpu", "cuda") or names == ["auto"]):
             raise UsageError(f"--devices {text}: {name!r} is no device", hint="auto, all, cpu, 0,1 or cuda:0,cuda:1")
         if name != "cpu" and names.count(name) > 1:
@@ -42,6 +42,10 @@ def parse_devices(text: str, here: bool = True) -> list[str]:
         if name.startswith("cuda:") and int(name[5:]) >= visible:
             raise UsageError(f"--devices {text}: {visible} GPUs are visible, no {name}", hint="check `nvidia-smi`")
     return names
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def count_gpus() -> int:

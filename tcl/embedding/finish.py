@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 CHUNK_ROWS = 8192
+RECALL_ROWS = 1024
 CHUNK_BYTES = 64 << 20  # of tokens
 
 
@@ -36,13 +37,14 @@ class _Chunk:
                 self.kept[start - self.rows.start : start - self.rows.start + count] = True
             self.failed += entry.failed
         self.failed.sort()
+        self._written = int(self.kept.nonzero()[0].max(initial=-1)) + 1  # behind it the file may end
 
     def vectors(self) -> NDArray[np.float32]:
-        return self._job.store.vectors(self.rows.start, self.rows.stop)[self.kept]
+        return self._job.store.vectors(self.rows.start, self.rows.start + self._written)[self.kept[: self._written]]
 
     def tokens(self) -> NDArray[np.float16] | None:
-        tokens = self._job.store.tokens(self.rows.start, self.rows.stop)
-        return None if tokens is None else tokens[self.kept]
+        tokens = self._job.store.tokens(self.rows.start, self.rows.start + self._written)
+        return None if tokens is None else tokens[self.kept[: self._written]]
 
     def names(self) -> list[int]:
         return [row for row, kept in zip(self.rows, self.kept, strict=True) if kept]
@@ -56,6 +58,13 @@ def _chunks(job: FileJob) -> Iterator[_Chunk]:
     step = max(1, rows // span)
     for start in range(0, job.plan.windows, step):
         yield _Chunk(job, range(start, min(start + step, job.plan.windows)))
+
+
+def _slices(parts: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """The same rows, few at a time: each is compared with every query at once."""
+    for part in parts:
+        for start in range(0, len(part), RECALL_ROWS):
+            yield part[start : start + RECALL_ROWS]
 
 
 def write_final(job: FileJob, final: Path) -> None:
@@ -90,7 +99,7 @@ def write_final(job: FileJob, final: Path) -> None:
         if scale is not None:
             meta["scale"] = [float(value) for value in scale]
         if dtype != "float32":
-            share, queries = recall_kept(vectors, writer.count, dtype, scale)
+            share, queries = recall_kept(lambda: _slices(vectors()), writer.count, dtype, scale)
             meta |= {"recall_at_10": round(share, 4), "recall_queries": queries}
         writer.complete(meta)
     finally:

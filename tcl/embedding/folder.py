@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tcl.atomic import write_whole
-from tcl.embedding.plan import differences
+from tcl.embedding.plan import differences, fingerprint_of
 from tcl.errors import UsageError
-from tcl.vectors import COMPLETE
+from tcl.vectors import COMPLETE, SUFFIXES, read_meta
 
 INPUTS = "inputs.arrow"
 FINAL = "final"
@@ -66,6 +66,35 @@ def continues(folder: Path, wanted: dict[str, Any], out: Path) -> bool:
     return True
 
 
+def finished_meta(folder: Path, out: Path) -> dict[str, Any]:
+    """The meta file of a job whose final files were written, wherever it is by now; empty where it is gone."""
+    for place in (folder / FINAL / out.name, out):
+        try:
+            return read_meta(place)
+        except (OSError, ValueError):
+            continue
+    return {}
+
+
+def is_leftover(folder: Path, wanted: dict[str, Any], out: Path) -> bool:
+    """Whether the job that is wanted has ended here, but was killed while it removed its folder."""
+    return is_complete(folder) and out.exists() and not differences(fingerprint_of(finished_meta(folder, out)), wanted)
+
+
+def check_free(folder: Path, out: Path) -> None:
+    """May a job whose final files were written give them their names?
+
+    Raises:
+        UsageError: somebody has put vectors there since it was begun, perhaps of the other format.
+    """
+    if not (folder / FINAL / out.name).exists() or _read(folder).get("replaces"):
+        return
+    for path in (out.with_suffix(suffix) for suffix in SUFFIXES):
+        if path.exists():
+            hint = f"move it away with the files beside it, and the same command goes on from {folder}"
+            raise UsageError(f"{path}: exists by now", hint=hint)
+
+
 def _read(folder: Path) -> dict[str, Any]:
     try:
         job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
@@ -86,9 +115,9 @@ def lock(folder: Path, out: Path) -> int:
         try:
             folder.mkdir(exist_ok=True)
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            continue  # whoever held it has just removed the folder
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
+                continue  # whoever held it has just removed the folder
             raise UsageError(f"{folder}: cannot be written: {error.strerror}", hint="choose another --out") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,10 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.embedding.finish import write_final
-from tcl.embedding.folder import FINAL, INPUTS, continues, discard, is_complete, lock, may_replace, remove, write_job
+from tcl.embedding.folder import (
+    FINAL,
+    INPUTS,
+    check_free,
+    continues,
+    discard,
+    finished_meta,
+    is_complete,
+    is_leftover,
+    lock,
+    may_replace,
+    remove,
+    write_job,
+)
 from tcl.embedding.journal import Entry, JournalWriter, Ledger, next_number
 from tcl.embedding.pipeline import Clock, Link, Pipeline
-from tcl.embedding.plan import EncoderFacts, Options, Plan, Work, fingerprint
+from tcl.embedding.plan import EncoderFacts, Options, Plan, Work, fingerprint, refuse_failed
 from tcl.embedding.store import VectorStore, runs_of
 from tcl.errors import DataError, TclError
 from tcl.inputs import Inputs
@@ -49,7 +62,8 @@ class FileJob:
         self.plan = Plan.of(inputs, options.batch_size)
         self._lock = descriptor
         self.store = VectorStore(self.folder, facts.embed_dim, facts.token_shape)
-        self.ledger = Ledger(self.folder, self.plan, None if complete else self.store)
+        failures = complete or options.on_error == "skip"
+        self.ledger = Ledger(self.folder, self.plan, None if complete else self.store, failures)
         self._journal = next_number(self.folder)
 
     @classmethod
@@ -59,6 +73,7 @@ class FileJob:
         Raises:
             UsageError: `out` exists or cannot be written; another process works on it; or the job that was begun is
                 another one.
+            DataError: it has inputs without a vector, and `on_error` is `fail`.
             TclError: the disk is full or gone.
         """
         check_file_output(out, restart)
@@ -69,10 +84,14 @@ class FileJob:
                 if restart:
                     discard(folder)
                 wanted = fingerprint(inputs, facts, options)
-                complete = is_complete(folder)
-                if not continues(folder, wanted, out) and not complete:
+                begun = continues(folder, wanted, out)
+                if not begun and not is_leftover(folder, wanted, out):
                     discard(folder)  # nothing says what is there
+                    _check_still(out, restart)
                     write_job(folder, wanted, restart)
+                complete = is_complete(folder)
+                if complete:
+                    refuse_failed(out, finished_meta(folder, out), options)
                 return cls(out, inputs, facts, options, descriptor, complete)
         except BaseException:
             os.close(descriptor)
@@ -133,6 +152,7 @@ class FileJob:
 
         Raises:
             DataError: no input has a vector.
+            UsageError: somebody else has put vectors there meanwhile.
             TclError: the disk is full or gone.
         """
         with disk_errors(self.folder):
@@ -142,6 +162,7 @@ class FileJob:
                     self._check_any()
                 write_final(self, self.folder / FINAL)
                 self.complete = True
+            check_free(self.folder, self.out)
             publish(self.folder / FINAL, self.out)
             meta = read_meta(self.out)
             remove(self.folder)
@@ -220,6 +241,15 @@ def check_file_output(out: Path, restart: bool) -> None:
         UsageError: `out` exists and may not be replaced, or cannot be written.
     """
     check_output(out, restart, not restart and may_replace(partial_folder(out)))
+
+
+def _check_still(out: Path, restart: bool) -> None:
+    """`check_output` of a job that is about to begin: another may have ended while its lock was waited for."""
+    try:
+        check_output(out, restart)
+    except BaseException:
+        remove(partial_folder(out))
+        raise
 
 
 @contextmanager

@@ -73,16 +73,19 @@ class Ledger:
         folder: of the job.
         plan: of its batches.
         store: leave out batches whose vectors on disk are not those that were journalled; None trusts the journals.
+        failures: whether batches count in which an input failed; else they are to be done again.
     """
 
-    def __init__(self, folder: Path, plan: Plan, store: VectorStore | None = None) -> None:
+    def __init__(self, folder: Path, plan: Plan, store: VectorStore | None = None, failures: bool = True) -> None:
         self.folder, self.plan = folder, plan
         self.done: NDArray[np.bool_] = np.zeros(plan.batches, bool)
         self._place = np.zeros((plan.batches, 2), np.int64)  # journal, offset
         for number, path in _journals(folder):
             for offset, line in _lines(path):
                 entry = _parse(line, plan)
-                if entry is not None and (store is None or store.checksum(entry.runs) == entry.checksum):
+                if entry is None or (entry.failed and not failures):
+                    continue
+                if store is None or store.checksum(entry.runs) == entry.checksum:
                     self.done[entry.batch] = True
                     self._place[entry.batch] = number, offset
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 
 from tcl.embedding.folder import is_begun
 from tcl.embedding.job import FileJob, check_file_output
-from tcl.embedding.parts import META, SHARD_ROWS, WORK, PartsJob, check_parts_output
-from tcl.embedding.plan import EncoderFacts, Options, differences, fingerprint, fingerprint_of
+from tcl.embedding.parts import META, SHARD_ROWS, WORK, PartsJob, check_parts_output, parts_fingerprint
+from tcl.embedding.plan import EncoderFacts, Options, differences, fingerprint, fingerprint_of, refuse_failed
 from tcl.embedding.workers import Task
 from tcl.errors import UsageError
 from tcl.inputs import Inputs
@@ -67,9 +67,10 @@ class Output:
             return None
         try:
             meta = json.loads((self.path / META).read_text("utf-8")) if self.parts else read_meta(self.path)
-        except (OSError, ValueError):
+            files = [self.path / part["file"] for part in meta["parts"]] if self.parts else [self.path]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return meta if isinstance(meta, dict) and self.path.exists() else None
+        return meta if isinstance(meta, dict) and files and all(file.is_file() for file in files) else None
 
     def open(self, inputs: Inputs, facts: EncoderFacts, options: Options, restart: bool) -> Job:
         """Begin the job, or go on with it."""
@@ -84,10 +85,16 @@ class Output:
 
         Raises:
             UsageError: they are not.
+            DataError: an input has none, and `on_error` is `fail`.
         """
-        found = differences(fingerprint_of(meta), fingerprint(inputs, facts, options))
+        before, wanted = fingerprint_of(meta), fingerprint(inputs, facts, options)
+        if self.parts:
+            before |= parts_fingerprint(meta.get("shard_rows", 0), Path(meta["parts"][0]["file"]).suffix)
+            wanted |= parts_fingerprint(self.shard_rows, self.suffix)
+        found = differences(before, wanted)
         if found:
             raise UsageError(
                 f"{self.path}: exists, with other {', '.join(found)}",
                 hint="choose another name, or add --restart to replace it",
             )
+        refuse_failed(self.path, meta, options)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from tcl.atomic import write_whole
 from tcl.embedding.folder import INPUTS, continues, discard, is_begun, lock, remove, write_job
 from tcl.embedding.job import FileJob, disk_errors
 from tcl.embedding.pipeline import Clock, Link
-from tcl.embedding.plan import EncoderFacts, Options, fingerprint
+from tcl.embedding.plan import EncoderFacts, Options, fingerprint, refuse_failed
 from tcl.errors import DataError, UsageError
 from tcl.inputs import Inputs
 from tcl.vectors import SUFFIXES, check_folder, partial_folder, read_meta, sync_folder
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 META = "meta.json"
 WORK = ".partial"
 SHARD_ROWS = 100_000
+_PART = re.compile(r"part-[0-9]{5,}\.")
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,13 @@ class PartsJob:
                 if restart:
                     discard(folder / WORK)
                     _remove_parts(folder)
-                wanted = fingerprint(inputs, facts, options) | {"shard_rows": shard_rows, "format": suffix[1:]}
+                wanted = fingerprint(inputs, facts, options) | parts_fingerprint(shard_rows, suffix)
                 if not continues(folder / WORK, wanted, folder):
                     write_job(folder / WORK, wanted)
-            return cls(Layout(folder, len(inputs), shard_rows, suffix), inputs, facts, options, descriptor)
+                layout = Layout(folder, len(inputs), shard_rows, suffix)
+                for part in filter(layout.is_done, range(len(layout)) if options.on_error == "fail" else ()):
+                    refuse_failed(layout.file(part), read_meta(layout.file(part)), options)
+            return cls(layout, inputs, facts, options, descriptor)
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -124,6 +129,11 @@ class PartsJob:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Let go. A job in which nothing is done leaves nothing."""
+        with suppress(OSError):  # the folder is gone, or its disk is: nothing to tidy up
+            if kind is not None and not _parts(self.out):
+                remove(self.out / WORK)
+                self.out.rmdir()
         os.close(self._lock)
 
     @property
@@ -171,7 +181,7 @@ class PartsJob:
                 hint = "see why with --on-error fail"
                 raise DataError(f"none of the {len(self.inputs)} inputs has a vector", hint=hint)
             meta = self._meta(metas)
-            write_whole(self.out / META, json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+            write_whole(self.out / META, json.dumps(meta, indent=2) + "\n")  # a root may be no Unicode
             sync_folder(self.out)
             for leftover in self.out.glob("part-*.partial"):  # of a process that was killed as its last breath
                 remove(leftover)
@@ -241,9 +251,15 @@ def check_parts_output(folder: Path, restart: bool) -> None:
     check_folder(folder / WORK if folder.is_dir() else folder)
 
 
+def parts_fingerprint(shard_rows: int, suffix: str) -> dict[str, Any]:
+    """What of a folder has to be the same for it to go on, beside the fingerprint of the job."""
+    return {"shard_rows": shard_rows, "format": suffix[1:]}
+
+
 def _parts(folder: Path) -> list[Path]:
-    """What a job has written into its folder, and may remove from it."""
-    return [*folder.glob("part-[0-9][0-9][0-9][0-9][0-9].*"), *folder.glob(META)]
+    """What a job has written into its folder, and may remove from it: first what says that all of it is there."""
+    parts = sorted(path for path in folder.glob("part-*") if _PART.match(path.name))
+    return [*folder.glob(META), *parts]
 
 
 def _remove_parts(folder: Path) -> None:

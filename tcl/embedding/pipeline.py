@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -18,8 +17,17 @@ from tcl.embedding.plan import Options, Plan, Work, reading_processor
 from tcl.embedding.reading import Prepared, Reader
 from tcl.errors import DataError, TclError
 from tcl.inputs import Inputs
+from tcl.listing.lists import why_gone
 
-LOOK_AHEAD_BATCHES = 2  # prepared ahead of each that is encoded; bounds memory
+LOOK_AHEAD_BATCHES = 2  # prepared beside those that are encoded; bounds memory
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "alloc_failed",
+    "failed to allocate memory",
+    "can't allocate memory",
+    "bad allocation",
+)
 
 
 class Sink(Protocol):
@@ -106,7 +114,7 @@ class Pipeline:
             TclError: the results cannot be written, or the source has gone.
         """
         pending: deque[Future[_Encoded]] = deque()
-        limit = self.lanes * (1 + LOOK_AHEAD_BATCHES)
+        limit = self.lanes + LOOK_AHEAD_BATCHES
         decoders = ThreadPoolExecutor(self.options.workers, "decode")
         lanes = ThreadPoolExecutor(self.lanes, "encode")
         self._writer = ThreadPoolExecutor(1, "write")
@@ -138,12 +146,9 @@ class Pipeline:
         """In a lane: wait for a batch's inputs, encode them, hand them on."""
         prepared = prepare()
         failed, rows = prepared.failed, prepared.rows
-        if failed and self.options.on_error == "fail":
-            row, reason = min(failed)
-            hint = "repair or remove it, or add --on-error skip to go on without such inputs"
-            raise DataError(f"{self.inputs.ids[row]}: {reason}", hint=hint)
-        if failed:
-            check_source(self.inputs, failed[0][0])
+        self._may_fail(failed)
+        for row, _ in failed:
+            check_source(self.inputs, row)
         begun = time.perf_counter()
         vectors = np.empty((0, self.encoder.embed_dim), np.float32)
         tokens: NDArray[np.float16] | None = None
@@ -155,6 +160,7 @@ class Pipeline:
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             failed = failed + [(int(row), "its vector is not finite") for row in rows[~finite]]
+            self._may_fail(failed)
             rows, vectors, tokens = rows[finite], vectors[finite], None if tokens is None else tokens[finite]
         before: Future[float] | None = getattr(self._lane, "written", None)
         if before is not None:
@@ -162,6 +168,12 @@ class Pipeline:
         written = self._writer.submit(self._write, batch, rows, vectors, tokens, failed)
         self._lane.written = written
         return _Encoded(self.plan.size_of(batch), prepared.seconds, seconds, written)
+
+    def _may_fail(self, failed: list[tuple[int, str]]) -> None:
+        if failed and self.options.on_error == "fail":
+            row, reason = min(failed)
+            hint = "repair or remove it, or add --on-error skip to go on without such inputs"
+            raise DataError(f"{self.inputs.ids[row]}: {reason}", hint=hint)
 
     def _write(self, *parts: Any) -> float:
         begun = time.perf_counter()
@@ -205,27 +217,20 @@ class Pipeline:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an encoder ran out of memory: numpy, torch on any device, or ONNX Runtime."""
-    said = str(error)
+    said = str(error).lower()
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(text in said for text in ("Failed to allocate memory", "can't allocate memory", "bad allocation"))
+        or any(text in said for text in _OUT_OF_MEMORY)
     )
 
 
 def check_source(inputs: Inputs, row: int) -> None:
-    """Is the folder of an input that cannot be read still there? Else a disk that goes away would fail all to come.
+    """Is what an input that cannot be read is in still there? Else a disk that goes away would fail all to come.
 
     Raises:
-        DataError: it has gone, or has nothing in it any more.
+        DataError: it has gone since the inputs were listed, or has nothing in it any more.
     """
-    value, root = inputs.values[row], inputs.root
-    if inputs.kind == "text" or os.path.isabs(value) or inputs.location(row) != str(root / value):
-        return
-    try:
-        with os.scandir(root) as entries:
-            reason = "" if next(entries, None) else "is empty now"
-    except OSError as error:
-        reason = f"has gone: {error.strerror}"
-    if reason:
-        raise DataError(f"{root}: {reason}", hint="what was done stays; when it is back, the same command goes on")
+    place = inputs.place(row)
+    if place and (reason := why_gone(place)) and place not in inputs.absent:
+        raise DataError(f"{place}: {reason}", hint="what was done stays; when it is back, the same command goes on")

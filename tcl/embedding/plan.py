@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tcl
+from tcl.errors import DataError
 from tcl.quantise import Dtype
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tcl.embed import Encoder
     from tcl.inputs import Inputs
     from tcl.processor import Processor
@@ -45,7 +48,7 @@ class EncoderFacts:
         model_hash: identifies the model.
         backend: e.g. `torch-cpu`.
         precision: e.g. `fp32`.
-        preprocessing: settings of the processor that reads the inputs.
+        preprocessing: settings of the processor that reads the inputs, and how it comes by pixels.
         lanes: how many threads call it at once.
         token_shape: (T, W) where tokens are kept.
         unverified: the bundle, where its numbers were not verified.
@@ -64,12 +67,13 @@ class EncoderFacts:
     def of(cls, encoder: Encoder, token_shape: tuple[int, int] | None = None) -> EncoderFacts:
         """The facts of an encoder."""
         bundle = getattr(encoder, "bundle", None)
+        processor = reading_processor(encoder)
         return cls(
             encoder.embed_dim,
             encoder.model_hash,
             encoder.backend,
             encoder.precision,
-            reading_processor(encoder).settings(),
+            processor.settings() | processor.decoding(),
             encoder.lanes,
             token_shape,
             str(bundle.folder) if bundle is not None and not bundle.verified else None,
@@ -160,6 +164,19 @@ def fingerprint_of(meta: dict[str, Any]) -> dict[str, Any]:
         "model": meta.get("model_hash"),
         **{name: meta.get(name) for name in same},
     }
+
+
+def refuse_failed(out: Path, meta: dict[str, Any], options: Options) -> None:
+    """Are vectors that an earlier call has finished what `on_error` asks for?
+
+    Raises:
+        DataError: an input has none, and that is to stop the job.
+    """
+    if meta.get("failed") and options.on_error == "fail":
+        raise DataError(
+            f"{out}: {meta['failed']} inputs have no vector",
+            hint="add --on-error skip to go on without them; or repair or remove them, and add --restart",
+        )
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts
-from tcl.embedding.workers import Failure, MakeEncoder, Task
+from tcl.embedding.workers import Failure, MakeEncoder, Task, unequal
 from tcl.errors import MissingExtraError, TclError, UsageError
 from tcl.inputs import Inputs
 
@@ -54,11 +55,12 @@ class RayWorkers:
                 text = " ".join(str(error).split())
                 raise UsageError(f"no Ray cluster: {text}", hint="check RAY_ADDRESS, or unset it") from error
         try:
-            self._make_encoder = partial(_make_in, Path.cwd(), make_encoder)
+            self._make_encoder, self._examine = partial(_make_in, Path.cwd(), make_encoder), examine
             self.actors, self._device = self._place(devices)
             self._gpus = 1 if self._device == "cuda" else 0
             remote = ray.remote(num_cpus=1, num_gpus=self._gpus)(_examine)
-            outcome = ray.get(remote.remote(self._make_encoder, self._device, examine))
+            with _lost_actors():
+                outcome = ray.get(remote.remote(self._make_encoder, self._device, examine))
             if isinstance(outcome, Failure):
                 outcome.throw()
             self.facts: EncoderFacts = outcome
@@ -73,7 +75,7 @@ class RayWorkers:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         if devices == ["auto"]:
-            return (gpus, "cuda") if gpus else (len(ray.nodes()), "cpu")
+            return (gpus, "cuda") if gpus else (sum(bool(node["Alive"]) for node in ray.nodes()), "cpu")
         kinds = {device.partition(":")[0] for device in devices}
         if len(kinds) > 1:
             raise UsageError(f"{' and '.join(sorted(kinds))} do not compute alike", hint="name devices of one kind")
@@ -106,24 +108,23 @@ class RayWorkers:
         context.enable_progress_bars = False
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _PartActor,  # a class is called once per actor, with the arguments below
-            fn_constructor_args=(self._make_encoder, self._device, task, str(inputs.absolute())),
+            fn_constructor_args=(
+                partial(_examined, self._make_encoder, self._device, self._examine, self.facts),
+                task,
+                str(inputs.absolute()),
+            ),
             compute=ray.data.ActorPoolStrategy(size=min(self.actors, len(rows))),
             num_cpus=1,
             num_gpus=self._gpus,
         )
         clock, failure = Clock(), Failure()
-        try:
+        with _lost_actors():
             for row in dataset.iter_rows():
                 for text in row["said"]:
                     say(text)
                 failure = failure if failure.message else Failure(row["kind"], row["message"], row["hint"])
                 clock += Clock(int(row["rows"]), row["decode"], row["encode"], row["write"])
                 progress(int(row["done"]))
-        except ray.exceptions.RayError as error:
-            raise TclError(
-                f"a Ray actor was lost: {' '.join(str(error).split())[:300]}",
-                hint="what was done stays, and the same command goes on",
-            ) from error
         if failure.message:
             failure.throw()
         return clock
@@ -151,24 +152,52 @@ def _make_in(folder: Path, make_encoder: MakeEncoder, device: str) -> Encoder:
 class _PartActor:
     """Holds an encoder and does one part after the other."""
 
-    def __init__(self, make_encoder: MakeEncoder, device: str, task: Task, inputs: str) -> None:
+    def __init__(self, make_encoder: Callable[[], Encoder], task: Task, inputs: str) -> None:
         self.task = task
-        self.encoder = make_encoder(device)
-        self.inputs = Inputs.open(Path(inputs))
+        self.failure = Failure()
+        try:
+            self.encoder = make_encoder()
+            self.inputs = Inputs.open(Path(inputs))
+        except TclError as error:  # told with the first part: Ray would start one actor after the other
+            self.failure = Failure.of(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do part `row["part"]`; a failure is a result, so that the other parts go on and Ray does not try again."""
         done: list[int] = []
         said: list[str] = []
-        clock, failure = Clock(), Failure()
+        clock, failure = Clock(), self.failure
         try:
-            work = iter([int(row["part"])])
-            clock = self.task.run(0, self.encoder, self.inputs, work, Link(done.append, said.append))
+            if not failure.message:
+                work = iter([int(row["part"])])
+                clock = self.task.run(0, self.encoder, self.inputs, work, Link(done.append, said.append))
         except TclError as error:
             failure = Failure.of(error)
         names = ("rows", "decode", "encode", "write")
         values = dict(zip(names, astuple(clock), strict=True))
         return row | values | {"done": sum(done), "said": said, **failure._asdict()}
+
+
+@contextmanager
+def _lost_actors() -> Iterator[None]:
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise TclError(
+            f"a Ray actor was lost: {' '.join(str(error).split())[:300]}",
+            hint="what was done stays, and the same command goes on",
+        ) from error
+
+
+def _examined(
+    make_encoder: MakeEncoder, device: str, examine: Callable[[Encoder], EncoderFacts], facts: EncoderFacts
+) -> Encoder:
+    """The encoder of an actor, which has to be like the one the job was begun with."""
+    encoder = make_encoder(device)
+    if examine(encoder) != facts:
+        raise unequal(f"{device} of one actor", "that of another")
+    return encoder
 
 
 def _examine(

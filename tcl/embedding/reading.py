@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.data.captions import clean_caption
+from tcl.data.images import ImageError
 from tcl.embedding.plan import Plan, Work
 from tcl.errors import TclError
 from tcl.inputs import Inputs
@@ -82,8 +83,11 @@ class Reader:
         begun, reason = time.perf_counter(), None
         try:
             self.processor.image_into(self.inputs.location(row), place)
-        except TclError as error:
-            reason = str(getattr(error, "reason", error.message))
+        except ImageError as error:  # no other: a full cache folder is no matter of this image
+            reason = error.reason
+        except MemoryError as error:
+            hint = "use fewer --workers, or stop what else uses it; the same command goes on"
+            raise TclError(f"out of memory while {self.inputs.ids[row]} was read", hint=hint) from error
         return reason, time.perf_counter() - begun
 
     def tokens(self, rows: range) -> tuple[list[NDArray[np.int64] | None], float]:

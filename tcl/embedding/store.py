@@ -5,6 +5,7 @@ Tokens, where kept, stand in a second file of the same kind as float16 [N, T, W]
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+_READ_BYTES = 512 << 20  # per call: no system reads more than 2 GB at once
 
 Runs = list[tuple[int, int]]  # (first row, number of rows), in the order in which a batch holds them
 
@@ -56,7 +59,11 @@ class VectorStore:
         return checksum
 
     def vectors(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows from `start` up to `stop`; those that were never written hold anything, at the end of the file zeros."""
+        """Rows from `start` up to `stop`, of which the last was written; those that never were hold anything.
+
+        Raises:
+            OSError: they cannot be read, or the file ends before.
+        """
         return self._vectors.rows(start, stop)
 
     def tokens(self, start: int, stop: int) -> NDArray[np.float16] | None:
@@ -74,7 +81,7 @@ class _RowFile:
     """Rows of equal size; no position is shared, so that threads and processes do not meet."""
 
     def __init__(self, path: Path, width: int, dtype: np.dtype[np.generic]) -> None:
-        self.width, self.dtype, self.size = width, dtype, width * dtype.itemsize
+        self._path, self.width, self.dtype, self.size = path, width, dtype, width * dtype.itemsize
         self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def write(self, runs: Runs, values: NDArray[np.generic], checksum: int) -> int:
@@ -88,15 +95,24 @@ class _RowFile:
                 part, offset = part[written:], offset + written
         return checksum
 
-    def read(self, start: int, count: int) -> bytes | None:
-        content = os.pread(self.handle, count * self.size, start * self.size)
-        return content if len(content) == count * self.size else None
+    def read(self, start: int, count: int) -> memoryview | None:
+        content = memoryview(bytearray(count * self.size))
+        return content if self._fill(content, start * self.size) else None
 
     def rows(self, start: int, stop: int) -> NDArray:
-        values = np.zeros((stop - start, self.width), self.dtype)
-        content = os.pread(self.handle, values.nbytes, start * self.size)
-        values.reshape(-1).view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+        values = np.empty((stop - start, self.width), self.dtype)
+        if not self._fill(values.reshape(-1).view(np.uint8).data, start * self.size):
+            raise OSError(errno.EIO, f"{self._path.name} ends before row {stop}")
         return values
+
+    def _fill(self, content: memoryview, offset: int) -> bool:
+        """Read as much as `content` holds; whether there was as much. One call of the system may read less."""
+        while content:
+            count = os.preadv(self.handle, [content[:_READ_BYTES]], offset)
+            if not count:
+                return False
+            content, offset = content[count:], offset + count
+        return True
 
 
 def runs_of(rows: Iterable[int]) -> Runs:

@@ -157,10 +157,7 @@ class Workers:
         first = self.workers[0]
         for other in self.workers[1:]:
             if other.facts != first.facts:
-                raise UsageError(
-                    f"{first.device} and {other.device} do not compute alike, so rows would depend on who was faster",
-                    hint="name devices of one kind by --devices",
-                )
+                raise unequal(first.device, other.device)
         assert first.facts is not None
         return first.facts
 
@@ -179,11 +176,15 @@ class Workers:
         Raises:
             TclError: a process failed or died; what was done stays.
         """
-        for number, worker in enumerate(self.workers):
-            worker.connection.send((task, inputs, number))
         lost: list[str] = []
         failure: Failure | None = None
-        running = {worker.connection: worker for worker in self.workers}
+        running: dict[Connection, _Worker] = {}
+        for number, worker in enumerate(self.workers):
+            try:
+                worker.connection.send((task, inputs, number))
+                running[worker.connection] = worker
+            except OSError:  # it has died since it opened the model
+                lost.append(worker.device)
         while running:
             for connection in wait(list(running)):
                 worker = running[connection]  # type: ignore[index]
@@ -223,6 +224,14 @@ class Workers:
                 worker.process.join(PATIENCE)
             worker.process.kill()
             worker.process.join()
+
+
+def unequal(first: str, other: str) -> UsageError:
+    """The error of two devices whose encoders differ."""
+    return UsageError(
+        f"{first} and {other} do not compute alike, so rows would depend on who was faster",
+        hint="name devices of one kind by --devices",
+    )
 
 
 def _serve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from tcl.data import scenes
 from tcl.data.remote import is_url
+from tcl.data.table_cells import container_of
 from tcl.errors import DataError
 from tcl.listing.strings import Strings
 
@@ -33,6 +35,7 @@ class Inputs:
         warnings: what of the source could not be read, one line each.
         origin: changes when a remote file does that the inputs stand in.
         saved_stamp: the stamp of inputs that were saved.
+        saved_absent: of such inputs what `absent` says.
     """
 
     kind: Kind
@@ -42,6 +45,7 @@ class Inputs:
     warnings: tuple[str, ...] = ()
     origin: str = ""
     saved_stamp: str | None = None
+    saved_absent: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,17 +54,36 @@ class Inputs:
         """What to open for image `row`."""
         return locate(self.values[row], self.root)
 
-    @cached_property
+    def place(self, row: int) -> str:
+        """What image `row` is in: a shard, a table, or a folder, of a relative path `root`; empty where it is none."""
+        value = self.values[row]
+        location = locate(value, self.root)
+        if self.kind == "text" or location != str(self.root / value):
+            return ""
+        if container := container_of(location):
+            return container
+        return os.path.dirname(value) if os.path.isabs(value) else str(self.root)
+
+    @property
     def stamp(self) -> str:
         """Changes when ids, texts or images do: of local images by size and time, which are looked at once."""
-        return self.saved_stamp or _stamp(self)
+        return self._looked[0]
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Folders, shards and tables that were not there at that time."""
+        return self._looked[1]
+
+    @cached_property
+    def _looked(self) -> tuple[str, frozenset[str]]:
+        return _look(self) if self.saved_stamp is None else (self.saved_stamp, self.saved_absent)
 
     def slice(self, start: int, stop: int) -> Inputs:
         """Rows from `start` up to `stop`; their stamp changes when any row of the whole does."""
         stamp = hashlib.sha256(f"{self.stamp} {start} {stop}".encode()).hexdigest()
         ids = self.ids.part(start, stop)
         values = ids if self.values is self.ids else self.values.part(start, stop)
-        return replace(self, ids=ids, values=values, saved_stamp=stamp)
+        return replace(self, ids=ids, values=values, saved_stamp=stamp, saved_absent=self.absent)
 
     def save(self, path: Path) -> None:
         """Write the list, for other processes and for later.
@@ -71,7 +94,13 @@ class Inputs:
         columns = {"id": self.ids.column}
         if self.values is not self.ids:
             columns["value"] = self.values.column
-        about = {"kind": self.kind, "root": str(self.root.absolute()), "stamp": self.stamp, "warnings": self.warnings}
+        about = {
+            "kind": self.kind,
+            "root": str(self.root.absolute()),
+            "stamp": self.stamp,
+            "absent": [os.path.abspath(place) for place in sorted(self.absent)],
+            "warnings": self.warnings,
+        }
         # JSON keeps a path that is no Unicode.
         table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
         temporary = path.with_name(f".{path.name}.partial")
@@ -96,7 +125,8 @@ class Inputs:
             ids = Strings(table["id"])
             values = Strings(table["value"]) if "value" in table.column_names else ids
             warnings = tuple(about["warnings"])
-            return cls(about["kind"], ids, values, Path(about["root"]), warnings, saved_stamp=about["stamp"])
+            root, stamp, absent = Path(about["root"]), about["stamp"], frozenset(about["absent"])
+            return cls(about["kind"], ids, values, root, warnings, saved_stamp=stamp, saved_absent=absent)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise DataError(f"cannot read the list of inputs {path}: {reason}", hint="start anew") from error
@@ -107,18 +137,36 @@ def locate(image: str, root: Path) -> str:
     return image if not image or image.startswith(scenes.PREFIX) or is_url(image) else str(root / image)
 
 
-def _stamp(inputs: Inputs) -> str:
+def why_gone(place: str) -> str:
+    """Why nothing can be read from a folder or file; empty where something may."""
+    try:
+        if not stat.S_ISDIR(os.stat(place).st_mode):
+            return ""
+        with os.scandir(place) as entries:
+            return "" if next(entries, None) else "is empty now"
+    except OSError as error:
+        if isinstance(error, PermissionError) and os.access(place, os.X_OK):  # its files can be read, not its list
+            return ""
+        return f"has gone: {error.strerror}"
+    except ValueError:  # a null byte
+        return "is no path"
+
+
+def _look(inputs: Inputs) -> tuple[str, frozenset[str]]:
+    """The stamp of inputs, and what they are in that is not there."""
     digest = hashlib.sha256(f"{inputs.kind}\n{inputs.origin}\n".encode("utf-8", "surrogatepass"))
-    container_stamp = cache(_file_stamp)
+    container_stamp, gone, absent = cache(_file_stamp), cache(why_gone), set()
     root = str(inputs.root)
-    for row_id, value in zip(inputs.ids, inputs.values, strict=True):
+    for row, (row_id, value) in enumerate(zip(inputs.ids, inputs.values, strict=True)):
         digest.update(f"{row_id}\0{value}\0".encode("utf-8", "surrogatepass"))
         if inputs.kind == "image" and value and not value.startswith(scenes.PREFIX) and not is_url(value):
             location = os.path.join(root, value)
             container = location.rpartition("!")[0]  # of a member or a cell
             found = (container and container_stamp(container)) or _file_stamp(location)
             digest.update(f"{found}\0".encode())
-    return digest.hexdigest()
+            if not found and gone(place := inputs.place(row)):
+                absent.add(place)
+    return digest.hexdigest(), frozenset(absent)
 
 
 def _file_stamp(path: str) -> str:

@@ -137,8 +137,13 @@ def evaluate_retrieval(
     with share.agree():
         # Every process encodes all texts: its images need the token states of nearly all of them.
         texts = _Texts(model, pairs.texts, batch_size, memory)
-        ranking = rank_by_vectors(image_feat, texts.text_feat, image_of_text, max(rerank, LISTED))
-        if rerank:
+        own_ranking = None
+        if share.rank == 0:
+            own_ranking = rank_by_vectors(image_feat, texts.text_feat, image_of_text, max(rerank, LISTED))
+    # One for all: rounding differs between devices, and with it which pairs are among the nearest.
+    ranking: VectorRanking = share.collect(own_ranking)[0]
+    if rerank:
+        with share.agree():
             wanted = ranking.first(rerank).pairs()
             total = len(images.own) + int(images.wants(wanted, len(pairs.texts), share.rank).sum())
             own_scores = score_pairs(

@@ -420,3 +420,22 @@ def test_pillow_is_used_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == [str(8 * 8 * 255), "pip install 'tcl-vision-language[train]'"]
+
+
+def test_only_the_limit_decides_what_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns from half of it on."""
+    content = encoded(Image.new("L", (12, 12)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode(content).size == (12, 12)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70)
+    with pytest.raises(ImageError, match="more than"):
+        decode(content)
+
+
+def test_memory_that_does_not_suffice_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(MemoryError):
+        decode(encoded(Image.new("L", (12, 12)), "PNG"))

@@ -128,3 +128,17 @@ def test_other_references_go_on(tmp_path: Path) -> None:
         assert file.read() == b"0123456789"
     with open_image(member_reference(str(tmp_path / "a[0].jpg"), "x.parquet!y[3]", 2, 3)) as file:
         assert file.read() == b"234"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Named by a cell, or in the place of a table or a shard."""
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": "pipe"}]}), tmp_path / "t.parquet")
+    for name in ("pipe", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+    for reference in (
+        cell_reference(str(tmp_path / "t.parquet"), "image", 0),
+        cell_reference(str(tmp_path / "pipe.parquet"), "image", 0),
+        member_reference(str(tmp_path / "pipe"), "a.jpg", 0, 3),
+    ):
+        with pytest.raises(OSError, match="a pipe or device, not a file"):
+            open_image(reference)

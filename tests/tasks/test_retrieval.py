@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,24 @@ def test_shares_are_the_whole_bit_for_bit(tiny_model: TCL, index: PairIndex, wor
         return result, list(result.ranked.predictions())
 
     assert in_processes(world_size, evaluate) == [evaluate(ALONE)] * world_size
+
+
+def test_one_ranking_for_all(tiny_model: TCL, index: PairIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes whose devices round differently choose the same pairs: those of the first."""
+    calls = []
+
+    def of_this_process(*arguments: Any) -> Any:
+        calls.append(arguments)
+        ranking = rank_by_vectors(*arguments)
+        return ranking if len(calls) == 1 else replace(ranking, of_image=ranking.of_image.flip(1))
+
+    monkeypatch.setattr("tcl.tasks.retrieval.rank_by_vectors", of_this_process)
+    first, second = in_processes(
+        2, lambda share: evaluate_retrieval(tiny_model, index, rerank=2, batch_size=2, share=share)
+    )
+    assert first == second and len(calls) == 1
+    monkeypatch.undo()
+    assert first == evaluate_retrieval(tiny_model, index, rerank=2, batch_size=2)
 
 
 def test_what_one_share_cannot_read_all_leave_out(tiny_model: TCL, index: PairIndex, tmp_path: Path) -> None:

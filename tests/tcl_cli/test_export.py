@@ -84,6 +84,29 @@ def test_a_fine_tuned_model_has_a_graph_for_its_task(workplace: Path, tiny_model
     assert manifest["graphs"]["entailment"]["outputs"] == {"logits": {"dtype": "float32", "shape": ["batch", 2]}}
 
 
+def test_real_inputs_that_are_none(workplace: Path, tcl: Tcl) -> None:
+    Path("bad").mkdir()
+    Path("bad/a.png").write_bytes(b"x")
+    Path("dots.txt").write_text("...\n")
+    for arguments, message in [
+        (["--calibrate", "bad"], "--calibrate bad: none of the first 32 images can be read"),
+        (["--calibrate-texts", "dots.txt"], "--calibrate-texts dots.txt: none of the first 32 texts has words"),
+    ]:
+        done = tcl("export", *arguments)
+        assert (done.code, done.stdout) == (1, "") and message in done.stderr
+    assert not Path("exports").exists()
+
+
+def test_a_model_repository_beside(workplace: Path, tcl: Tcl) -> None:
+    done = tcl("export", "--no-matcher", "--no-verify", "--precision", "fp16,fp32", "--triton", "models")
+    assert (done.code, done.stdout) == (0, "exports/tiny\n") and "models: a model repository" in done.stderr
+    assert sorted(path.name for path in Path("models").iterdir()) == ["image_encoder", "text_encoder"]
+    assert Path("models/text_encoder/1/model.onnx").samefile("exports/tiny/text_encoder.onnx")
+    for option in (["--onnx"], ["--triton", "other"]):
+        done = tcl("export", "--trt", "--model", "exports/tiny", *option)
+        assert done.code == 2 and f"{option[0]} has no effect" in done.stderr
+
+
 def test_bad_input(workplace: Path, tcl: Tcl) -> None:
     Path("file").touch()
     Path("taken.tar").touch()
@@ -97,6 +120,11 @@ def test_bad_input(workplace: Path, tcl: Tcl) -> None:
         (["--precision", "fp32,fp64"], "no such precision: 'fp64'"),
         (["--precision", ","], "no precision was given"),
         (["--precision", "int8", "--int8", "static"], "finds the ranges on real inputs"),
+        (["--int8", "static", "--calibrate", "images"], "--int8 static without int8 graphs"),
+        (["--int8", "dynamic"], "--int8 dynamic without int8 graphs"),
+        (["--triton", "images"], "images: exists"),
+        (["--triton", "new", "--out", "new"], "--out and --triton are both new"),
+        (["--triton", "models", "--precision", "bf16"], "ONNX Runtime does not run bf16"),
         (["--calibrate", "nowhere"], "nowhere: no such file or folder"),
     ]:
         done = tcl("export", *arguments)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.matcher import TorchMatcher
 from export.runtime import TorchEncoder
@@ -61,7 +62,7 @@ def test_table(vectors: Path, tcl: Tcl) -> None:
     assert found.code == 0
     lines = found.stdout.splitlines()
     assert lines[:2] == ["rank\tscore\tid\ttext", "1\t1\t1\ta red circle"] and len(lines) == 3
-    assert re.search(r"encoded in [\d.]+ m?s, 3 vectors searched in [\d.e-]+ m?s\n", found.stderr)
+    assert re.search(r"encoded on torch-cpu \(fp32\) in [\d.]+ m?s, 3 vectors searched in [\d.e-]+ m?s\n", found.stderr)
 
 
 def test_json(vectors: Path, tcl: Tcl) -> None:
@@ -126,7 +127,7 @@ def test_many_queries(vectors: Path, tcl: Tcl) -> None:
     rows = [json.loads(line) for line in found.stdout.splitlines()]
     assert [row["query"] for row in rows] == ["a red circle", "images/2.png"]
     assert rows[1]["hits"][0]["id"] == "2.png" and all(len(row["hits"]) == 2 for row in rows)
-    assert "2 queries: encoded in" in found.stderr
+    assert "2 queries: encoded on torch-cpu (fp32) in" in found.stderr
     one = json.loads(tcl("search", "a red circle", "--index", "vecs.npy", "-k", "2", "--json").stdout)
     assert [hit["id"] for hit in one["hits"]] == [hit["id"] for hit in rows[0]["hits"]]
 
@@ -149,6 +150,23 @@ def test_many_queries(vectors: Path, tcl: Tcl) -> None:
         2,
         2,
     ]
+
+
+def test_a_text_is_a_text_whatever_it_names(vectors: Path, tcl: Tcl) -> None:
+    Path("README").write_text("x")
+    rows = [{"text": "README"}, {"text": "https://example.org/a.jpg"}, {"text": "a.jpg"}]
+    Path("queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = tcl("search", "--queries", "queries.jsonl", "--index", "texts.npy")
+    assert done.code == 0 and len(done.stdout.splitlines()) == 3
+
+
+def test_an_image_finds_itself(workplace: Path, tcl: Tcl) -> None:
+    """A JPEG of many pixels, which `tcl embed` decodes at a fraction of them."""
+    noise = np.random.default_rng(1).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("images/large.jpg")
+    assert tcl("embed", "images", "--out", "vecs.npy").code == 0
+    hits = json.loads(tcl("search", "images/large.jpg", "--index", "vecs.npy", "--json").stdout)["hits"]
+    assert hits[0]["id"] == "large.jpg" and hits[0]["score"] == pytest.approx(1, abs=1e-6)
 
 
 def test_page(vectors: Path, tcl: Tcl) -> None:
@@ -201,6 +219,16 @@ def test_page(vectors: Path, tcl: Tcl) -> None:
         (["short.npy", "--index", "vecs.npy"], 1, "4 entries"),
         (["short.npy", "--index", "vecs.npy", "--rerank", "2"], 2, "not at vectors"),
         (["x", "--index", "vecs.npy", "--html", "no/h.html"], 2, "no folder no"),
+        (["x", "--index", "vecs.npy", "--html", "vecs.npy"], 2, "--html vecs.npy is the data itself"),
+        (["x", "--index", "vecs.npy", "--html", "vecs.ids.jsonl"], 2, "vecs.ids.jsonl is the data itself"),
+        (["--queries", "queries.txt", "--out", "vecs.meta.json", "--index", "vecs.npy"], 2, "is the data itself"),
+        (["--queries", "queries.txt", "--html", "queries.txt", "--index", "vecs.npy"], 2, "is the data itself"),
+        (["--queries", "texts.npy", "--html", "texts.ids.jsonl", "--index", "vecs.npy"], 2, "is the data itself"),
+        (["--queries", "queries.txt", "--out", "o", "--html", "o", "--index", "vecs.npy"], 2, "are both o"),
+        (["x", "--index", "vecs.npy", "--images", "images"], 2, "--images is for --rerank and --html"),
+        (["missing.npy", "--index", "vecs.npy"], 2, "missing.npy: no such file"),
+        (["--queries", "blank.jsonl", "--index", "vecs.npy"], 2, "line 1: the query '' holds no words"),
+        (["--queries", "unnamed.jsonl", "--index", "vecs.npy"], 1, "unnamed.jsonl line 1: names no image"),
     ],
 )
 def test_bad_input(vectors: Path, tcl: Tcl, arguments: list[str], code: int, message: str) -> None:
@@ -208,6 +236,8 @@ def test_bad_input(vectors: Path, tcl: Tcl, arguments: list[str], code: int, mes
     Path("empty.txt").write_text("\n")
     Path("bad.jsonl").write_text("{\n")
     Path("keys.jsonl").write_text('{"question": "a dog"}\n')
+    Path("blank.jsonl").write_text('{"text": ""}\n')
+    Path("unnamed.jsonl").write_text('{"image": " "}\n')
     Path("latin.txt").write_bytes(b"caf\xe9\n")
     np.save("zero.npy", np.zeros((1, 16), np.float32))
     np.save("short.npy", np.ones((1, 4), np.float32))
@@ -287,8 +317,20 @@ def test_dedup(vectors: Path, tcl: Tcl, tiny_model: TCL) -> None:
         (["images"], "not a folder of vectors"),
         (["vecs.npy", "--out", "vecs.npy"], "is the data itself"),
         (["vecs.npy", "--html", "no/d.html"], "no folder no"),
+        (["vecs.npy", "--html", "vecs.npy"], "is the data itself"),
+        (["vecs.npy", "--out", "vecs.ids.jsonl"], "is the data itself"),
+        (["vecs.npy", "--out", "d", "--html", "d"], "are both d"),
+        (["vecs.npy", "--images", "images"], "--images is for --html"),
     ],
 )
 def test_dedup_bad_input(vectors: Path, tcl: Tcl, arguments: list[str], message: str) -> None:
     found = tcl("dedup", *arguments)
     assert (found.code, found.stdout) == (2, "") and message in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_huge_group_on_the_page(vectors: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcl.result_page.SHOWN", 2)
+    np.save("vecs.npy", np.load("vecs.npy")[[0, 0, 0]])
+    assert tcl("dedup", "vecs.npy", "--html", "d.html").code == 0
+    page = Page(Path("d.html").read_text())
+    assert len(page.sources) == 2 and "and 1 more" in page.text
