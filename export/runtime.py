@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tcl.models.tcl import TCL
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+BACKENDS = ("auto", "torch", "torch-compiled", "onnx", "trt")
+DEVICES = ("auto", "cpu", "cuda")
 
 PREFERRED = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp16", "fp32")}
 """Precisions of a bundle in the order in which `auto` takes them; ONNX Runtime runs no others there."""
@@ -233,6 +235,9 @@ def open_encoder(
         UsageError: there is no such model, or the backend cannot run it.
         MissingExtraError: the backend is not installed.
     """
+    for name, value, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
+        if value not in known:
+            raise UsageError(f"{name} {value!r} is unknown", hint=f"one of {', '.join(known)}")
     model = _unpacked(model or os.environ.get("TCL_MODEL"))
     source = find_bundle(model) if backend in ("onnx", "trt") else _find(model, bundles=backend == "auto")
     if backend == "auto":

@@ -57,6 +57,7 @@ def list_inputs(
     image_column: str | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
+    images: str | None = None,
     stdin: BinaryIO | None = None,
     progress: Progress = lambda rows: None,
 ) -> Inputs:
@@ -68,6 +69,7 @@ def list_inputs(
         image_column: of a table, instead of those with a usual name.
         text_column: likewise.
         id_column: likewise.
+        images: folder or URL that relative image paths in a table or list start from, instead of its own folder.
         stdin: what `-` reads; by default this process's standard input.
         progress: called with the number of rows read since the last call.
 
@@ -77,7 +79,10 @@ def list_inputs(
     """
     if "\0" in source:
         raise UsageError(f"{source!r}: no file has a name with a NUL in it")
-    asked = _Asked(source.removeprefix("file://"), kind, Columns(image_column, text_column, id_column), progress)
+    if images is not None and not is_url(images) and not Path(images).is_dir():
+        raise UsageError(f"{images}: no such folder", hint="say by --images where the images are")
+    columns = Columns(image_column, text_column, id_column)
+    asked = _Asked(source.removeprefix("file://"), kind, columns, images, progress)
     try:
         inputs = _list(asked, stdin)
     except OSError as error:
@@ -85,7 +90,7 @@ def list_inputs(
     if not len(inputs):
         what = {"auto": "image or text", "image": "image", "text": "text"}[kind]
         unread = f"; {inputs.warnings[0]}" if inputs.warnings else ""
-        raise DataError(f"{source}: holds no {what}{unread}", hint=_what_was_looked_for(Path(source)))
+        raise DataError(f"{source}: holds no {what}{unread}", hint=_what_was_looked_for(Path(source), kind))
     return inputs
 
 
@@ -100,13 +105,14 @@ class _Asked(NamedTuple):
     source: str
     kind: Literal["auto", "image", "text"]
     columns: Columns
+    images: str | None
     progress: Progress
 
 
 def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
     source, path = asked.source, Path(asked.source)
     if source.startswith(scenes.PREFIX):
-        return _scenes(_without_columns(asked))
+        return _scenes(_names_no_images(_without_columns(asked)))
     if source == "-":
         return _stdin(_without_columns(asked), stdin or sys.stdin.buffer)
     if is_url(source):
@@ -139,6 +145,12 @@ def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
 def _only_images(asked: _Asked) -> _Asked:
     if asked.kind == "text":
         raise UsageError(f"{asked.source}: holds images, not texts", hint="leave out --kind, or give a file of texts")
+    return _names_no_images(asked)
+
+
+def _names_no_images(asked: _Asked) -> _Asked:
+    if asked.images is not None:
+        raise UsageError(f"{asked.source}: is no table and no list", hint="leave out --images")
     return asked
 
 
@@ -148,7 +160,16 @@ def _without_columns(asked: _Asked) -> _Asked:
     return asked
 
 
-def _what_was_looked_for(path: Path) -> str:
+def _start(asked: _Asked) -> str | None:
+    """What relative paths of images start from where the user says so: an absolute path, or a URL."""
+    return asked.images if asked.images is None or is_url(asked.images) else os.path.abspath(asked.images)
+
+
+def _what_was_looked_for(path: Path, kind: str) -> str:
+    if path.suffix.lower() == ".tar" and kind == "text":
+        return "texts of a shard are its .txt members, and captions in its .json members"
+    if str(path) == "-" or path.suffix.lower() in LISTS:
+        return "every line is an input, and there is none"
     if path.suffix.lower() in READERS:
         return f"columns looked for: {', '.join(IMAGE_COLUMNS)} or {', '.join(TEXT_COLUMNS)}"
     if path.is_dir() and (shards := sorted(path.glob("*.tar")) or sorted(path.glob("*.parquet"))):
@@ -198,7 +219,8 @@ def _lines(asked: _Asked, path: Path, root: Path, base: str) -> Inputs:
         return Inputs(
             "text", *gather((InputRow(str(number), line, "") for number, line in lines), asked.progress), root
         )
-    ids, values = gather((InputRow(line, resolve(line, base), "") for _, line in lines), asked.progress)
+    start = _start(asked) or base
+    ids, values = gather((InputRow(line, resolve(line, start), "") for _, line in lines), asked.progress)
     return Inputs("image", numbered(ids), values, root)
 
 
@@ -232,6 +254,8 @@ def _tables(asked: _Asked) -> Inputs:
     if any(os.path.isdir(file.name) for file in found.files):
         raise UsageError(f"{asked.source}: a folder is not read as a table", hint="name the files in it")
     files, root = place(found)
+    if start := _start(asked):
+        files = [placed._replace(base=start) for placed in files]
     columns = replace(asked.columns, condition=found.condition)
     kind: Kind = kind_of(files[0], columns) if asked.kind == "auto" else asked.kind
     check_columns_apply(asked.source, kind, columns, any(file.suffix == ".tar" for file in found.files))

@@ -33,6 +33,7 @@ class Hit:
         text: the input itself, where it is a text.
         path: of the image, relative to the source, where that is not its id.
         match: probability that query and input belong together, by the fusion encoder; None unless re-ranked.
+        logit: of a match, which orders re-ranked hits.
     """
 
     row: int | None
@@ -41,6 +42,7 @@ class Hit:
     text: str | None = None
     path: str | None = None
     match: float | None = None
+    logit: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values, without what is None."""
@@ -176,12 +178,12 @@ def rerank(hits: Sequence[Hit], logits: NDArray[np.float32]) -> list[Hit]:
         logits: ITM logits (no match, match) of the hits [N, 2].
 
     Returns:
-        The hits, best first, each with its probability of a match.
+        The hits, best first, each with its probability and its logit of a match.
     """
     exact = np.asarray(logits, dtype=np.float64).reshape(-1, 2)
     probabilities = 1 / (1 + np.exp(np.clip(exact[:, 0] - exact[:, 1], -700, 700)))
     order = np.argsort(-exact[:, 1], kind="stable")
-    return [replace(hits[i], match=float(probabilities[i])) for i in order]
+    return [replace(hits[i], match=float(probabilities[i]), logit=float(exact[i, 1])) for i in order]
 
 
 class _Plain:

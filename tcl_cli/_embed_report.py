@@ -38,9 +38,9 @@ def print_report(report: EmbedReport, output: Output, table: bool) -> None:
 
     if report.bottleneck:
         rates = ", ".join(f"{stage} {rate:.0f}/s" for stage, rate in report.rates.items())
-        done = report.count + report.failed - report.resumed
+        now = f", {report.resumed} inputs done before" if report.resumed else ""
         console.message(
-            f"{report.count} vectors in {report.seconds:.1f} s, {done / report.seconds:.0f}/s; "
+            f"{report.count} vectors{now}, in {report.seconds:.1f} s with opening the model; "
             f"each stage by itself: {rates}; the bottleneck is {report.bottleneck}"
         )
     if report.recall_at_10 is not None:

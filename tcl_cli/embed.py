@@ -126,6 +126,15 @@ def embed(
         Kind,
         typer.Option("--kind", help="auto: images where the source has any, else texts.", rich_help_panel=INPUT_PANEL),
     ] = Kind.auto,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            help="Folder or URL that relative image paths in a table or list start from. Default: its own folder.",
+            rich_help_panel=INPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     image_column: Annotated[
         str | None,
         typer.Option("--image-column", help="Of a table.", rich_help_panel=INPUT_PANEL, show_default=False),
@@ -240,6 +249,7 @@ def embed(
             image_column=image_column,
             text_column=text_column,
             id_column=id_column,
+            images=images,
             progress=listed,
         )
     for warning in inputs.warnings:

@@ -176,7 +176,9 @@ def _report(error: Exception) -> int:
         full = error.errno == errno.ENOSPC
         out.error(
             f"{place}{error.strerror or error}",
-            hint="free some space; a run continues with --resume" if full else "check the path and its permissions",
+            hint="free some space; a training run continues with --resume"
+            if full
+            else "check the path and its permissions",
         )
         return 1
     # Of an error that a worker process passes on, torch's text is the whole traceback; its last line is what happened.

@@ -200,7 +200,7 @@ def _show(result: tuple[Query, list[Hit]], seconds: dict[str, float], json: bool
     if json:
         console.json({"query": query.name, "hits": _to_json(hits), "seconds": seconds})
         return
-    optional = {name: [getattr(hit, name) for hit in hits] for name in ("match", "id", "path", "text")}
+    optional = {name: [getattr(hit, name) for hit in hits] for name in ("logit", "match", "id", "path", "text")}
     columns = {name: values for name, values in optional.items() if any(value is not None for value in values)}
     rows: list[list[object]] = [[rank, round(hit.score, 4)] for rank, hit in enumerate(hits, 1)]
     for values in columns.values():

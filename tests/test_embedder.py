@@ -185,3 +185,10 @@ def test_inside_sentence_transformers(embedder: Embedder, paths: list[Path], qui
     np.testing.assert_allclose(model.similarity(model.encode(TEXTS), model.encode(TEXTS)).diagonal(), 1, atol=1e-5)
     with pytest.raises(UsageError, match="cannot save"):
         model.save(str(paths[0].parent / "saved"))
+
+
+def test_unknown_ways_to_compute() -> None:
+    with pytest.raises(UsageError, match="backend 'foo' is unknown"):
+        tcl.load("runs/none", backend="foo")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="device 'tpu' is unknown"):
+        tcl.load("runs/none", device="tpu")

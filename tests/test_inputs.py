@@ -464,7 +464,7 @@ def test_remotes_that_are_not_there(
         ("x.csv", "", "auto", DataError, "holds no rows"),
         ("x.csv", "image\n", "image", DataError, "holds no image"),
         ("x.jsonl", '{"text": "a"}\n{"text": \n', "auto", DataError, "line 2"),
-        ("x.csv", "a,b\n1,2\n", "auto", UsageError, "no text column among a, b"),
+        ("x.csv", "a,b\n1,2\n", "auto", UsageError, "no image or text column among a, b"),
         ("x.json", "[3]", "auto", DataError, "expected an object"),
         ("x.json", '[{"text": "a"}, 3]', "auto", DataError, "row 2: expected an object"),
         ("images", "folder", "text", UsageError, "holds images, not texts"),
@@ -490,3 +490,30 @@ def test_a_folder_of_shards_says_how_to_name_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image") as caught:
         list_inputs(str(tmp_path))
     assert f"'{tmp_path}/*.tar'" in str(caught.value.hint)
+
+
+def test_images_of_a_table_or_list_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(4, 4))
+    (tmp_path / "table.csv").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
+    (tmp_path / "list.lst").write_text("a.png\n", encoding="utf-8")
+    for source in ("table.csv", "list.lst"):
+        inputs = list_inputs(str(tmp_path / source), images=str(tmp_path / "photos"))
+        assert list(inputs.ids) == ["a.png"] and Path(inputs.location(0)).is_file()
+    with pytest.raises(UsageError, match="no such folder"):
+        list_inputs(str(tmp_path / "table.csv"), images=str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="no table and no list"):
+        list_inputs(str(tmp_path / "photos"), images=str(tmp_path / "photos"))
+
+
+def test_the_columns_of_either_kind_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("Bild,n\na.png,1\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="no image or text column among Bild, n") as caught:
+        list_inputs(str(tmp_path / "odd.csv"))
+    assert "--image-column" in str(caught.value.hint)
+
+
+def test_nothing_on_standard_input() -> None:
+    with pytest.raises(DataError, match="holds no text") as caught:
+        list_inputs("-", "text", stdin=io.BytesIO())
+    assert "every line is an input" in str(caught.value.hint)

@@ -82,10 +82,11 @@ class Columns:
         found = ", ".join(map(str, names)) or "none"
         keys = self.keys(kind)
         if not set(keys) & set(names):
-            hint = f"name it {', '.join(keys)}, or say which by --{kind}-column, or change --kind"
+            hint = f"name it {', '.join(keys)}, or say which it is by --image-column or --text-column"
             if len(keys) == 1:
                 raise UsageError(f"{place}: no column {keys[0]} among {found}", hint=f"check --{kind}-column")
-            raise UsageError(f"{place}: no {kind} column among {found}", hint=hint)
+            what = kind if set(IMAGE_COLUMNS + TEXT_COLUMNS) & set(names) else "image or text"
+            raise UsageError(f"{place}: no {what} column among {found}", hint=hint)
         if self.id and self.id not in names:
             raise UsageError(f"{place}: no column {self.id} among {found}", hint="check --id-column")
 

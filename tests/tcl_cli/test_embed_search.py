@@ -151,7 +151,7 @@ def test_search_reranked(vectors: Path, capsys: Capture, query: str, index: str)
     assert [("match" in hit) for hit in hits] == [True, True, False]
     assert all(0 < hit["match"] < 1 for hit in hits[:2])
     assert run(["search", query, "--index", index, "--rerank", "2"]) == 0
-    assert capsys.readouterr().out.startswith("rank\tscore\tmatch\tid")
+    assert capsys.readouterr().out.startswith("rank\tscore\tlogit\tmatch\tid")
 
 
 def test_images_that_moved(vectors: Path, capsys: Capture) -> None:

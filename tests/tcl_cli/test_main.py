@@ -62,7 +62,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (
             OSError(errno.ENOSPC, "No space left on device", "v.npy"),
             1,
-            ["Error: v.npy: No space left on device", "  -> free some space; a run continues with --resume"],
+            ["Error: v.npy: No space left on device", "  -> free some space; a training run continues with --resume"],
         ),
         (KeyError("a"), 1, ["Error: KeyError: 'a'", "  -> run again with --debug to see where"]),
         (

@@ -79,7 +79,7 @@ def test_reranked(vectors: Path, tcl: Tcl, query: str) -> None:
     hits = json.loads(found.stdout)["hits"]
     assert [("match" in hit) for hit in hits] == [True, True, False]
     assert all(0 < hit["match"] < 1 for hit in hits[:2]) and "re-ranked in" in found.stderr
-    assert tcl("search", query, "--index", index, "--rerank", "2").stdout.startswith("rank\tscore\tmatch\tid")
+    assert tcl("search", query, "--index", index, "--rerank", "2").stdout.startswith("rank\tscore\tlogit\tmatch\tid")
 
 
 def test_reranked_from_kept_tokens(vectors: Path, tcl: Tcl, tiny_model: TCL) -> None:
