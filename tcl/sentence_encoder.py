@@ -87,6 +87,6 @@ class SentenceEncoder:
 
 
 def _bar(total: int) -> Any:
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     return tqdm(total=total, unit="text")
