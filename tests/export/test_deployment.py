@@ -45,7 +45,7 @@ def test_everything_a_bundle_does_runs_without_torch_and_onnx(bundle: Bundle, tm
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "v.npy").shape == (5, 16)
-    assert done.stdout.count("\nrank\tscore\tmatch") == 2, "re-ranked hits have a probability of a match"
+    assert done.stdout.count("\nrank\tscore\tlogit\tmatch") == 2, "re-ranked hits have a probability of a match"
 
 
 IMAGE, TEXT = ("pixel_values",), ("input_ids", "attention_mask")
