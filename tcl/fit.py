@@ -61,10 +61,10 @@ def fit(training: Training, run: Path, *, held: bool = False) -> TrainResult:
     """
     recipe, told = training.recipe.train, 0
     eval_every = recipe.eval_every or training.loader.steps_per_epoch
-    with _Fit(training, run, held) as this, StopRequest() as stop:
+    with StopRequest() as stop, _Fit(training, run, stop, held) as this:
         agreed = Agreement(training.world)
         if this.owes_validation(eval_every):
-            this.validate()
+            told = this.validate()
         while not this.ended and not told:
             for batches in this.batches_of_steps():
                 finished = training.step + 1 >= training.total_steps
@@ -83,30 +83,31 @@ def fit(training: Training, run: Path, *, held: bool = False) -> TrainResult:
                     this.save()
                 due = finished or (training.step % eval_every == 0 and not told)  # who is told to go goes now
                 if training.task.validates and due:
-                    this.validate()
-                    if this.ended and not saves:  # early
+                    told = this.validate() or told
+                    if (this.ended or told) and not saves:  # early
                         this.save()
                 if this.ended or told:
                     break
                 if saves:
                     this.report()
         agreed.close()
-        if this.ended:
+        if this.finished:
             this.finish()
         this.report(samples=told != signal.SIGTERM)
         this.wait_for_copies(lambda: signal.SIGTERM in (told, stop.signal))
-    return TrainResult(run, training.step, this.ended, told)
+    return TrainResult(run, training.step, this.finished, told)
 
 
 class _Fit:
     """What the loop does besides training. All processes call it alike; only the first one writes."""
 
-    def __init__(self, training: Training, run: Path, held: bool) -> None:
-        self.training, self.run, self.held = training, run, held
+    def __init__(self, training: Training, run: Path, stop: StopRequest, held: bool) -> None:
+        self.training, self.run, self.stop, self.held = training, run, stop, held
         self.world, self.task, self.reporter = training.world, training.task, training.reporter
         self.bad: list[dict[str, Any]] = []  # samples that could not be read, not yet in the log
         self.waited = 0.0  # seconds spent waiting for data
         self.stale = 0  # validations since the best one
+        self.cut_short = 0  # the signal that ended the last validation before it was done
         self.runlog: RunLog | None = None
         self._closing = ExitStack()
 
@@ -144,6 +145,11 @@ class _Fit:
         """Is the training done: all steps, or `patience` validations without a better one? Agreed by all processes."""
         patience = self.training.recipe.train.patience
         return self.training.step >= self.training.total_steps or (patience is not None and self.stale >= patience)
+
+    @property
+    def finished(self) -> bool:
+        """Is there nothing left to do, validation included?"""
+        return self.ended and not self.cut_short
 
     def _warn_without_validation(self) -> None:
         train = self.training.recipe.train
@@ -231,19 +237,30 @@ class _Fit:
         done = any("loss" not in record and record["step"] == step for record in read_records(self.run / METRICS_FILE))
         return self.task.validates and due and bool(self.world.from_main(not done))
 
-    def validate(self) -> None:
-        """Figures on the validation data, and the best model so far; other processes wait at their next exchange."""
+    def validate(self) -> int:
+        """Figures on the validation data, and the best model so far; other processes wait for the first one.
+
+        Returns:
+            the signal that cut it short, else 0; then it is done when the run is resumed.
+        """
         if self.runlog is not None:
             self._validate(self.runlog)
+        self.cut_short = self.world.from_main(self.cut_short)
+        if self.cut_short:
+            return self.cut_short
         if self.training.recipe.train.patience is not None:
             self.stale = self.world.from_main(self.stale)
             if self.ended and self.training.step < self.training.total_steps:
                 self.reporter.note(f"No better in {self.stale} validations: ending at step {self.training.step}.")
+        return 0
 
     def _validate(self, runlog: RunLog) -> None:
         step = self.training.step
         with self.training.evaluating(), runlog.paused():
-            figures = self.task.validate()
+            figures = self.stop.unless_stopped(self.task.validate)
+            if figures is None:
+                self.cut_short = self.stop.signal
+                return
             runlog.validation({"step": step, **{f"val_{name}": value for name, value in figures.items()}})
         value = figures[self.task.best_by]
         self.stale += 1

@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tcl.doctor import Doctor
 
@@ -116,6 +116,13 @@ class RunLog:
             self._trackers.close()
 
 
+_Result = TypeVar("_Result")
+
+
+class Stopped(BaseException):
+    """What `StopRequest.unless_stopped` does is wanted no longer. No error, so that nothing takes it for one."""
+
+
 class StopRequest:
     """Inside it, the first SIGINT or SIGTERM only sets `signal`. A Ctrl-C after it acts as usual; further SIGTERMs, as
     launchers and schedulers send them on top of each other, change nothing.
@@ -123,6 +130,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._cuts_short = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -136,6 +144,19 @@ class StopRequest:
         interrupt = self._previous.pop(signal.SIGINT, None)
         if interrupt is not None:
             signal.signal(signal.SIGINT, interrupt)
+        if self._cuts_short:
+            self._cuts_short = False
+            raise Stopped
+
+    def unless_stopped(self, work: Callable[[], _Result]) -> _Result | None:
+        """The result of what takes long and changes nothing; None when a signal arrives meanwhile, or has arrived."""
+        try:
+            self._cuts_short = True
+            return None if self.signal else work()
+        except Stopped:
+            return None
+        finally:
+            self._cuts_short = False
 
     def _restore(self) -> None:
         while self._previous:

@@ -129,6 +129,34 @@ def test_sigterm_saves_and_says_which_signal_it_was(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000002"]
 
 
+@pytest.mark.parametrize("at", [2, 4], ids=["midway", "last"])
+def test_sigterm_cuts_a_long_validation_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The run saves at once, and the validation is done when it is resumed, so that nothing is missing in the end."""
+    recipe = with_data(tiny_recipe(steps=4, eval_every=2, checkpoint_every=100), val=["scenes:val:4"])
+    fit(Training(recipe, ALONE), tmp_path / "whole")
+    training = Training(recipe, ALONE)
+    whole = training.task.validate
+
+    def long() -> dict[str, float]:
+        if training.step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return whole()
+
+    monkeypatch.setattr(training.task, "validate", long)
+    began = time.monotonic()
+    result = fit(training, tmp_path / "run")
+    assert (result.signal, result.step, result.finished) == (signal.SIGTERM, at, False)
+    assert time.monotonic() - began < 30 and not (tmp_path / "run" / "model").exists()
+    resumed = fit(Training(recipe, ALONE, checkpoints(tmp_path / "run")[-1]), tmp_path / "run")
+    assert resumed.finished
+    of_both = [
+        [{key: line[key] for key in ("step", "val_r_mean")} for line in metrics(tmp_path / run) if "val_r_mean" in line]
+        for run in ("whole", "run")
+    ]
+    assert of_both[0] == of_both[1] and [line["step"] for line in of_both[0]] == [2, 4]
+
+
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     refused: list[str] = []
 
