@@ -30,6 +30,7 @@ from report import environment, write
 
 from export.bundle import build_bundle
 from export.runtime import OnnxEncoder
+from tcl.checkpoint import hash_model
 from tcl.config import ModelConfig
 from tcl.data.captions import CaptionTokenizer
 from tcl.embed import embed
@@ -78,6 +79,7 @@ def make_files(folder: Path) -> None:
     config = ModelConfig(pretrained=False)
     model = TCL.from_config(config, 30522).eval()
     model.processor = Processor(CaptionTokenizer.train(captions, 1000), (256, 256), config.max_length)
+    model.model_hash = hash_model(model)
     build_bundle(model, folder / "bundle", precisions=("fp32", "int8"), check=False, matcher=False)
 
 

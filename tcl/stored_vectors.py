@@ -5,15 +5,19 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl.float16_products import float16_products
 from tcl.quantise import dequantise
 
 VALUES_AT_ONCE = 1 << 18
 """In one product: they stay in the cache, and are too few for BLAS to wake its threads for them."""
+FLOAT16_VALUES_AT_ONCE = 1 << 21
+"""The same for float16 where ONNX Runtime, whose threads share them, is installed."""
 
 # Moved 3 bits to the right, sign kept, a float16 has the places of a float32's sign, exponent and fraction; what is
 # missing is the difference of the two exponents' zero points, a factor that the queries take.
@@ -43,8 +47,10 @@ class StoredVectors:
     @property
     def rows_at_once(self) -> int:
         """Rows that `products` is fastest with."""
-        pieces = 2 if self.dtype == "float16" else 1
-        return max(1, VALUES_AT_ONCE * pieces // self.dim)
+        values = VALUES_AT_ONCE
+        if self.dtype == "float16":
+            values = FLOAT16_VALUES_AT_ONCE if find_spec("onnxruntime") else 2 * VALUES_AT_ONCE
+        return max(1, values // self.dim)
 
     def floats(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Stored rows as float32 vectors [n, E]; binary ones have length 1 too."""
@@ -57,6 +63,10 @@ class StoredVectors:
         A row with values that are not finite has products that are not finite; those of float16 only where the product
         would not pass as one of such vectors.
         """
+        if self.dtype == "float16" and stored.size > FLOAT16_VALUES_AT_ONCE // 2:  # else not worth loading it
+            products = float16_products(queries, stored)
+            if products is not None:
+                return products
         products = self._products(queries, self._pieces(stored))
         if self.dtype == "float16" and np.abs(products).max(initial=0) > _LARGEST_PRODUCT:
             return queries @ self.floats(stored).T

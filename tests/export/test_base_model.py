@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.export import build
+from benchmarks.onnx_export import build
 from export.formats import PRECISIONS
 from export.onnx import export_onnx
 from export.verify import verify

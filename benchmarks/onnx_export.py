@@ -1,8 +1,8 @@
 """A bundle in ONNX Runtime against torch eager on a CPU, and what exporting costs; base size, random weights.
 
-python benchmarks/export.py                   # both, at 256 pixels and 25 tokens
-python benchmarks/export.py --only speed --threads 2 --rounds 7
-python benchmarks/export.py --only cost --matcher --precision fp32,fp16,int8
+python benchmarks/onnx_export.py                   # both, at 256 pixels and 25 tokens
+python benchmarks/onnx_export.py --only speed --threads 2 --rounds 7
+python benchmarks/onnx_export.py --only cost --matcher --precision fp32,fp16,int8
 
 Sides take turns, batch by batch, so that other work on the machine slows all of them; medians are compared. Cost is
 measured in a process of its own, from the model folder to the verified bundle's graphs on disk, verification apart.

@@ -1,0 +1,58 @@
+"""Products with float16 rows by ONNX Runtime are those of float32, and the graph is the one that is described."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tcl import stored_vectors
+from tcl.float16_products import GRAPH, float16_products
+from tcl.stored_vectors import FLOAT16_VALUES_AT_ONCE, StoredVectors
+from tests.vector_files import unit
+
+ROWS = FLOAT16_VALUES_AT_ONCE // 8  # a full block of width 8
+
+
+def test_graph_is_a_cast_and_a_product() -> None:
+    values = [
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("rows", TensorProto.FLOAT16, ["n", "E"]),
+            ("queries", TensorProto.FLOAT, ["E", "Q"]),
+            ("products", TensorProto.FLOAT, ["n", "Q"]),
+        )
+    ]
+    nodes = [
+        helper.make_node("Cast", ["rows"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["floats", "queries"], ["products"]),
+    ]
+    graph = helper.make_graph(nodes, "float16_products", values[:2], values[2:])
+    expected = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    assert onnx.load(GRAPH) == expected
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_full_blocks_equal_float32(count: int) -> None:
+    stored, queries = unit(ROWS).astype(np.float16), unit(count, seed=1)
+    products = StoredVectors("float16", 8).products(queries, stored)
+    assert products.shape == (count, ROWS)
+    np.testing.assert_allclose(products, queries @ stored.astype(np.float32).T, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_value_that_is_not_finite_is_seen(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    if not installed:
+        monkeypatch.setattr(stored_vectors, "float16_products", lambda queries, rows: None)
+    stored = unit(ROWS).astype(np.float16)
+    stored[5, 2], stored[7, 3] = np.nan, np.inf
+    products = StoredVectors("float16", 8).products(unit(1, seed=1), stored)[0]
+    assert np.flatnonzero(~np.isfinite(products)).tolist() == [5, 7]
+
+
+def test_without_onnx_runtime_the_products_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, queries = unit(ROWS).astype(np.float16), unit(2, seed=1)
+    fast = float16_products(queries, stored)
+    monkeypatch.setattr(stored_vectors, "float16_products", lambda queries, rows: None)
+    np.testing.assert_allclose(StoredVectors("float16", 8).products(queries, stored), fast, rtol=0, atol=1e-6)
