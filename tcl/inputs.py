@@ -31,7 +31,8 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from tcl.data import scenes
 from tcl.data.formats import READERS, numbered_lines
-from tcl.data.images import IMAGE_SUFFIXES, natural_key
+from tcl.data.images import IMAGE_SUFFIXES
+from tcl.data.natural_order import natural_key
 from tcl.data.remote import fetch, find, is_url, stamp, url_path
 from tcl.data.sources import find_source
 from tcl.data.tar import unpack_command

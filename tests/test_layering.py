@@ -135,6 +135,8 @@ TORCH_FREE = [
     "tcl.data.pack",
     "tcl.data.parallel",
     "tcl.data.images",
+    "tcl.data.natural_order",
+    "tcl.data.rgb",
     "tcl.data.index",
     "tcl.data.scenes",
     "export.bundle",

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from tcl.data import scenes
 from tcl.data.captions import readable
 from tcl.data.formats import IMAGE_KEYS, READERS
-from tcl.data.images import natural_key
+from tcl.data.natural_order import natural_key
 from tcl.data.remote import is_url, url_path
 from tcl.data.sources import DataFile, Source, find_source
 from tcl.errors import DataError, UsageError

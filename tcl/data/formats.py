@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from tcl.data.caption_objects import object_rows
 from tcl.data.csv_lines import table_lines
-from tcl.data.images import IMAGE_SUFFIXES, natural_key
+from tcl.data.images import IMAGE_SUFFIXES
 from tcl.data.json_list import MAX_ROW_BYTES, json_list, not_utf8, parse
+from tcl.data.natural_order import natural_key
 from tcl.errors import DataError
 
 IMAGE_KEYS = ("image", "image_path", "filepath", "file_name", "path")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from tcl.data import scenes
 from tcl.data.cache import CacheError
+from tcl.data.rgb import to_rgb
 from tcl.data.storage import NOT_A_FILE, blocks
 from tcl.data.table_cells import open_image
 from tcl.errors import DataError, UsageError
@@ -71,8 +70,6 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
-_NUMBER = re.compile("([0-9]+)")
-
 _SURPLUS = 1.5  # pixels decoded per pixel wanted, along each side, at least; with fewer, fine texture loses contrast
 
 
@@ -93,7 +90,7 @@ def decode(source: Source, at_least: tuple[int, int] | None = None) -> Image.Ima
     """Read one image as upright RGB.
 
     The EXIF orientation is applied. Of an animation the first frame is taken. Transparency is laid over white. 16-bit
-    samples are scaled to 8 bits, not clipped; see `_to_eight_bits` for integer and float images. Colour profiles are
+    samples are scaled to 8 bits, not clipped; see `tcl.data.rgb` for integer and float images. Colour profiles are
     ignored, as in the published pipeline.
 
     Args:
@@ -187,26 +184,6 @@ def _resize_by_torch(image: Image.Image, pixels: np.ndarray) -> None:
     source = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # [1, 3, h, w], as it lies in memory
     resized = torch.nn.functional.interpolate(source, pixels.shape[1:], mode="bicubic", antialias=True)
     torch.from_numpy(pixels).copy_(resized[0])
-
-
-def natural_key(path: str) -> bytes:
-    """Sort key under which `2.jpg` precedes `10.jpg`: a total order, the same on every machine.
-
-    Folders are compared name by name, numbers by value, letters without regard to case; what is still equal is ordered
-    by the path itself.
-    """
-    folded = unicodedata.normalize("NFKC", path).casefold()
-    # What ends a piece of text sorts before every character that could continue it, and the end of the path first.
-    parts = b"\1".join(_ordered(part) for part in folded.split("/"))
-    return parts + b"\0" + path.encode("utf-8", "surrogatepass")
-
-
-def _ordered(part: str) -> bytes:
-    chunks = [chunk.encode("utf-8", "surrogatepass") for chunk in _NUMBER.split(part)]
-    for i in range(1, len(chunks), 2):
-        digits = chunks[i].lstrip(b"0")
-        chunks[i] = b"\2" + len(digits).to_bytes(4, "big") + digits  # compares as the number does, however long
-    return b"".join(chunks)
 
 
 def _name(source: Source) -> str:
@@ -310,7 +287,7 @@ def _reduce(image: Image.Image, factor: float) -> None:
 def _load(image: Image.Image) -> Image.Image:
     image.load()
     method = _UPRIGHT.get(_orientation(image))
-    return _to_rgb(image if method is None else image.transpose(method))
+    return to_rgb(image if method is None else image.transpose(method))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -319,39 +296,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF: the pixels are still good
         return 1
     return orientation if isinstance(orientation, int) else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        opaque = image.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        return Image.alpha_composite(white, opaque).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Scale integer or float samples to 0..255.
-
-    Files of 16 bits and more do not say which value is white, and many hold 8 or 12 bits. So white is the smallest of 1
-    (floats only), 255, 4095 and 65535 that no sample exceeds; samples below 0 or beyond 65535 are stretched from their
-    minimum to their maximum. NaN and infinities become black.
-
-    Args:
-        values: samples [H, W], uint16, int32 or float32.
-
-    Returns:
-        samples [H, W], uint8.
-    """
-    samples = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = samples.min(), samples.max()
-    if low < 0 or high > 65535:
-        samples -= low
-        white = high - low
-    else:
-        whites = (1, 255, 4095, 65535) if values.dtype.kind == "f" else (255, 4095, 65535)
-        white = next(white for white in whites if high <= white)
-    return (samples * (255 / white)).round().astype(np.uint8)

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from tcl.data import remote, scenes
 from tcl.data.formats import READERS, images_below
-from tcl.data.images import natural_key
+from tcl.data.natural_order import natural_key
 from tcl.data.tar import unpack_command
 from tcl.errors import DataError, UsageError
 

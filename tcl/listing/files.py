@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tcl.data.images import IMAGE_SUFFIXES, natural_key
+from tcl.data.images import IMAGE_SUFFIXES
+from tcl.data.natural_order import natural_key
 from tcl.errors import DataError
 from tcl.listing.strings import Strings, byte_strings
 

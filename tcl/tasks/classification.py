@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tcl.data.captions import clean_caption
 from tcl.data.formats import images_below
-from tcl.data.images import natural_key
+from tcl.data.natural_order import natural_key
 from tcl.errors import DataError, UsageError
 from tcl.metrics import NAN_HINT
 from tcl.models.tcl import TCL

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from tcl.data.captions import CaptionTokenizer
@@ -24,7 +22,6 @@ from tcl.data.images import (
     ImageError,
     decode,
     decode_crops,
-    natural_key,
     resize,
     resize_into,
 )
@@ -228,32 +225,6 @@ def test_resize_is_bicubic_and_squashes() -> None:
     assert (pixels.shape, pixels.dtype, pixels.flags.c_contiguous) == ((3, 8, 12), np.uint8, True)
     expected = np.asarray(image.resize((12, 8), Image.Resampling.BICUBIC))
     assert np.array_equal(pixels.transpose(1, 2, 0), expected)
-
-
-def test_natural_order() -> None:
-    ordered = [
-        "1.jpg",
-        "2.jpg",
-        "02.jpg",
-        "10.jpg",
-        "a/1.jpg",
-        "A/2.jpg",
-        "a/10/1.jpg",
-        "a2b3.jpg",
-        "a2b20.jpg",
-        "b.jpg",
-    ]
-    ordered.sort(key=natural_key)
-    assert ordered.index("2.jpg") < ordered.index("10.jpg")
-    assert ordered.index("a/1.jpg") < ordered.index("A/2.jpg")
-    assert ordered.index("a2b3.jpg") < ordered.index("a2b20.jpg")
-    assert natural_key("9" * 5000) < natural_key("1" + "0" * 5000)
-
-
-@given(st.lists(st.text(alphabet="aAbB019/.ßé²", max_size=8), max_size=6))
-def test_natural_order_is_total(paths: list[str]) -> None:
-    assert sorted(paths, key=natural_key) == sorted(sorted(paths), key=natural_key)
-    assert len({natural_key(path) for path in paths}) == len(set(paths))
 
 
 def test_common_suffixes_are_known() -> None:
