@@ -20,8 +20,9 @@ from tcl.data.images import decode
 from tcl.data.index import PairIndex, read_pairs
 from tcl.data.regions import read_regions
 from tcl.models.tcl import TCL
-from tcl.report import PUBLISHED, LabelSample, ReportSample, read_records, write_report
+from tcl.report import LabelSample, ReportSample, read_records, write_report
 from tcl.report_charts import Line, chart, format_figure, thin
+from tcl.report_curves import PUBLISHED
 from tcl.report_samples import collect_samples, region_samples
 
 RECORDED = Path(__file__).parent / "recorded" / "demo_metrics.jsonl"
