@@ -35,7 +35,7 @@ OverridesArgument = Annotated[
 @recipes_app.command()
 def ls(json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from tcl.config import shipped_recipes
+    from tcl.recipe_files import shipped_recipes
 
     recipes = shipped_recipes()
     if json:
@@ -62,7 +62,8 @@ def show(
     ] = False,
 ) -> None:
     """Print a recipe."""
-    from tcl.config import find_recipe, load_recipe, settings
+    from tcl.config import load_recipe, settings
+    from tcl.recipe_files import find_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     if keys:
@@ -80,8 +81,8 @@ def cp(
     target: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, or a folder.", show_default=False)],
 ) -> None:
     """Copy a recipe, to change it."""
-    from tcl.config import find_recipe
     from tcl.errors import UsageError
+    from tcl.recipe_files import find_recipe
 
     source = find_recipe(recipe)
     target = target / source.name if target.is_dir() else target

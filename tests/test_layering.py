@@ -98,6 +98,7 @@ TORCH_FREE = [
     "tcl.upload",
     "tcl.atomic",
     "tcl.config",
+    "tcl.recipe_files",
     "tcl.data.formats",
     "tcl.embed",
     "tcl.errors",

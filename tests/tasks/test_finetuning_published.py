@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from tcl.checkpoint import load_model
-from tcl.config import load_recipe, shipped_recipes
+from tcl.config import load_recipe
 from tcl.distributed import World
 from tcl.errors import CheckpointError, UsageError
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.task import NOT_TRAINED
 from tcl.optim import distillation_weight, learning_rate
+from tcl.recipe_files import shipped_recipes
 from tcl.reference import load_fine_tuned
 from tcl.starting import config_of
 from tcl.train import Training

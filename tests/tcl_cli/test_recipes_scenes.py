@@ -9,10 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from tcl.config import shipped_recipes
 from tcl.data.annotations import label_set, read_statements
 from tcl.data.index import read_pairs
 from tcl.data.regions import read_regions
+from tcl.recipe_files import shipped_recipes
 from tcl_cli.main import run
 
 Capture = pytest.CaptureFixture[str]
