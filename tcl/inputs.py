@@ -17,9 +17,7 @@ inputs: `3#1`, `3#2`.
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -32,8 +30,7 @@ from typing import BinaryIO, Literal, NamedTuple
 from tcl.data import scenes
 from tcl.data.formats import READERS, numbered_lines
 from tcl.data.images import IMAGE_SUFFIXES
-from tcl.data.natural_order import natural_key
-from tcl.data.remote import fetch, find, is_url, stamp, url_path
+from tcl.data.remote import fetch, is_url, stamp, url_path
 from tcl.data.sources import find_source
 from tcl.data.tar import unpack_command
 from tcl.errors import DataError, UsageError
@@ -41,8 +38,9 @@ from tcl.listing.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns, InputRow
 from tcl.listing.files import Progress, images_in, images_matching, is_image
 from tcl.listing.ids import gather, numbered, qualified, refuse_repeats
 from tcl.listing.lists import Inputs, Kind, locate
+from tcl.listing.remote_images import remote_images
 from tcl.listing.strings import Strings
-from tcl.listing.tables import all_rows, check_columns_apply, input_rows, kind_of, place, resolve
+from tcl.listing.tables import all_rows, check_columns_apply, input_rows, kind_of, names_tables, place, resolve
 
 __all__ = ["Inputs", "Kind", "list_inputs", "locate"]
 
@@ -125,7 +123,7 @@ def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
         return _one_image(_without_columns(_only_images(asked)))
     if path.exists() and suffix in LISTS:
         return _lines(_without_columns(asked), path, path.parent, "")
-    if _names_tables(source):
+    if names_tables(source):
         return _tables(asked)
     if path.exists():
         if command := unpack_command(source):
@@ -233,20 +231,6 @@ def _kind_of_lines(path: Path, name: str) -> Kind:
     return "image" if first and all(is_image(url_path(line)) for line in first) else "text"
 
 
-def _names_tables(source: str) -> bool:
-    """Whether a source, perhaps with braces, wildcards, a condition, is called as tables or shards are."""
-    name = re.sub(r"#[^#/]*=[^#]*$|@[0-9.]+$", "", source)
-    return all(PurePosixPath(url_path(one)).suffix.lower() in (*READERS, ".tar") for one in _ends(name))
-
-
-def _ends(name: str) -> list[str]:
-    """Names as the braces at the end leave them: `x.{csv,tsv}` is called `.csv` and `.tsv`."""
-    if not name.endswith("}") or "{" not in name:
-        return [name]
-    front, _, words = name[:-1].rpartition("{")
-    return [front + word for word in words.split(",")]
-
-
 def _tables(asked: _Asked) -> Inputs:
     """Rows of tables and of shards."""
     found = find_source(asked.source)
@@ -292,26 +276,12 @@ def _remote(asked: _Asked) -> Inputs:
             base = url_path(url).rpartition("/")[0]
             listed = _lines(_without_columns(asked), fetch(url, current), Path(), base)
             return replace(listed, origin=f"{url} {current}")
-        if _names_tables(url):
+        if names_tables(url):
             return _tables(asked)
         _without_columns(_only_images(asked))
         if not wildcard and (web or suffix in IMAGE_SUFFIXES):
             ids = Strings.of([PurePosixPath(url_path(url)).name or url])
             return Inputs("image", ids, Strings.of([url]), Path())
-        return _remote_images(url if wildcard else f"{url.rstrip('/')}/**", asked.progress)
+        return remote_images(url if wildcard else f"{url.rstrip('/')}/**", asked.progress)
     except FileNotFoundError as error:
         raise UsageError(f"no such file or folder: {url}", hint="check the URL") from error
-
-
-def _remote_images(pattern: str, progress: Progress) -> Inputs:
-    """Images behind URLs that match a glob; their ids are relative to the folder before its first wildcard."""
-    found = {url: current for url, current in find(pattern) if is_image(url_path(url))}
-    urls = sorted(found, key=natural_key)
-    root = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0].partition("://")[2].strip("/")
-    rows = []
-    for url in urls:
-        name = url.partition("://")[2].strip("/")
-        rows.append(InputRow(name.removeprefix(f"{root}/") if root else name, url, ""))
-    ids, values = gather(rows, progress)
-    origin = "\n".join(f"{url} {found[url]}" for url in urls)
-    return Inputs("image", ids, values, Path(), origin=hashlib.sha256(origin.encode()).hexdigest())

@@ -85,6 +85,7 @@ TORCH_FREE = [
     "tcl.listing.columns",
     "tcl.listing.ids",
     "tcl.listing.shards",
+    "tcl.listing.remote_images",
     "tcl.listing.tables",
     "tcl.data.table_cells",
     "tcl.damage",

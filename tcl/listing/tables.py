@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from tcl.data import scenes
@@ -33,6 +34,20 @@ class Placed(NamedTuple):
     file: DataFile
     container: str
     base: str
+
+
+def names_tables(source: str) -> bool:
+    """Whether a source, perhaps with braces, wildcards, a condition, is called as tables or shards are."""
+    name = re.sub(r"#[^#/]*=[^#]*$|@[0-9.]+$", "", source)
+    return all(PurePosixPath(url_path(one)).suffix.lower() in (*READERS, ".tar") for one in _ends(name))
+
+
+def _ends(name: str) -> list[str]:
+    """Names as the braces at the end leave them: `x.{csv,tsv}` is called `.csv` and `.tsv`."""
+    if not name.endswith("}") or "{" not in name:
+        return [name]
+    front, _, words = name[:-1].rpartition("{")
+    return [front + word for word in words.split(",")]
 
 
 def place(source: Source) -> tuple[list[Placed], Path]:
