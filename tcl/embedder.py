@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from tcl.data.images import ImageError
 from tcl.embed import Encoder
 from tcl.embedding.plan import reading_processor
 from tcl.errors import DataError, UsageError
+from tcl.quantise import Dtype, quantise_each, stored_type, stored_width
 
 ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """A path, URL or `scenes:` reference, a file's bytes, an open image, or pixels uint8 [H, W], [H, W, 3] or [H, W, 4]."""
@@ -38,7 +39,7 @@ def load(
         backend: `auto` takes the fastest that `tcl bench` has verified here; else a bundle runs in ONNX Runtime, any
             other model in torch.
         device: `auto`, `cpu` or `cuda`.
-        precision: of the computation; `auto` takes the best that the model and the device have.
+        precision: that the model computes in; `auto` takes the best that the model and the device have.
 
     Raises:
         UsageError: there is no such model, or it cannot run so.
@@ -60,7 +61,7 @@ class Embedder:
         embed_dim: width E of a vector.
         model_hash: identifies the model; vectors of equal hashes can be compared.
         backend: e.g. `torch-cpu`, `onnx-cpu`.
-        precision: e.g. `fp32`.
+        precision: that the model computes in, e.g. `fp32`.
         processor: how inputs are read; large JPEGs at a fraction of their resolution.
     """
 
@@ -78,7 +79,8 @@ class Embedder:
         batch_size: int = 64,
         progress: Progress | None = None,
         workers: int = 4,
-    ) -> NDArray[np.float32]:
+        precision: Dtype = "float32",
+    ) -> NDArray[Any]:
         """Vectors [N, E] of images, in their order.
 
         Args:
@@ -86,10 +88,11 @@ class Embedder:
             batch_size: images per pass through the model.
             progress: called with the number of images done since the last call; `tqdm(...).update` fits.
             workers: threads that read and decode.
+            precision: of the vectors, see `tcl.quantise.quantise_each`; `binary` ones are [N, ceil(E / 8)].
 
         Raises:
             ImageError: an image cannot be read; the message says which one.
-            UsageError: something else than an image.
+            UsageError: something else than an image, or an unknown precision.
         """
         items = [images] if _is_single(images) else list(images)  # type: ignore[arg-type]
         with ThreadPoolExecutor(workers) as readers:
@@ -98,20 +101,26 @@ class Embedder:
                 pixels = list(readers.map(self._pixels, range(*rows.indices(len(items))), items[rows]))
                 return self._in_turn(self.encoder.encode_image, np.stack(pixels))
 
-            return self._batches(len(items), batch_size, encode, progress)
+            return self._batches(len(items), batch_size, encode, progress, precision)
 
     def encode_texts(
-        self, texts: str | Iterable[str], batch_size: int = 64, progress: Progress | None = None
-    ) -> NDArray[np.float32]:
+        self,
+        texts: str | Iterable[str],
+        batch_size: int = 64,
+        progress: Progress | None = None,
+        precision: Dtype = "float32",
+    ) -> NDArray[Any]:
         """Vectors [N, E] of texts, in their order.
 
         Args:
             texts: or a single one, which gives [1, E].
             batch_size: texts per pass through the model; texts of about one length share a batch.
             progress: called with the number of texts done since the last call.
+            precision: of the vectors, as of images.
 
         Raises:
             DataError: a text holds no words.
+            UsageError: something else than a text, or an unknown precision.
         """
         items = [texts] if isinstance(texts, str) else list(texts)
         for row, text in enumerate(items):
@@ -119,8 +128,6 @@ class Embedder:
                 raise UsageError(f"text {row} is a {type(text).__name__}, not a str")
             if not clean_caption(text):
                 raise DataError(f"text {row} holds no words: {text!r}", hint="leave it out")
-        if not items:
-            return np.empty((0, self.embed_dim), np.float32)
         ids, mask = self.processor.texts(items)
         lengths = mask.sum(axis=1)
         order = np.argsort(lengths, kind="stable")
@@ -130,8 +137,9 @@ class Embedder:
             longest = int(lengths[chosen].max())
             return self._in_turn(self.encoder.encode_text, ids[chosen, :longest], mask[chosen, :longest])
 
-        vectors = np.empty((len(items), self.embed_dim), np.float32)
-        vectors[order] = self._batches(len(items), batch_size, encode, progress)
+        sorted_vectors = self._batches(len(items), batch_size, encode, progress, precision)
+        vectors = np.empty_like(sorted_vectors)
+        vectors[order] = sorted_vectors
         return vectors
 
     def _batches(
@@ -140,16 +148,18 @@ class Embedder:
         batch_size: int,
         encode: Callable[[slice], NDArray[np.float32]],
         progress: Progress | None,
-    ) -> NDArray[np.float32]:
+        precision: Dtype,
+    ) -> NDArray[Any]:
         """Encode slices of all rows: while the encoder is busy with some, the next one is prepared."""
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}, at least 1 is needed")
-        vectors = np.empty((count, self.embed_dim), np.float32)
+        _check_precision(precision)
+        vectors = np.empty((count, stored_width(self.embed_dim, precision)), stored_type(precision))
         slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         pool = ThreadPoolExecutor(self._lanes + 1)
         try:
             for rows, batch in zip(slices, pool.map(encode, slices), strict=True):
-                vectors[rows] = batch
+                vectors[rows] = quantise_each(batch, precision)
                 if progress is not None:
                     progress(rows.stop - rows.start)
         finally:
@@ -171,6 +181,14 @@ class Embedder:
             if isinstance(image, bytes | Image.Image):  # which have no name
                 raise ImageError(f"{row} of those given", error.reason) from error
             raise
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Dtype):
+        raise UsageError(
+            f"precision is {precision!r}, and vectors are {', '.join(get_args(Dtype))}",
+            hint="what the model computes in is chosen by tcl.load(..., precision=)",
+        )
 
 
 def _is_single(images: object) -> bool:

@@ -53,6 +53,16 @@ def quantise(vectors: NDArray[np.float32], dtype: str, scale: NDArray[np.float32
     return vectors.astype(dtype, copy=False)
 
 
+def quantise_each(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Vectors [N, E] of length 1 in fewer bytes, each by itself, so that those of two calls can be compared.
+
+    As `quantise`, but for `int8`: there the largest magnitude of each vector becomes 127. What such numbers mean is a
+    direction: divided by their length they are the vector again.
+    """
+    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True) if dtype == "int8" else None
+    return quantise(vectors, dtype, None if largest is None else int8_scale(largest))
+
+
 def dequantise(
     stored: NDArray[Any], dtype: str, dim: int, scale: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,8 @@ class SentenceEncoder:
         show_progress_bar: bool | None = None,
         convert_to_numpy: bool = True,
         normalize_embeddings: bool = False,
-    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        precision: Literal["float32", "float16", "int8", "binary", "ubinary"] = "float32",
+    ) -> NDArray[Any] | list[NDArray[Any]]:
         """Vectors of texts.
 
         Args:
@@ -46,17 +47,24 @@ class SentenceEncoder:
             show_progress_bar: draw a bar.
             convert_to_numpy: one array [N, E]; otherwise a list of N vectors.
             normalize_embeddings: either way, for vectors of this model have length 1 from the start.
+            precision: of the vectors. `ubinary` is packed bits as uint8, `binary` the same minus 128 as int8. In
+                `int8` the largest magnitude of each vector is 127, whatever else is encoded.
 
         Returns:
             vectors; of a single text its own [E].
 
         Raises:
             DataError: a text holds no words.
+            UsageError: an unknown precision.
         """
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         with _bar(len(texts)) if show_progress_bar else nullcontext() as bar:
-            vectors = self.embedder.encode_texts(texts, batch_size, bar.update if bar is not None else None)
+            progress = bar.update if bar is not None else None
+            own: Any = "binary" if precision == "ubinary" else precision
+            vectors = self.embedder.encode_texts(texts, batch_size, progress, own)
+        if precision == "binary":
+            vectors = (vectors ^ 0x80).view(np.int8)  # minus 128
         if single:
             return vectors[0]
         return vectors if convert_to_numpy else list(vectors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,27 @@ def test_texts(embedder: Embedder) -> None:
     assert embedder.encode_texts([]).shape == (0, 16)
 
 
+def test_precision_of_the_vectors(embedder: Embedder, paths: list[Path]) -> None:
+    """Of each vector by itself, so that those of two calls can be compared."""
+    encode: Any
+    inputs: Any
+    for encode, inputs in ((embedder.encode_images, paths), (embedder.encode_texts, TEXTS)):
+        exact = encode(inputs)
+        half, whole, bits = (encode(inputs, precision=precision) for precision in ("float16", "int8", "binary"))
+        assert (half.dtype, whole.dtype, bits.dtype) == (np.float16, np.int8, np.uint8)
+        np.testing.assert_array_equal(half, exact.astype(np.float16))
+        assert np.abs(whole.astype(int)).max(axis=1).tolist() == [127] * len(exact)
+        again = whole / np.linalg.norm(whole.astype(np.float32), axis=1, keepdims=True)
+        assert np.abs(again - exact).max() < 0.005
+        np.testing.assert_array_equal(np.unpackbits(bits, axis=1), exact > 0)
+        alone = encode(inputs[2], precision="int8")
+        assert np.abs(alone[0].astype(int) - whole[2]).max() <= 1
+    assert embedder.encode_texts([], precision="binary").shape == (0, 2)
+    with pytest.raises(UsageError, match="precision is 'fp16', and vectors are float32, float16, int8") as caught:
+        embedder.encode_texts(TEXTS, precision="fp16")  # type: ignore[arg-type]
+    assert "tcl.load" in str(caught.value.hint)
+
+
 def test_no_more_calls_at_once_than_lanes(tiny_model: TCL, paths: list[Path]) -> None:
     import threading
 
@@ -152,6 +174,11 @@ def test_names_of_sentence_transformers(embedder: Embedder, capfd: pytest.Captur
     np.testing.assert_allclose(encoder.encode(TEXTS[0], normalize_embeddings=True), expected[0], atol=1e-6)
     listed = encoder.encode(TEXTS, convert_to_numpy=False)
     assert isinstance(listed, list) and len(listed) == 4 and listed[0].shape == (16,)
+    bits = embedder.encode_texts(TEXTS, precision="binary")
+    np.testing.assert_array_equal(encoder.encode(TEXTS, precision="ubinary"), bits)
+    np.testing.assert_array_equal(encoder.encode(TEXTS, precision="binary"), bits.astype(int) - 128)
+    whole = encoder.encode(TEXTS[0], precision="int8")
+    assert isinstance(whole, np.ndarray) and whole.dtype == np.int8 and np.abs(whole.astype(int)).max() == 127
     assert encoder.get_sentence_embedding_dimension() == 16
     assert capfd.readouterr().err == ""
     encoder.encode(TEXTS, show_progress_bar=True)
@@ -183,6 +210,8 @@ def test_inside_sentence_transformers(embedder: Embedder, paths: list[Path], qui
     pictures = [Image.open(path) for path in paths]
     np.testing.assert_allclose(model.encode(pictures, batch_size=4), embedder.encode_images(paths), atol=1e-6)
     np.testing.assert_allclose(model.similarity(model.encode(TEXTS), model.encode(TEXTS)).diagonal(), 1, atol=1e-5)
+    packed = SentenceEncoder(embedder).encode(TEXTS, precision="binary")
+    np.testing.assert_array_equal(model.encode(TEXTS, precision="binary"), packed)
     with pytest.raises(UsageError, match="cannot save"):
         model.save(str(paths[0].parent / "saved"))
 
