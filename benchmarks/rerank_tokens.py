@@ -31,7 +31,7 @@ from tcl.processor import Processor
 from tcl.rerank import Reranker
 from tcl.search import ExactCollection
 from tcl.vector_file import VectorFile
-from tcl.vectors import VectorWriter
+from tcl.vector_writer import VectorWriter
 
 WANTED = 5.0
 LENGTH = 30

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tcl.quantise import int8_scale
 from tcl.search import ExactCollection
 from tcl.vector_file import VectorFile
-from tcl.vectors import VectorWriter
+from tcl.vector_writer import VectorWriter
 
 WANTED = 1.5  # times the product, for float16
 BLOCK = 50_000

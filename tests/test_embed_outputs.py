@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
-from tcl import vectors as vectors_module
+from tcl import vector_writer
 from tcl.embed import EmbedReport, embed, run_embedding
 from tcl.embedding.devices import parse_devices
 from tcl.embedding.output import Output
@@ -24,7 +24,7 @@ from tcl.embedding.plan import Options
 from tcl.errors import DataError, TclError, UsageError
 from tcl.inputs import Inputs, list_inputs
 from tcl.quantise import dequantise, int8_scale, quantise, recall_kept
-from tcl.vectors import VectorWriter
+from tcl.vector_writer import VectorWriter
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_types_on_disk(
 
 def test_row_groups_have_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the sizes of the batches."""
-    monkeypatch.setattr(vectors_module, "ROW_GROUP_BYTES", 12 * 4 * 40)
+    monkeypatch.setattr(vector_writer, "ROW_GROUP_BYTES", 12 * 4 * 40)
     vectors = unit(250)
     writer = VectorWriter(tmp_path / "v.parquet", 12, "float32", "path")
     for start, stop in ((0, 3), (3, 99), (99, 99), (99, 250)):

@@ -131,7 +131,7 @@ def test_equal_vectors_are_as_good_as_one_another(tmp_path: Path) -> None:
 
 
 def test_each_row_group_is_read_once_per_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.vectors.ROW_GROUP_BYTES", 10 * 8 * 4)
+    monkeypatch.setattr("tcl.vector_writer.ROW_GROUP_BYTES", 10 * 8 * 4)
     vectors = write(tmp_path / "v.parquet", unit(ROWS))
     build_index(vectors, tmp_path / "v.faiss", "flat")
     collection = FaissCollection(tmp_path / "v.faiss")

@@ -111,6 +111,7 @@ TORCH_FREE = [
     "tcl.runlog",
     "tcl.search",
     "tcl.vectors",
+    "tcl.vector_writer",
     "tcl.data.captions",
     "tcl.answers",
     "tcl.boxes",

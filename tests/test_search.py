@@ -14,7 +14,7 @@ from tcl.collection import open_collection
 from tcl.errors import DataError, UsageError
 from tcl.search import ExactCollection, Hit, rerank
 from tcl.vector_file import VectorFile
-from tcl.vectors import VectorWriter
+from tcl.vector_writer import VectorWriter
 from tests.vector_files import HASH, unit, write, write_folder
 
 ROWS = 50

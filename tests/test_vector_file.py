@@ -57,7 +57,7 @@ def test_every_dtype(tmp_path: Path, suffix: str, dtype: str, dim: int) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 def test_blocks_from_a_row_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr("tcl.vectors.ROW_GROUP_BYTES", 10 * 32)
+    monkeypatch.setattr("tcl.vector_writer.ROW_GROUP_BYTES", 10 * 32)
     vectors = unit(ROWS)
     for file in (write(tmp_path / f"v{suffix}", vectors), write_folder(tmp_path / "parts", vectors, 13, suffix)):
         for first in (0, 9, 10, 26, 49, 50):

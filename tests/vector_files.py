@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tcl.quantise import int8_scale
 from tcl.vector_file import VectorFile
-from tcl.vectors import VectorWriter
+from tcl.vector_writer import VectorWriter
 
 HASH = "a" * 64
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import tcl
 from tcl.quantise import int8_scale, recall_kept
-from tcl.vectors import VectorWriter
+from tcl.vector_writer import VectorWriter
 
 if TYPE_CHECKING:
     from tcl.embedding.job import FileJob

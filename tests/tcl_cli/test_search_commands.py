@@ -17,7 +17,7 @@ from export.matcher import TorchMatcher
 from export.runtime import TorchEncoder
 from tcl.embedder import Embedder
 from tcl.models.tcl import TCL
-from tcl.vectors import VectorWriter
+from tcl.vector_writer import VectorWriter
 from tests.tcl_cli.conftest import Result
 
 Tcl = Callable[..., Result]
