@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from tcl.errors import DataError, UsageError
 from tcl.stored_vectors import StoredVectors
 from tcl.vector_parts import AGAIN, Part, belonging, map_npy, open_part
-from tcl.vectors import SUFFIXES, file_names, sidecar
+from tcl.vectors import SUFFIXES, file_names, sidecar, tokens_checksum
 
 FOLDER_META = "meta.json"  # of a folder of parts; written last
+OTHER_TOKENS = "put back what `tcl embed --keep-tokens` wrote, or embed again; without it, images are opened instead"
 
 
 class VectorFile:
@@ -148,18 +149,14 @@ class VectorFile:
         """The image encoder's last states of some rows [n, T, W]; None where they were not kept.
 
         Raises:
-            DataError: their file is damaged, or not of these vectors.
+            DataError: their file is damaged, or they are not those that were kept with these vectors.
         """
         if not rows or not all(sidecar(path, "tokens.npy").is_file() for path in self.files):
             return None
         chosen: list[Any] = [None] * len(rows)
         for number, (places, own) in self._by_part(rows).items():
-            path = sidecar(self.parts[number].path, "tokens.npy")
-            tokens = map_npy(path)
-            if tokens.ndim != 3 or len(tokens) != len(self.parts[number]):
-                raise DataError(f"{path}: holds {tokens.shape}, not the tokens of {len(self.parts[number])} images")
-            for place, row in zip(places, own, strict=True):
-                chosen[place] = tokens[row]
+            for place, tokens in zip(places, _part_tokens(self.parts[number], own), strict=True):
+                chosen[place] = tokens
         return np.stack(chosen)
 
     @cached_property
@@ -212,6 +209,19 @@ def check_hash(name: str, own: str, model_hash: str) -> None:
             f"{name}: vectors of another model ({own[:12]}, this one is {model_hash[:12]})",
             hint="name the model they were made with by --model, or embed again with this one",
         )
+
+
+def _part_tokens(part: Part, rows: Sequence[int]) -> list[NDArray[np.float16]]:
+    """The tokens of some rows of a file, each compared with what the row says of them."""
+    path = sidecar(part.path, "tokens.npy")
+    tokens = map_npy(path)
+    if tokens.ndim != 3 or len(tokens) != len(part):
+        raise DataError(f"{path}: holds {tokens.shape}, not the tokens of {len(part)} images", hint=OTHER_TOKENS)
+    found = [np.array(tokens[row]) for row in rows]
+    for row, own, vector in zip(rows, found, part.take(rows), strict=True):
+        if part.tokens_checksum(row) != tokens_checksum(vector, own):
+            raise DataError(f"{path}: row {row} is not what was kept with its vector", hint=OTHER_TOKENS)
+    return found
 
 
 def _open_part(path: Path) -> tuple[dict[str, Any], Part]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import DataError, UsageError
-from tcl.vectors import sidecar
+from tcl.vectors import TOKENS_CHECKSUM, sidecar
 
 RECORD = ("id", "text", "path")  # what is known about a row
 AGAIN = "run `tcl embed` again"
@@ -47,6 +47,10 @@ class Part(Protocol):
 
     def record(self, row: int) -> dict[str, Any]:
         """Its id, and text or path where there is one."""
+        ...
+
+    def tokens_checksum(self, row: int) -> int | None:
+        """Of its tokens, see `tcl.vectors.tokens_checksum`; None where none were kept."""
         ...
 
 
@@ -87,6 +91,9 @@ class NpyPart:
     def record(self, row: int) -> dict[str, Any]:
         return self.lines[row]
 
+    def tokens_checksum(self, row: int) -> int | None:
+        return self.lines.object(row).get(TOKENS_CHECKSUM)
+
 
 class ParquetPart:
     """Vectors with their ids in a Parquet file, read by row group."""
@@ -109,6 +116,7 @@ class ParquetPart:
         self._columns = [name for name in RECORD if name in self.file.schema_arrow.names]
         self._vectors = lru_cache(_ROW_GROUPS)(self._read_vectors)
         self._records = lru_cache(_ROW_GROUPS)(self._read_records)
+        self._checksums = lru_cache(_ROW_GROUPS)(self._read_checksums)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -135,6 +143,13 @@ class ParquetPart:
             del record["path"]  # said once, as in the JSONL
         return record
 
+    def tokens_checksum(self, row: int) -> int | None:
+        if TOKENS_CHECKSUM not in self.file.schema_arrow.names:
+            return None
+        group, place = self._find(row)
+        checksum: int | None = self._checksums(group)[place].as_py()
+        return checksum
+
     def _find(self, row: int) -> tuple[int, int]:
         """Row group, and row in it."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -150,6 +165,9 @@ class ParquetPart:
 
     def _read_records(self, group: int) -> Any:
         return self._read(group, self._columns)
+
+    def _read_checksums(self, group: int) -> Any:
+        return self._read(group, [TOKENS_CHECKSUM])[TOKENS_CHECKSUM]
 
     def _read(self, group: int, columns: list[str]) -> Any:
         import pyarrow as pa
@@ -181,12 +199,23 @@ class Lines:
         return len(self._ends)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        record = self.object(row)
+        return {name: record.get(name) for name in RECORD}
+
+    def object(self, row: int) -> dict[str, Any]:
+        """All that the line says.
+
+        Raises:
+            DataError: it is malformed, or names no id.
+        """
         start = int(self._ends[row - 1]) + 1 if row else 0
         try:
             record = json.loads(self._content[start : int(self._ends[row])])
-            return {name: record.get(name) for name in RECORD} | {"id": record["id"]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{self.path} line {row + 1}: holds no id", hint=AGAIN) from error
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "id" not in record:
+            raise DataError(f"{self.path} line {row + 1}: holds no id", hint=AGAIN)
+        return record
 
 
 def belonging(path: Path, name: str) -> Path:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tcl.atomic import write_whole
 from tcl.quantise import quantise, stored_type, stored_width
-from tcl.vectors import COMPLETE, partial_folder, publish, sidecar
+from tcl.vectors import COMPLETE, TOKENS_CHECKSUM, partial_folder, publish, sidecar, tokens_checksum
 
 NPY_HEADER_BYTES = 128
 ROW_GROUP_BYTES = 32 << 20  # of vectors in a Parquet row group; as much is held in memory while writing
@@ -54,7 +54,7 @@ class VectorWriter:
         self._rows: _ParquetRows | None = None
         width, kind = stored_width(dim, dtype), stored_type(dtype)
         if out.suffix == ".parquet":
-            self._rows = _ParquetRows(self.folder / out.name, width, kind, value_name)
+            self._rows = _ParquetRows(self.folder / out.name, width, kind, value_name, token_shape is not None)
         else:
             self._arrays.append(_NpyFile(self.folder / out.name, (width,), kind))
             self._text("ids.jsonl")
@@ -70,20 +70,25 @@ class VectorWriter:
     ) -> None:
         """Write rows: their ids, the inputs they were made of, vectors [B, E], and tokens [B, T, W] where kept."""
         stored = quantise(np.asarray(vectors, np.float32), self.dtype, self.scale)
+        tokens = None if tokens is None else np.asarray(tokens, np.float16)
+        checksums = None if tokens is None else list(map(tokens_checksum, stored, tokens))
         self.count += len(ids)
         arrays = iter(self._arrays)
         if self._rows is not None:
-            self._rows.append(ids, values, stored)
+            self._rows.append(ids, values, stored, checksums)
         else:
             next(arrays).append(stored)
-            self._texts["ids.jsonl"].writelines(self._line(*row) for row in zip(ids, values, strict=True))
+            rows = zip(ids, values, checksums or [None] * len(ids), strict=True)
+            self._texts["ids.jsonl"].writelines(self._line(*row) for row in rows)
         if tokens is not None:
             next(arrays).append(tokens)
 
-    def _line(self, row_id: str, value: str) -> str:
-        row = {"id": row_id, "status": "ok"}
+    def _line(self, row_id: str, value: str, checksum: int | None) -> str:
+        row: dict[str, Any] = {"id": row_id, "status": "ok"}
         if self._value_name == "text" or value != row_id:
             row[self._value_name] = value
+        if checksum is not None:
+            row[TOKENS_CHECKSUM] = checksum
         return json.dumps(row, ensure_ascii=False) + "\n"
 
     def fail(self, row_id: str, reason: str) -> None:
@@ -154,12 +159,15 @@ class _NpyFile:
 class _ParquetRows:
     """A Parquet file whose row groups have the same size, however many rows come at once."""
 
-    def __init__(self, path: Path, width: int, dtype: np.dtype[Any], value_name: str) -> None:
+    def __init__(self, path: Path, width: int, dtype: np.dtype[Any], value_name: str, with_tokens: bool) -> None:
         import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
 
         vector = pa.list_(pa.from_numpy_dtype(dtype), width)
-        self._schema = pa.schema([("id", pa.string()), ("vector", vector), (value_name, pa.string())])
+        columns = [("id", pa.string()), ("vector", vector), (value_name, pa.string())]
+        if with_tokens:
+            columns.append((TOKENS_CHECKSUM, pa.uint32()))
+        self._schema = pa.schema(columns)
         # Vectors do not compress, and repeat no values that a dictionary could name.
         self._file = ParquetWriter(
             path, self._schema, use_dictionary=False, compression={"id": "snappy", value_name: "snappy"}
@@ -169,7 +177,9 @@ class _ParquetRows:
         self._waiting: list[Any] = []
         self._rows = 0
 
-    def append(self, ids: Sequence[str], values: Sequence[str], vectors: NDArray[Any]) -> None:
+    def append(
+        self, ids: Sequence[str], values: Sequence[str], vectors: NDArray[Any], checksums: list[int] | None
+    ) -> None:
         import pyarrow as pa
 
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._width)
@@ -177,7 +187,8 @@ class _ParquetRows:
             pa.array([text.encode("utf-8", "backslashreplace") for text in texts], pa.binary()).cast(pa.string())
             for texts in (ids, values)
         )
-        self._waiting.append(pa.record_batch([names, lists, inputs], schema=self._schema))
+        more = [] if checksums is None else [pa.array(checksums, pa.uint32())]
+        self._waiting.append(pa.record_batch([names, lists, inputs, *more], schema=self._schema))
         self._rows += len(ids)
         while self._rows >= self._group:
             self._write(self._group)

@@ -7,7 +7,8 @@
     vecs.meta.json      model hash, preprocessing, backend, precision, counts
 
 With the suffix `.parquet` one file with the columns `id`, `vector`, and `text` or `path`, takes the place of the first
-two. The file of vectors gets its name last, so vectors that are there are complete.
+two. Where there are tokens, each row also has `tokens_crc32`, which ties them to its vector. The file of vectors gets
+its name last, so vectors that are there are complete.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tcl.errors import UsageError
 
 SUFFIXES = (".npy", ".parquet")
 COMPLETE = "complete.json"  # lists the finished files of a folder; written last
+TOKENS_CHECKSUM = "tokens_crc32"  # of a row: the name of `tokens_checksum`
 
 
 def sidecar(out: Path, name: str) -> Path:
@@ -32,6 +38,11 @@ def sidecar(out: Path, name: str) -> Path:
 def partial_folder(out: Path) -> Path:
     """Where the job that makes `out` works: `vecs.npy.partial`."""
     return out.with_name(out.name + ".partial")
+
+
+def tokens_checksum(vector: NDArray[Any], tokens: NDArray[np.float16]) -> int:
+    """What a row says of its tokens: the CRC-32 of its vector, as stored, and of the tokens [T, W] behind it."""
+    return zlib.crc32(tokens.tobytes(), zlib.crc32(vector.tobytes()))
 
 
 def check_output(out: Path, restart: bool = False, continued: bool = False) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from tcl.errors import DataError, TclError, UsageError
@@ -69,20 +70,52 @@ def test_blocks_from_a_row_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
         assert [file.record(row)["id"] for row in (12, 13, 49)] == ["id-12", "id-13", "id-49"]
 
 
-def test_tokens(tmp_path: Path) -> None:
-    vectors = unit(20)
-    file = write_folder(tmp_path / "parts", vectors, 8)
-    assert file.tokens([3]) is None
-    tokens = np.random.default_rng(0).standard_normal((20, 3, 4)).astype(np.float16)
-    for number, start in enumerate(range(0, 20, 8)):
-        np.save(tmp_path / "parts" / f"part-{number:05}.tokens.npy", tokens[start : start + 8])
+def random_tokens(rows: int, seed: int = 0) -> NDArray[np.float16]:
+    return np.random.default_rng(seed).standard_normal((rows, 3, 4)).astype(np.float16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "binary"])
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_tokens(tmp_path: Path, suffix: str, dtype: str) -> None:
+    tokens = random_tokens(20)
+    file = write_folder(tmp_path / "parts", unit(20), 8, suffix, dtype, tokens)
     found = file.tokens([19, 0, 8])
     assert found is not None
     np.testing.assert_array_equal(found, tokens[[19, 0, 8]])
     assert file.tokens([]) is None
+    assert write(tmp_path / f"none{suffix}", unit(3)).tokens([2]) is None
     np.save(tmp_path / "parts" / "part-00000.tokens.npy", tokens[:3])
     with pytest.raises(DataError, match="not the tokens of 8 images"):
         file.tokens([0])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_tokens_of_other_vectors_are_refused(tmp_path: Path, suffix: str) -> None:
+    """Those of another model, of rows in another order, of one changed number, and of no `tcl embed`."""
+    tokens, place = random_tokens(5), tmp_path / "v.tokens.npy"
+    file = write(tmp_path / f"v{suffix}", unit(5), tokens=tokens)
+    changed = tokens.copy()
+    changed[2, 1, 3] += 1
+    for other in (random_tokens(5, seed=1), tokens[::-1], changed, tokens.astype(np.float32)):
+        np.save(place, other)
+        with pytest.raises(DataError, match=r"v\.tokens\.npy: row 2 is not what was kept") as caught:
+            file.tokens([2])
+        assert "--keep-tokens" in str(caught.value.hint)
+    np.save(place, changed)
+    assert file.tokens([0, 4]) is not None  # only what is used is looked at
+    plain = write(tmp_path / f"w{suffix}", unit(5))
+    np.save(tmp_path / "w.tokens.npy", tokens)
+    with pytest.raises(DataError, match="row 0 is not what was kept"):
+        plain.tokens([0])
+
+
+def test_vectors_that_were_replaced_under_their_tokens(tmp_path: Path) -> None:
+    tokens = random_tokens(5)
+    write(tmp_path / "v.npy", unit(5), tokens=tokens)
+    write(tmp_path / "w.npy", unit(5, seed=1), tokens=tokens)
+    (tmp_path / "w.npy").replace(tmp_path / "v.npy")
+    with pytest.raises(DataError, match="row 1 is not what was kept with its vector"):
+        VectorFile.open(tmp_path / "v.npy").tokens([1])
 
 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:

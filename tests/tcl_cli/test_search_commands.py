@@ -83,14 +83,20 @@ def test_reranked(vectors: Path, tcl: Tcl, query: str) -> None:
 
 
 def test_reranked_from_kept_tokens(vectors: Path, tcl: Tcl, tiny_model: TCL) -> None:
-    command = ("search", "a red circle", "--index", "vecs.npy", "--rerank", "3", "--json")
-    expected = json.loads(tcl(*command).stdout)["hits"]
+    command = ("search", "a red circle", "--rerank", "3", "--json", "--index")
+    expected = json.loads(tcl(*command, "vecs.npy").stdout)["hits"]
     pixels = tiny_model.processor.images([f"images/{name}" for name in NAMES])
-    np.save("vecs.tokens.npy", TorchMatcher(tiny_model).image_tokens(pixels)[1].astype(np.float16))
+    tokens = TorchMatcher(tiny_model).image_tokens(pixels)[1].astype(np.float16)
+    writer = VectorWriter(Path("kept.npy"), 16, "float32", "path", token_shape=(tokens.shape[1], tokens.shape[2]))
+    writer.append(NAMES, NAMES, np.load("vecs.npy"), tokens)
+    writer.finish(json.loads(Path("vecs.meta.json").read_text()))
     shutil.rmtree("images")
-    found = json.loads(tcl(*command).stdout)["hits"]
+    found = json.loads(tcl(*command, "kept.npy").stdout)["hits"]
     assert [hit["id"] for hit in found] == [hit["id"] for hit in expected]
     assert [hit["match"] for hit in found] == pytest.approx([hit["match"] for hit in expected], abs=5e-3)
+    np.save("kept.tokens.npy", tokens[::-1])
+    refused = tcl(*command, "kept.npy")
+    assert refused.code == 1 and "is not what was kept with its vector" in refused.stderr
 
 
 def test_images_that_moved(vectors: Path, tcl: Tcl) -> None:
