@@ -35,6 +35,11 @@ def sidecar(out: Path, name: str) -> Path:
     return out.with_name(f"{out.stem}.{name}")
 
 
+def other_formats(out: Path) -> list[Path]:
+    """Vectors of the same name that share the sidecar files of `out`."""
+    return [out.with_suffix(suffix) for suffix in SUFFIXES if suffix != out.suffix]
+
+
 def partial_folder(out: Path) -> Path:
     """Where the job that makes `out` works: `vecs.npy.partial`."""
     return out.with_name(out.name + ".partial")
@@ -54,15 +59,21 @@ def check_output(out: Path, restart: bool = False, continued: bool = False) -> N
         continued: a job that may replace it was begun.
 
     Raises:
-        UsageError: wrong suffix; `out` exists and may not be replaced; or its folder is not writable.
+        UsageError: wrong suffix; `out` exists and may not be replaced; vectors of the other format are there, which
+            never may; or its folder is not writable.
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: vectors are written as .npy or .parquet", hint=f"for example --out {out.stem}.npy")
     if out.is_dir():
         raise UsageError(f"{out}: is a folder", hint="choose another name")
-    # Vectors of the other format share their sidecar files, so they are in the way too.
-    for path in (out, *(out.with_suffix(suffix) for suffix in SUFFIXES), *file_names(out)):
-        if path.exists() and not restart and not continued:
+    for path in other_formats(out):
+        if path.exists():
+            raise UsageError(
+                f"{path}: exists, and shares its sidecar files with {out.name}",
+                hint="choose another name, or move it away with the files beside it",
+            )
+    for path in () if restart or continued else (out, *file_names(out)):
+        if path.exists():
             raise UsageError(f"{path}: exists", hint="choose another name, or add --restart to replace it")
     check_folder(out)
 
@@ -87,9 +98,7 @@ def publish(folder: Path, out: Path) -> None:
     """
     if (folder / out.name).exists():  # else the last one has moved already
         names = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        # From here on, and until the last rename, there are no vectors.
-        for suffix in SUFFIXES:
-            out.with_suffix(suffix).unlink(missing_ok=True)  # its sidecar files are about to be replaced
+        out.unlink(missing_ok=True)  # from here on, and until the last rename, there are no vectors
         for path in file_names(out):
             if (folder / path.name).exists():
                 (folder / path.name).replace(path)

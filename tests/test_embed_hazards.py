@@ -221,20 +221,62 @@ def test_what_a_killed_removal_leaves_is_not_the_answer_of_another_command(
     assert out.read_bytes() == before and not (tmp_path / "v.npy.partial").exists()
 
 
-def test_vectors_that_came_meanwhile_are_not_replaced(images: Path, processor: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("restart", [False, True])
+def test_vectors_that_came_meanwhile_are_not_replaced(
+    images: Path, processor: Any, tmp_path: Path, restart: bool
+) -> None:
     """Of the other format: they share their sidecar files."""
     inputs = list_inputs(str(images))
+    (tmp_path / "else").mkdir()
+    embed(inputs, ProjectionEncoder(processor), tmp_path / "else" / "v.npy", batch_size=4)
 
     def other() -> None:
-        embed(inputs, ProjectionEncoder(processor), tmp_path / "v.npy", batch_size=4)
+        for path in (tmp_path / "else").iterdir():
+            shutil.copy(path, tmp_path)
 
+    encoder = meanwhile(processor, other)
     with pytest.raises(UsageError, match=r"v\.npy: exists by now"):
-        embed(inputs, meanwhile(processor, other), tmp_path / "v.parquet", batch_size=4, workers=1)
+        embed(inputs, encoder, tmp_path / "v.parquet", batch_size=4, workers=1, restart=restart)
     assert (tmp_path / "v.npy").exists() and (tmp_path / "v.ids.jsonl").exists()
     for path in tmp_path.glob("v.*"):
         if path.is_file():
             path.unlink()
     assert embed(inputs, ProjectionEncoder(processor), tmp_path / "v.parquet", batch_size=4).resumed == IMAGES
+
+
+@pytest.mark.parametrize(("first", "second"), [("v.npy", "v.parquet"), ("v.parquet", "v.npy")])
+def test_two_formats_of_one_name_at_once(images: Path, processor: Any, tmp_path: Path, first: str, second: str) -> None:
+    """Both would publish `v.meta.json`; the second one is refused, and leaves nothing."""
+    inputs, refused = list_inputs(str(images)), []
+
+    def other() -> None:
+        for restart in (False, True):
+            with pytest.raises(UsageError, match=f"{second}: another process is writing .*{first}") as caught:
+                embed(inputs, ProjectionEncoder(processor), tmp_path / second, batch_size=4, restart=restart)
+            refused.append(caught.value.hint)
+        assert not (tmp_path / f"{second}.partial").exists()
+
+    embed(inputs, meanwhile(processor, other), tmp_path / first, batch_size=4, workers=1)
+    assert refused == ["wait for it, or choose another --out"] * 2
+    assert (tmp_path / first).exists() and not (tmp_path / second).exists()
+
+
+def test_a_job_that_was_begun_survives_that_the_other_format_is_being_written(
+    images: Path, processor: Any, tmp_path: Path
+) -> None:
+    inputs = list_inputs(str(images))
+    with pytest.raises(Killed):
+        embed(inputs, meanwhile(processor, stop), tmp_path / "v.parquet", batch_size=4, workers=1)
+
+    def other() -> None:
+        with pytest.raises(UsageError, match="another process is writing"):
+            embed(inputs, ProjectionEncoder(processor), tmp_path / "v.parquet", batch_size=4)
+
+    embed(inputs, meanwhile(processor, other), tmp_path / "v.npy", batch_size=4, workers=1)
+    for path in tmp_path.glob("v.*"):
+        if path.is_file():
+            path.unlink()
+    assert embed(inputs, ProjectionEncoder(processor), tmp_path / "v.parquet", batch_size=4).resumed == 4
 
 
 def test_vectors_that_came_while_the_lock_was_waited_for(

@@ -21,7 +21,7 @@ from typing import Any
 from tcl.atomic import write_whole
 from tcl.embedding.plan import differences, fingerprint_of
 from tcl.errors import UsageError
-from tcl.vectors import COMPLETE, SUFFIXES, read_meta
+from tcl.vectors import COMPLETE, other_formats, partial_folder, read_meta
 
 INPUTS = "inputs.arrow"
 FINAL = "final"
@@ -87,9 +87,10 @@ def check_free(folder: Path, out: Path) -> None:
     Raises:
         UsageError: somebody has put vectors there since it was begun, perhaps of the other format.
     """
-    if not (folder / FINAL / out.name).exists() or _read(folder).get("replaces"):
+    if not (folder / FINAL / out.name).exists():
         return
-    for path in (out.with_suffix(suffix) for suffix in SUFFIXES):
+    own = [] if _read(folder).get("replaces") else [out]
+    for path in (*own, *other_formats(out)):
         if path.exists():
             hint = f"move it away with the files beside it, and the same command goes on from {folder}"
             raise UsageError(f"{path}: exists by now", hint=hint)
@@ -134,6 +135,32 @@ def lock(folder: Path, out: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)  # of a folder that was removed in the meantime
+
+
+def check_alone(out: Path) -> None:
+    """Is nobody writing vectors of the other format, with the same sidecar files?
+
+    Called by who holds the folder of `out`: of two that begin at once, at least one sees the other.
+
+    Raises:
+        UsageError: another process is.
+    """
+    for other in other_formats(out):
+        try:
+            descriptor = os.open(partial_folder(other) / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # no job there
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{out}: another process is writing {other}, which shares its sidecar files",
+                hint="wait for it, or choose another --out",
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        finally:
+            os.close(descriptor)
 
 
 def discard(folder: Path) -> None:

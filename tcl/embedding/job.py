@@ -17,10 +17,12 @@ from tcl.embedding.finish import write_final
 from tcl.embedding.folder import (
     FINAL,
     INPUTS,
+    check_alone,
     check_free,
     continues,
     discard,
     finished_meta,
+    is_begun,
     is_complete,
     is_leftover,
     lock,
@@ -78,7 +80,7 @@ class FileJob:
         """
         check_file_output(out, restart)
         folder = partial_folder(out)
-        descriptor = lock(folder, out)
+        descriptor = _hold(out)
         try:
             with disk_errors(folder):
                 if restart:
@@ -241,6 +243,20 @@ def check_file_output(out: Path, restart: bool) -> None:
         UsageError: `out` exists and may not be replaced, or cannot be written.
     """
     check_output(out, restart, not restart and may_replace(partial_folder(out)))
+
+
+def _hold(out: Path) -> int:
+    """Lock the folder of a job, unless another process writes vectors with the same sidecar files."""
+    folder = partial_folder(out)
+    descriptor = lock(folder, out)
+    try:
+        check_alone(out)
+    except BaseException:
+        if not is_begun(folder):
+            remove(folder)
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _check_still(out: Path, restart: bool) -> None:

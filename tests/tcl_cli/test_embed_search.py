@@ -26,14 +26,17 @@ def test_embed_finds_the_model_by_itself(workplace: Path, capsys: Capture) -> No
 
 
 def test_vectors_of_one_format_are_not_lost_to_the_other(workplace: Path, capsys: Capture) -> None:
-    """They share their sidecar files."""
+    """They share their sidecar files, so not even --restart replaces one by the other."""
     assert run(["embed", "images", "--out", "v.npy"]) == 0
     before = {path.name: path.read_bytes() for path in workplace.glob("v.*")}
-    assert run(["embed", "images", "--out", "v.parquet"]) == 2
-    assert "v.npy: exists" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in workplace.glob("v.*")} == before
-    assert run(["embed", "images", "--out", "v.parquet", "--restart"]) == 0
-    assert not Path("v.npy").exists() and Path("v.parquet").exists()
+    for options in ([], ["--restart"]):
+        assert run(["embed", "images", "--out", "v.parquet", *options]) == 2
+        message = capsys.readouterr().err
+        assert "v.npy: exists, and shares its sidecar files with v.parquet" in message and "move it away" in message
+        assert {path.name: path.read_bytes() for path in workplace.glob("v.*")} == before
+    for path in workplace.glob("v.*"):
+        path.unlink()
+    assert run(["embed", "images", "--out", "v.parquet"]) == 0
 
 
 def test_names_and_texts_that_are_no_unicode(workplace: Path, capsys: Capture) -> None:
