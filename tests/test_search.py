@@ -60,6 +60,28 @@ def test_a_folder_of_parts_equals_one_file(tmp_path: Path) -> None:
     assert open_collection(str(tmp_path / "parts")).search(queries, 10) == one
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_each_part_of_int8_vectors_has_a_scale_of_its_own(tmp_path: Path, suffix: str) -> None:
+    """Every reader multiplies by that of the part, here with columns ten times as large in some parts."""
+    vectors, queries = unit(ROWS), unit(3, seed=1)
+    vectors[26:, :4] /= 10
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    file = write_folder(tmp_path / "parts", vectors, 13, suffix, "int8")
+    scales = [json.loads(path.read_text())["scale"] for path in sorted((tmp_path / "parts").glob("part-*.meta.json"))]
+    stored = [part.take(range(len(part))) for part in file.parts]
+    assert scales[0][0] > 3 * scales[2][0] and all(part.dtype == np.int8 for part in stored)
+    parts = [part * np.array(scale, np.float32) for part, scale in zip(stored, scales, strict=True)]
+    expected = np.concatenate(parts)
+    assert np.abs(expected - vectors).max() < 0.005
+    for query, hits in zip(queries, ExactCollection(file).search(queries, 10), strict=True):
+        scores = expected @ query
+        assert [hit.row for hit in hits] == np.argsort(-scores)[:10].tolist()
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1][:10], atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate([block for _, block in file.floats(7)]), expected)
+    np.testing.assert_array_equal(file.take([49, 0, 20]), expected[[49, 0, 20]])
+    np.testing.assert_allclose(file.mean, expected.mean(axis=0), atol=1e-6)
+
+
 def test_fewer_rows_than_asked_for(tmp_path: Path) -> None:
     assert len(ExactCollection(write(tmp_path / "v.npy", unit(3))).search(unit(1), 10)[0]) == 3
     assert ExactCollection(write(tmp_path / "w.npy", unit(0))).search(unit(1), 10) == [[]]
