@@ -60,8 +60,8 @@ class StoredVectors:
     def products(self, queries: NDArray[np.float32], stored: NDArray[Any]) -> NDArray[np.float32]:
         """Inner products [Q, n] of queries [Q, E] with stored rows, both of length 1 or less.
 
-        A row with values that are not finite has products that are not finite; those of float16 only where the product
-        would not pass as one of such vectors.
+        A row with values that are not finite has products that are not finite; of float16 only where the product, with
+        such values taken as numbers between 65,536 and 131,008, would not pass as one of such vectors.
         """
         if self.dtype == "float16" and stored.size > FLOAT16_VALUES_AT_ONCE // 2:  # else not worth loading it
             products = float16_products(queries, stored)
