@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from tcl.errors import DataError, MissingExtraError, TclError, UsageError
 from tcl.search import Hit, check_width
+from tcl.spelling import from_unicode, to_unicode
 from tcl.vector_file import VectorFile, check_hash
 
 PREFIX = "lancedb:"
 OTHER_TABLE = "choose another table"
 _BLOCK_ROWS = 8192
+_OF_A_ROW = ("id", "text", "path")
 _COLUMNS = ("id", "vector", "text", "path", "model_hash", "kind", "root")
 
 
@@ -101,7 +103,7 @@ class LanceCollection:
         except (RuntimeError, ValueError, OSError) as error:
             raise _failed(place, error) from error
         self.dim = int(self._table.schema.field("vector").type.list_size)
-        self.kind, self.root = str(about["kind"]), Path(str(about["root"]))
+        self.kind, self.root = str(about["kind"]), Path(from_unicode(str(about["root"])))
         self._model_hash = str(about["model_hash"])
         self.files: list[Path] = []  # a folder, whose files have names that nobody would choose
 
@@ -126,8 +128,11 @@ class LanceCollection:
 
     def _search_one(self, query: NDArray[np.float32], top: int) -> list[Hit]:
         wanted = self._table.search(query, vector_column_name="vector").distance_type("cosine").limit(top)
-        rows = wanted.select(["id", "text", "path", "_distance"]).to_list()
-        hits = [Hit(None, row["id"], 1 - float(row["_distance"]), row["text"], row["path"]) for row in rows]
+        rows = wanted.select([*_OF_A_ROW, "_distance"]).to_list()
+        hits = []
+        for row in rows:
+            row_id, text, path = (row[name] and from_unicode(row[name]) for name in _OF_A_ROW)
+            hits.append(Hit(None, row_id, 1 - float(row["_distance"]), text, path))
         return sorted(hits, key=lambda hit: -hit.score)
 
 
@@ -144,11 +149,15 @@ def _batches(vectors: VectorFile, schema: Any) -> Iterator[Any]:
     constant = _constants(vectors)
     for start, block in vectors.floats(_BLOCK_ROWS):
         records = [vectors.record(row) for row in range(start, start + len(block))]
-        columns: dict[str, Any] = {name: [record.get(name) for record in records] for name in ("id", "text", "path")}
+        columns: dict[str, Any] = {name: [_spelt(record.get(name)) for record in records] for name in _OF_A_ROW}
         columns |= {name: [value] * len(block) for name, value in constant.items()}
         lists = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1])
         texts = {name: pa.array(values, pa.string()) for name, values in columns.items()}
         yield pa.table([lists if name == "vector" else texts[name] for name in schema.names], schema=schema)
+
+
+def _spelt(text: str | None) -> str | None:
+    return None if text is None else to_unicode(text)
 
 
 def _clean(table: Any) -> None:
@@ -164,7 +173,7 @@ def _constants(vectors: VectorFile) -> dict[str, str]:
     return {
         "model_hash": str(vectors.meta.get("model_hash")),
         "kind": vectors.kind,
-        "root": str(vectors.meta.get("root", "")),
+        "root": to_unicode(str(vectors.meta.get("root", ""))),
     }
 
 

@@ -13,6 +13,7 @@ from tcl.data.images import ImageError, decode_crops
 from tcl.errors import UsageError
 from tcl.inputs import locate
 from tcl.search import Hit
+from tcl.spelling import on_one_line
 
 THUMBNAIL = 320  # pixels of the longer side; shown at half of that
 SHOWN = 50  # hits of a section; each is an image to decode, and some kilobytes of page
@@ -60,8 +61,8 @@ def write_page(path: Path, title: str, note: str, sections: Iterable[Section], k
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        # What is no Unicode, as in names of files, is replaced.
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
+        # What is no Unicode, as in names of files, is spelt as in `tcl.spelling`.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(_page(title, note, sections, kind, root))
         temporary.replace(path)
     except OSError as error:
@@ -102,7 +103,7 @@ def _hit(hit: Hit, kind: str, root: Path) -> str:
 
 
 def _name(hit: Hit) -> str:
-    return escape((hit.path or hit.id)[:LONGEST])
+    return escape(on_one_line(hit.path or hit.id)[:LONGEST])
 
 
 def _thumbnail(location: str) -> str:

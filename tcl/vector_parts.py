@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import DataError, UsageError
+from tcl.spelling import from_unicode
 from tcl.vectors import TOKENS_CHECKSUM, sidecar
 
 RECORD = ("id", "text", "path")  # what is known about a row
@@ -138,7 +139,8 @@ class ParquetPart:
     def record(self, row: int) -> dict[str, Any]:
         group, place = self._find(row)
         table = self._records(group)
-        record = {name: table[name][place].as_py() for name in self._columns}
+        values = {name: table[name][place].as_py() for name in self._columns}
+        record = {name: from_unicode(value) if isinstance(value, str) else value for name, value in values.items()}
         if record.get("path") == record["id"]:
             del record["path"]  # said once, as in the JSONL
         return record

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tcl.atomic import write_whole
 from tcl.quantise import quantise, stored_type, stored_width
+from tcl.spelling import to_unicode
 from tcl.vectors import COMPLETE, TOKENS_CHECKSUM, partial_folder, publish, sidecar, tokens_checksum
 
 NPY_HEADER_BYTES = 128
@@ -183,10 +184,7 @@ class _ParquetRows:
         import pyarrow as pa
 
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._width)
-        names, inputs = (
-            pa.array([text.encode("utf-8", "backslashreplace") for text in texts], pa.binary()).cast(pa.string())
-            for texts in (ids, values)
-        )
+        names, inputs = (pa.array(map(to_unicode, texts), pa.string()) for texts in (ids, values))
         more = [] if checksums is None else [pa.array(checksums, pa.uint32())]
         self._waiting.append(pa.record_batch([names, lists, inputs, *more], schema=self._schema))
         self._rows += len(ids)

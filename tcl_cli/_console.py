@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import typer
 
+from tcl.spelling import on_one_line
+
 PLAIN_INTERVAL = 5.0  # seconds between progress lines when stderr is no terminal
 
 
@@ -28,17 +30,17 @@ class Console:
 
     def data(self, text: str) -> None:
         """A line of the command's result, on stdout."""
-        typer.echo(text)
+        typer.echo(_unicode(text))
 
     def json(self, values: Mapping[str, Any]) -> None:
         """The command's result as one JSON object, on stdout."""
-        typer.echo(json.dumps(values, ensure_ascii=False))
+        typer.echo(_unicode(json.dumps(values, ensure_ascii=False)))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
         """The command's result as a table: drawn on a terminal, tab-separated with a header line otherwise."""
         if not sys.stdout.isatty():
             for row in (columns, *rows):
-                typer.echo("\t".join(format_value(value) for value in row))
+                typer.echo("\t".join(_cell(value) for value in row))
             return
         from rich import box
         from rich.console import Console as RichConsole
@@ -49,25 +51,25 @@ class Console:
         for name, sample in zip(columns, rows[0] if rows else columns, strict=True):
             table.add_column(name, justify="right" if isinstance(sample, int | float) else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(format_value(value)) for value in row))
+            table.add_row(*(escape(_cell(value)) for value in row))
         RichConsole().print(table)
 
     def message(self, text: str) -> None:
         """What the command did or is doing, on stderr."""
-        typer.echo(text, err=True)
+        typer.echo(_lines(text), err=True)
 
     def hint(self, text: str) -> None:
         """What the user can do next, on stderr."""
-        typer.secho(f"  -> {text}", err=True, dim=True)
+        typer.secho(f"  -> {_lines(text)}", err=True, dim=True)
 
     def warning(self, text: str) -> None:
         """Something the user should know about, on stderr."""
-        typer.secho(f"Warning: {text}", err=True, fg="yellow")
+        typer.secho(f"Warning: {_lines(text)}", err=True, fg="yellow")
 
     def error(self, message: str, hint: str | None = None) -> None:
         """Why the command failed and what to do next, on stderr."""
         typer.secho("Error: ", err=True, fg="red", bold=True, nl=False)
-        typer.echo(message, err=True)
+        typer.echo(_lines(message), err=True)
         if hint:
             self.hint(hint)
 
@@ -90,6 +92,20 @@ class Console:
             lines = _PlainProgress(description, total, initial)
             yield lines.advance
             lines.finish()
+
+
+def _unicode(text: str) -> str:
+    """Names that are no Unicode as the escape that JSON has too."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _cell(value: object) -> str:
+    return on_one_line(format_value(value))
+
+
+def _lines(text: str) -> str:
+    """Text whose line breaks are its own; the names in it send nothing else to the terminal."""
+    return "\n".join(map(on_one_line, text.split("\n")))
 
 
 def format_value(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_lines
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,7 +93,7 @@ def dedup(
     else:
         for row in rows():
             if not json:
-                console.data(json_lines.dumps(row, ensure_ascii=False))
+                console.json(row)
     summary = f"{counts['duplicates']} near-duplicates in {counts['groups']} groups, among {counts['rows']} inputs"
     console.message(summary)
     if html is not None:

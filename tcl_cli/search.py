@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_lines
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -188,7 +187,7 @@ def _write(results: Iterable[tuple[Query, list[Hit]]], out: Path | None, keep: b
 
     if out is None:
         for row in rows():
-            console.data(json_lines.dumps(row, ensure_ascii=False))
+            console.json(row)
     else:
         write_lines(out, rows())
         console.message(str(out))

@@ -110,6 +110,7 @@ TORCH_FREE = [
     "tcl.resolve",
     "tcl.runlog",
     "tcl.search",
+    "tcl.spelling",
     "tcl.vectors",
     "tcl.vector_writer",
     "tcl.data.captions",

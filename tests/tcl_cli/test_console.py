@@ -44,6 +44,25 @@ def test_tables_and_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Embedding" in stderr.getvalue() and "3/3" in stderr.getvalue() and "loss 0.25" in stderr.getvalue()
 
 
+def test_names_send_nothing_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, shown = "two\nlines\x1b[31m\tcaf\udce9.png", r"two\nlines\x1b[31m\tcaf\udce9.png"
+    out.table(["id", "score"], [[name, 0.5]])
+    out.json({"id": name})
+    out.data("caf\udce9.npy")
+    out.warning("\x1b[31mred.png: odd\n  and more")
+    captured = capsys.readouterr()
+    header, row, line, path = captured.out.splitlines()
+    assert (header, row, path) == ("id\tscore", f"{shown}\t0.5", r"caf\udce9.npy")
+    assert json.loads(line) == {"id": name}
+    assert captured.err == "Warning: \\x1b[31mred.png: odd\n  and more\n"
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    out.table(["id", "score"], [[name, 0.5]])
+    assert shown in terminal.getvalue()
+
+
 def test_plain_lines_every_few_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(_console.time, "monotonic", lambda: now)
