@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from tcl.errors import DataError
+from typing import TYPE_CHECKING, Literal
+
+from tcl.errors import DataError, UsageError
 from tcl_cli._console import out as console
 
+if TYPE_CHECKING:
+    from tcl.inputs import Inputs
+
 SAMPLES = 32  # real images, and texts, that are used
+SOURCES = {
+    "image": "give a folder of images, a list or a table of them; texts are for --calibrate-texts",
+    "text": "give a .txt of sentences or a table with a text column; images are for --calibrate",
+}
 
 
 def real_images(source: str) -> list[str]:
@@ -16,9 +25,8 @@ def real_images(source: str) -> list[str]:
         DataError: none can be read.
     """
     from tcl.data.images import ImageError, decode
-    from tcl.inputs import list_inputs
 
-    inputs = list_inputs(source, "image")
+    inputs = _listed("--calibrate", source, "image")
     readable = []
     for image in (inputs.location(row) for row in range(min(len(inputs), SAMPLES))):
         try:
@@ -27,7 +35,7 @@ def real_images(source: str) -> list[str]:
         except ImageError as error:
             console.warning(f"not used: {error.message}")
     if not readable:
-        raise DataError(f"--calibrate {source}: none of the first {SAMPLES} images can be read", hint="name others")
+        raise DataError(f"--calibrate {source}: none of the first {SAMPLES} images can be read", hint=SOURCES["image"])
     return readable
 
 
@@ -39,11 +47,23 @@ def real_texts(source: str) -> list[str]:
         DataError: none has words.
     """
     from tcl.data.captions import clean_caption
-    from tcl.inputs import list_inputs
 
-    inputs = list_inputs(source, "text")
+    inputs = _listed("--calibrate-texts", source, "text")
     texts = [str(inputs.values[row]) for row in range(min(len(inputs), SAMPLES))]
     found = [text for text in texts if clean_caption(text)]
     if not found:
-        raise DataError(f"--calibrate-texts {source}: none of the first {SAMPLES} texts has words", hint="name others")
+        raise DataError(
+            f"--calibrate-texts {source}: none of the first {SAMPLES} texts has words", hint=SOURCES["text"]
+        )
     return found
+
+
+def _listed(option: str, source: str, kind: Literal["image", "text"]) -> Inputs:
+    """What a source holds; errors name the option, and hints are not those of `tcl embed`."""
+    from tcl.inputs import list_inputs
+
+    try:
+        return list_inputs(source, kind)
+    except (UsageError, DataError) as error:
+        hint = SOURCES[kind] if "--" in (error.hint or "--") else error.hint
+        raise (UsageError if isinstance(error, UsageError) else DataError)(f"{option} {error.message}", hint) from error

@@ -160,13 +160,9 @@ def _objects(path: Path) -> Iterator[Query]:
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error.reason}", hint="save it as UTF-8") from error
+    from tcl.data.formats import numbered_lines
+
+    return ((number, line.strip()) for number, line in numbered_lines(path) if line.strip())
 
 
 def _vectors(path: Path) -> Iterator[Query]:

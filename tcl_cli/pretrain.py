@@ -109,7 +109,7 @@ def pretrain(
             again, auto = f"tcl pretrain --resume --out {made.run}", batch_size == AUTO
             finish = train(made, world, again=again, resume=resume, dry_run=dry_run, auto=auto)
             if finish and world.is_main:
-                hint_at_use(made.run, made.recipe, is_demo=recipe_name is None and is_built_in(made.recipe))
+                hint_at_use(made.run, made.recipe, is_demo=recipe_name in (None, "demo") and is_built_in(made.recipe))
 
 
 def is_built_in(recipe: Recipe) -> bool:

@@ -18,6 +18,7 @@ _CONNECT_SECONDS, _READ_SECONDS = 30, 60  # of silence, after which a server cou
 _PAUSES = (0.5, 2.0)  # seconds between attempts
 _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_GONE, _FORBIDDEN = (404, 410), (401, 403)  # what web servers answer
 _PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -171,16 +172,29 @@ def _attempt(url: str, action: Callable[[], _Result]) -> _Result:
     for pause in (*_PAUSES, None):
         try:
             return action()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(errno.ENOENT, "no such file", url) from error
         except Exception as error:  # each file system raises errors of its own
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            failure = _failure(url, error)
+            if isinstance(failure, FileNotFoundError):
+                raise FileNotFoundError(errno.ENOENT, "no such file", url) from error
+            if isinstance(failure, OSError) and failure.errno in _NO_SPACE:
                 raise
-            if pause is None or isinstance(error, _FINAL):
-                reason = " ".join(str(error).split()) or type(error).__name__
+            if pause is None or isinstance(failure, _FINAL) or _status(failure) in _FORBIDDEN:
+                reason = " ".join(str(failure).split()) or type(failure).__name__
                 raise OSError(f"{url}: {reason}") from error
             time.sleep(pause)
     raise AssertionError("unreachable")
+
+
+def _failure(url: str, error: Exception) -> Exception:
+    """What went wrong: fsspec calls any answer of a web server, and none at all, a file that is not there."""
+    cause = error.__cause__
+    web = isinstance(error, FileNotFoundError) and url.startswith(("http://", "https://"))
+    return cause if web and isinstance(cause, Exception) and _status(cause) not in _GONE else error
+
+
+def _status(error: Exception) -> int | None:
+    """Of an answer of a web server."""
+    return getattr(error, "status", None)
 
 
 def _stamp(info: dict[str, Any]) -> str:

@@ -239,4 +239,4 @@ def _missing_hint(name: str) -> str:
     before, mark, weight = name.rpartition("@")
     if mark and os.path.exists(before):
         return f"a weight is a number above 0, as in {before}@2, not '{weight}'"
-    return "check the path given as data"
+    return "check the URL" if remote.is_url(name) else "check the path given as data"

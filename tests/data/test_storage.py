@@ -7,9 +7,11 @@ import json
 import os
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import fsspec
@@ -21,7 +23,8 @@ from tcl.data.cache import CacheError
 from tcl.data.images import ImageError, decode
 from tcl.data.index import Pair, read_pairs
 from tcl.data.storage import member_reference, open_binary
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, TclError, UsageError
+from tcl.inputs import list_inputs
 from tests.data.test_tar import jpeg, pack
 
 DOWNLOADS: list[str] = []
@@ -144,7 +147,12 @@ def test_a_shard_that_is_gone_gives_an_unreadable_image(bucket: fsspec.AbstractF
 @pytest.mark.parametrize(
     ("source", "error", "message", "hint"),
     [
-        ("unsteady://data/absent.jsonl", UsageError, "no such file or folder: unsteady://data/absent.jsonl", "path"),
+        (
+            "unsteady://data/absent.jsonl",
+            UsageError,
+            "no such file or folder: unsteady://data/absent.jsonl",
+            "check the URL",
+        ),
         ("unsteady://data/*.csv", UsageError, r"no files match unsteady://data/\*\.csv", "pattern"),
         ("unsteady://data", UsageError, "unknown data format", r"unsteady://data/*.tar"),
         ("nowhere://data/a.csv", UsageError, "unknown kind of URL 'nowhere'", "before ://"),
@@ -284,3 +292,46 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ImageError, match=r"[Tt]imeout") as caught:
             decode(url)
     assert caught.value.reason
+
+
+def test_a_server_that_cannot_be_reached_is_not_a_path_that_is_wrong() -> None:
+    pytest.importorskip("aiohttp")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/pairs.jsonl"
+    for read in (read_pairs, lambda sources: list_inputs(sources[0])):  # closed by now: connections are refused
+        with pytest.raises(DataError, match=f"^{url}: Cannot connect to host") as caught:
+            read([url])
+        assert "check that it can be reached" in str(caught.value.hint)
+
+
+class Answer(BaseHTTPRequestHandler):
+    """`/404/a.jsonl` answers 404, and so on."""
+
+    def do_GET(self) -> None:
+        self.send_error(int(self.path.split("/")[1]))
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message", "hint"),
+    [
+        (404, UsageError, "no such file or folder: http", "check the URL"),
+        (410, UsageError, "no such file or folder: http", "check the URL"),
+        (403, DataError, "a.jsonl: 403, message='Forbidden'", "may be read"),
+        (500, DataError, "a.jsonl: 500, message='Internal Server Error'", "can be reached"),
+    ],
+)
+def test_what_a_server_answers(status: int, error: type[TclError], message: str, hint: str) -> None:
+    pytest.importorskip("aiohttp")
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(error, match=message) as caught:
+            read_pairs([f"http://127.0.0.1:{server.server_port}/{status}/a.jsonl"])
+        server.shutdown()
+        thread.join()
+    assert hint in str(caught.value.hint)

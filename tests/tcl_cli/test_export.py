@@ -125,10 +125,12 @@ def test_bad_input(workplace: Path, tcl: Tcl) -> None:
         (["--triton", "images"], "images: exists"),
         (["--triton", "new", "--out", "new"], "--out and --triton are both new"),
         (["--triton", "models", "--precision", "bf16"], "ONNX Runtime does not run bf16"),
-        (["--calibrate", "nowhere"], "nowhere: no such file or folder"),
+        (["--calibrate", "nowhere"], "--calibrate nowhere: no such file or folder"),
+        (["--calibrate-texts", "images"], "--calibrate-texts images: holds images, not texts"),
     ]:
         done = tcl("export", *arguments)
         assert (done.code, done.stdout) == (2, "") and message in done.stderr, arguments
+        assert "--kind" not in done.stderr  # an option of another command
     assert not Path("exports").exists()
     shutil.rmtree("runs")
     done = tcl("export")

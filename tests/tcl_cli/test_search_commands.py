@@ -219,7 +219,8 @@ def test_page(vectors: Path, tcl: Tcl) -> None:
         (["--queries", "empty.txt", "--index", "vecs.npy"], 1, "empty.txt: holds no query"),
         (["--queries", "bad.jsonl", "--index", "vecs.npy"], 1, "bad.jsonl line 1: malformed JSON"),
         (["--queries", "keys.jsonl", "--index", "vecs.npy"], 1, "keys.jsonl line 1: no query"),
-        (["--queries", "latin.txt", "--index", "vecs.npy"], 1, "latin.txt: not UTF-8"),
+        (["--queries", "latin.txt", "--index", "vecs.npy"], 1, "latin.txt line 2: not UTF-8"),
+        (["--queries", "latin.jsonl", "--index", "vecs.npy"], 1, "latin.jsonl line 1: not UTF-8"),
         (["vecs.npy", "--index", "vecs.npy"], 2, "vecs.npy: holds 3 vectors"),
         (["zero.npy", "--index", "vecs.npy"], 1, "row 0 is not finite, or zero"),
         (["short.npy", "--index", "vecs.npy"], 1, "4 entries"),
@@ -244,7 +245,8 @@ def test_bad_input(vectors: Path, tcl: Tcl, arguments: list[str], code: int, mes
     Path("keys.jsonl").write_text('{"question": "a dog"}\n')
     Path("blank.jsonl").write_text('{"text": ""}\n')
     Path("unnamed.jsonl").write_text('{"image": " "}\n')
-    Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("latin.txt").write_bytes(b"a dog\ncaf\xe9\n")
+    Path("latin.jsonl").write_bytes(b'{"query": "caf\xe9"}\n')
     np.save("zero.npy", np.zeros((1, 16), np.float32))
     np.save("short.npy", np.ones((1, 4), np.float32))
     found = tcl("search", *arguments)
