@@ -79,7 +79,8 @@ class VectorWriter:
             self._rows.append(ids, values, stored, checksums)
         else:
             next(arrays).append(stored)
-            rows = zip(ids, values, checksums or [None] * len(ids), strict=True)
+            of_tokens: Sequence[int | None] = checksums or [None] * len(ids)
+            rows = zip(ids, values, of_tokens, strict=True)
             self._texts["ids.jsonl"].writelines(self._line(*row) for row in rows)
         if tokens is not None:
             next(arrays).append(tokens)
