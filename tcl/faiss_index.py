@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import DataError, MissingExtraError, UsageError
-from tcl.search import TAKEN_AT_ONCE, ExactCollection, Found, Hit, check_width, make_hits
+from tcl.search import ExactCollection, Found, Hit, check_width, make_hits
 from tcl.vector_file import VectorFile
 
 SUFFIX = ".faiss"
+TAKEN_AT_ONCE = 16384  # rows that are read one by one
 
 
 @dataclass(frozen=True)

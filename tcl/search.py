@@ -14,7 +14,6 @@ from tcl.errors import DataError
 from tcl.vector_file import VectorFile
 
 QUERIES_AT_ONCE = 256
-TAKEN_AT_ONCE = 16384  # rows that are read one by one
 ROWS_AT_ONCE = 65536  # whose scores are kept until the best are picked
 
 
@@ -116,9 +115,6 @@ class ExactCollection:
         found: list[list[Hit]] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             nearest = self._nearest(queries[start : start + QUERIES_AT_ONCE], min(top, len(self)))
-            rows = np.unique(np.concatenate([best.rows for best in nearest]))
-            for first in range(0, len(rows), TAKEN_AT_ONCE):
-                self.vectors.take(rows[first : first + TAKEN_AT_ONCE].tolist())  # looks at each of their values
             found += make_hits(self.vectors, [(best.rows, best.scores) for best in nearest])
         return found
 

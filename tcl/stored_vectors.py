@@ -24,7 +24,6 @@ FLOAT16_VALUES_AT_ONCE = 1 << 21
 _FLOAT16_PLACES = np.array(0x8FFFE000, np.uint32).view(np.int32)[()]
 _FLOAT16_FACTOR = np.float32(2.0**112)
 _FLOAT16_INFINITE = 0x7C00  # from here on: infinities and NaN, which become numbers above 65,000
-_LARGEST_PRODUCT = 1.05  # of vectors of length 1, and what rounding adds
 
 _FEW_QUERIES = 8  # up to here, one by one takes no longer
 
@@ -58,21 +57,14 @@ class StoredVectors:
         return vectors / np.float32(np.sqrt(self.dim)) if self.dtype == "binary" else vectors
 
     def products(self, queries: NDArray[np.float32], stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Inner products [Q, n] of queries [Q, E] with stored rows, both of length 1 or less.
-
-        A row with values that are not finite has products that are not finite; of float16 only where the product, with
-        such values taken as numbers between 65,536 and 131,008, would not pass as one of such vectors.
-        """
+        """Inner products [Q, n] of queries [Q, E] with stored rows; not finite where a value of the row is not."""
         if self.dtype == "float16" and stored.size > FLOAT16_VALUES_AT_ONCE // 2:  # else not worth loading it
             products = float16_products(queries, stored)
             if products is not None:
                 return products
-        products = self._products(queries, self._pieces(stored))
-        if self.dtype == "float16" and np.abs(products).max(initial=0) > _LARGEST_PRODUCT:
-            return queries @ self.floats(stored).T
-        return products
-
-    def _products(self, queries: NDArray[np.float32], pieces: Iterator[_Piece]) -> NDArray[np.float32]:
+        if self.dtype == "float16" and not _all_finite(stored):
+            return _multiply(queries, self.floats(stored))
+        pieces = self._pieces(stored)
         columns, values, weights = next(pieces)
         products = _multiply(queries[:, columns] * weights, values)
         for columns, values, weights in pieces:
@@ -108,9 +100,10 @@ class StoredVectors:
 
 def _multiply(queries: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Products [Q, n] of queries [Q, w] and values [n, w]; few queries one by one, so that BLAS starts no threads."""
-    if len(queries) <= _FEW_QUERIES:
-        return np.stack([values @ query for query in queries])
-    return queries @ values.T
+    with np.errstate(invalid="ignore"):  # an infinity times zero; whoever asks looks for such products
+        if len(queries) <= _FEW_QUERIES:
+            return np.stack([values @ query for query in queries])
+        return queries @ values.T
 
 
 def _can_shift(stored: NDArray[Any]) -> bool:

@@ -11,7 +11,6 @@ import torch
 
 from tcl import search
 from tcl.collection import open_collection
-from tcl.dedup import find_groups
 from tcl.errors import DataError, UsageError
 from tcl.search import ExactCollection, Hit, rerank
 from tcl.vector_file import VectorFile
@@ -149,33 +148,6 @@ def test_options_that_contradict(tmp_path: Path) -> None:
         open_collection(str(tmp_path / "v.npy"), ann=True, centre=True)
     with pytest.raises(UsageError, match="--exact compares every vector"):
         open_collection("lancedb:a/b", ann=False)
-
-
-def test_a_bad_value_whose_product_looks_good(tmp_path: Path) -> None:
-    """The query is zero where the row is not a number."""
-    vectors = np.repeat(np.eye(1, 8, dtype=np.float32), 3, axis=0)
-    vectors[1, 5] = np.nan
-    with pytest.raises(DataError, match="row 1 is not finite"):
-        ExactCollection(write(tmp_path / "v.npy", vectors, "float16")).search(vectors[:1], 2)
-
-
-def test_which_float16_rows_are_reported(tmp_path: Path) -> None:
-    """All that are hits; of the others those whose product shows it. What looks at every value reports them all."""
-    vectors = np.repeat(np.eye(2, 8, dtype=np.float32), [4, 1], axis=0)
-    vectors[4, 5] = np.nan
-    file, query = write(tmp_path / "v.npy", vectors, "float16"), vectors[:1].copy()
-    assert [hit.row for hit in ExactCollection(file).search(query, 4)[0]] == [0, 1, 2, 3]
-    query[0, 5] = 1e-4
-    for collection, asked in ((ExactCollection(file), query), (ExactCollection(file, centre=True), vectors[:1])):
-        with pytest.raises(DataError, match="row 4 is not finite"):
-            collection.search(asked, 4)
-    with pytest.raises(DataError, match="row 4 is not finite"):
-        ExactCollection(file).search(vectors[:1], 5)
-    with pytest.raises(DataError, match="row 4 is not finite"):
-        find_groups(file, 0.9)
-    wider = write(tmp_path / "w.npy", vectors, "float32")
-    with pytest.raises(DataError, match="row 4 is not finite"):
-        ExactCollection(wider).search(vectors[:1], 4)
 
 
 def test_float16_vectors_longer_than_one(tmp_path: Path) -> None:
