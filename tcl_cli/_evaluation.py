@@ -84,7 +84,7 @@ def processes(device: Device) -> Iterator[tuple[str, Share]]:
 
     try:
         with join(device.value) as world, _silent(not world.is_main):
-            yield world.device, Share(world.rank, world.size, world.collect)
+            yield world.device, Share.of(world)
     except LostPeerError as error:
         raise LostPeerError(error.message, hint="nothing was written; start the evaluation again") from error
 
