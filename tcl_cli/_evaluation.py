@@ -15,6 +15,7 @@ import typer
 from tcl.data.remote import is_url
 from tcl.errors import CheckpointError, TclError, UsageError
 from tcl.launch import launched
+from tcl.models.untrained import Use, check_trained
 from tcl.resolve import find_model
 from tcl.tasks.share import ALONE, Share
 from tcl_cli._console import out
@@ -102,21 +103,24 @@ def _silent(others: bool) -> Iterator[None]:
             raise typer.Exit(error.exit_code if isinstance(error, TclError) else 1) from error
 
 
-def load(location: str, device: str, image_size: str | None = None) -> TCL:
+def load(location: str, device: str, image_size: str | None, *uses: Use) -> TCL:
     """A model on its device and at the image size asked for.
 
     Args:
         location: of `find_model`, which is asked before the data is read.
         device: where it computes: of `processes`.
         image_size: of `--image-size`.
+        uses: what is wanted of the model.
 
     Raises:
-        UsageError: there is no such device, or the size is malformed.
+        UsageError: there is no such device, the size is malformed, or the model lacks what a use needs.
         CheckpointError: the weights are damaged or not finite.
     """
     from tcl.checkpoint import load_model
 
-    return _place(location, load_model, device, image_size)
+    loaded = _place(location, load_model, device, image_size)
+    check_trained(loaded, location, *uses)
+    return loaded
 
 
 def _place(location: str, read: Callable[[str], TCL], device: str, image_size: str | None) -> TCL:

@@ -71,7 +71,7 @@ def classification(
             check_templates(templates)
             check_output("--predictions", predictions, [])
             total = len(LabelledImages.from_folder(data).images)
-            loaded = load(location, place, image_size)
+            loaded = load(location, place, image_size, "vectors")
         said: list[Prediction] = []
         with out.progress("Classifying", total=total) as advance:
             result = evaluate_classification(

@@ -79,7 +79,7 @@ def grounding(
             check_images(images)
             check_output("--predictions", predictions, [*data, *([str(proposals)] if proposals else [])])
             rows = list(read_regions(data, images, proposals=proposals))
-            loaded = load(location, place, image_size)
+            loaded = load(location, place, image_size, "match scores")
         from tcl.tasks.grounding import evaluate_grounding
 
         with out.progress("Grounding", total=len(rows)) as advance:

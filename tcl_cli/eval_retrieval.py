@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tcl.models.untrained import Use
 from tcl.protocols import RETRIEVAL, Published, RetrievalProtocol, find_protocol
 from tcl.resolve import find_model
 from tcl_cli._console import Advance, out
@@ -93,7 +94,8 @@ def retrieval(
             location = find_model(model).location
             check_output("--predictions", predictions, data)
             index = _read(data, images)
-            loaded = load(location, place, image_size)
+            uses: tuple[Use, ...] = ("vectors", "match scores") if candidates else ("vectors",)
+            loaded = load(location, place, image_size, *uses)
         if chosen:
             out.message(f"{chosen.name}: {chosen.dataset}; the published figures are of {chosen.checkpoint}")
         with _Phases() as phases:

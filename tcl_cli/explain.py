@@ -112,10 +112,13 @@ def _note(found: Explanation) -> str:
 def _load(model: str | None, device: Device) -> tuple[str, Any]:
     from tcl.checkpoint import load_model
     from tcl.devices import choose_device
+    from tcl.models.untrained import check_trained
     from tcl.resolve import find_model
 
     source = find_model(model)
-    return source.location, load_model(source.location).to(choose_device(device.value))
+    loaded = load_model(source.location)
+    check_trained(loaded, source.location, "match scores")  # whose gradient the maps are
+    return source.location, loaded.to(choose_device(device.value))
 
 
 def _check_output(path: Path, image: str) -> None:
