@@ -275,7 +275,7 @@ def _model_card(model: TCL) -> str:
     task = f"Fine-tuned for {model.head.task}. " if isinstance(model, TaskModel) else ""
     use = "    tcl embed images/ --out vecs.npy --model THIS_FOLDER\n    tcl export --model THIS_FOLDER\n"
     if parts := lacking(model, "vectors"):
-        use = f"It has no trained {' and no '.join(parts)}: it is for its task, and gives no vectors.\n"
+        use = f"It has no trained {' or '.join(parts)}: it is for its task, and gives no vectors.\n"
     return (
         f"# A TCL model\n\n{task}"
         f"{parameters / 1e6:.1f} M parameters, {height}x{width} pixels, {model.processor.max_length} tokens, "

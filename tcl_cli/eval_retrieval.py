@@ -14,19 +14,19 @@ from tcl.models.untrained import Use
 from tcl.protocols import RETRIEVAL, Published, RetrievalProtocol, find_protocol
 from tcl.resolve import find_model
 from tcl_cli._console import Advance, out
-from tcl_cli._evaluation import (
-    BatchSizeOption,
+from tcl_cli._evaluation import check_output, list_bad, load, processes, write_lines
+from tcl_cli._options import (
+    INPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
     ImageSizeOption,
     ImagesOption,
+    JsonOption,
+    ModelOption,
     PredictionsOption,
     WorkersOption,
-    check_output,
-    list_bad,
-    load,
-    processes,
-    write_lines,
 )
-from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from tcl.data.index import PairIndex
@@ -81,7 +81,7 @@ def retrieval(
     ] = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
-    batch_size: BatchSizeOption = 64,
+    batch_size: BatchOption = 64,
     workers: WorkersOption = 4,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,

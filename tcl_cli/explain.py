@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
+from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, LayerOption, ModelOption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,15 +43,7 @@ def explain(
             show_default=False,
         ),
     ],
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            "--layer",
-            help="The fusion layer to look at, numbered as in BERT. Default: the one at two fifths of the fusion "
-            "encoder, which is 8 of 6 to 11 in the published model.",
-            show_default=False,
-        ),
-    ] = None,
+    layer: LayerOption = None,
     model: ModelOption = None,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,

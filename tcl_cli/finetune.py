@@ -13,20 +13,20 @@ import typer
 from tcl.tasks.share import Share
 from tcl_cli._batch_size import AUTO
 from tcl_cli._console import out
-from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, Device, DeviceOption, ModelOption
-from tcl_cli._run_folder import claim_run, recipe_of_run
-from tcl_cli._training import (
-    BatchSizeOption,
+from tcl_cli._options import (
+    INPUT_PANEL,
+    MODEL_PANEL,
+    Device,
+    DeviceOption,
     DryRunOption,
     ImagesOption,
+    ModelOption,
     ResumeOption,
     RunOption,
-    agree,
-    check_task,
-    settings_of,
-    split_arguments,
-    train,
+    TrainingBatchOption,
 )
+from tcl_cli._run_folder import claim_run, recipe_of_run
+from tcl_cli._training import agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
     from tcl.config import Recipe
@@ -108,7 +108,7 @@ def finetune(
     run: RunOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
-    batch_size: BatchSizeOption = None,
+    batch_size: TrainingBatchOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Fine-tune a model for a task."""

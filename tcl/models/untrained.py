@@ -67,7 +67,7 @@ def check_trained(model: TCL, place: str, *uses: Use) -> None:
     for use in uses:
         if parts := lacking(model, use):
             raise UsageError(
-                f"{place} gives no {use}: it has no trained {' and no '.join(parts)}",
+                f"{place} gives no {use}: it has no trained {' or '.join(parts)}",
                 hint="take a model of pre-training or retrieval, or make one of it: "
                 f"tcl finetune retrieval --model {place} --data PAIRS",
             )

@@ -15,7 +15,7 @@ from tests.tasks.finetuning import question, statement, write_rows
 from tests.tcl_cli.test_eval_published import LABELS, published
 
 QUICK = ("train.steps=2", "data.workers=0", "data.batch_size=3")
-PROJECTIONS = "no trained image projection (vision_proj) and no trained text projection (text_proj)"
+PROJECTIONS = "no trained image projection (vision_proj) or text projection (text_proj)"
 MATCHING = "no trained matching head (itm_head)"
 WITHOUT = ["vision_proj", "text_proj", "itm_head", "text_encoder.cls"]
 
@@ -45,7 +45,7 @@ def converted(workplace: Path, tcl: Any) -> Path:
         (["eval", "grounding", "--data", "scenes:val:3"], MATCHING),
         (["explain", "images/1.png", "a dog", "--out", "dog.png"], MATCHING),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
 def test_a_converted_model_of_a_task_is_for_its_task(
     converted: Path, tcl: Any, command: list[str], missing: str
