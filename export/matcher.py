@@ -109,11 +109,14 @@ def matcher_of(encoder: Encoder) -> Matcher:
     """The fusion encoder that belongs to an encoder; shares its weights.
 
     Raises:
-        UsageError: it is of a bundle that was exported without.
+        UsageError: it is of a bundle that was exported without, or of a model whose matching head is not trained.
     """
     from export.runtime import TorchEncoder
 
     if isinstance(encoder, TorchEncoder):
+        from tcl.models.untrained import check_trained
+
+        check_trained(encoder.model, "the model", "match scores")
         return TorchMatcher(encoder.model)
     from export.onnx_matcher import OnnxMatcher
 

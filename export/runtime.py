@@ -232,7 +232,7 @@ def open_encoder(
         lanes: of an `OnnxEncoder`; None for one, which is right for single queries, as is 1.
 
     Raises:
-        UsageError: there is no such model, or the backend cannot run it.
+        UsageError: there is no such model, it has no trained projections, or the backend cannot run it.
         MissingExtraError: the backend is not installed.
     """
     for name, value, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
@@ -260,8 +260,11 @@ def open_encoder(
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model
+    from tcl.models.untrained import check_trained
 
-    return TorchEncoder(load_model(source.location), choose_device(device), precision, backend == "torch-compiled")
+    loaded = load_model(source.location)
+    check_trained(loaded, source.location, "vectors")
+    return TorchEncoder(loaded, choose_device(device), precision, backend == "torch-compiled")
 
 
 def find_source(model: str | None = None) -> ModelSource:

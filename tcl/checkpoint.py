@@ -36,6 +36,7 @@ from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.lora import merged_state_dict
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
+from tcl.models.untrained import lacking, read_untrained
 from tcl.processor import Processor
 from tcl.resolve import CONFIG_FILE, find_model, read_json
 
@@ -72,6 +73,7 @@ def write_model(model: TCL, folder: Path) -> None:
         "vocab_size": model.text_encoder.bert.embeddings.word_embeddings.num_embeddings,
         "model": model.config.model_dump(),
         "head": model.head.model_dump() if isinstance(model, TaskModel) else None,
+        "untrained": list(model.untrained),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_model_card(model), encoding="utf-8")
@@ -114,6 +116,7 @@ def load_model_folder(folder: Path) -> TCL:
         model_config = ModelConfig.model_validate(config["model"])
         vocab_size = int(str(config["vocab_size"]))
         model = with_head(TCL.from_config(model_config, vocab_size), read_head(config))
+        model.untrained = read_untrained(config)
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: lacks {error}", hint=AGAIN) from error
@@ -270,10 +273,11 @@ def _model_card(model: TCL) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     height, width = model.processor.image_size
     task = f"Fine-tuned for {model.head.task}. " if isinstance(model, TaskModel) else ""
+    use = "    tcl embed images/ --out vecs.npy --model THIS_FOLDER\n    tcl export --model THIS_FOLDER\n"
+    if parts := lacking(model, "vectors"):
+        use = f"It has no trained {' or '.join(parts)}: it is for its task, and gives no vectors.\n"
     return (
         f"# A TCL model\n\n{task}"
         f"{parameters / 1e6:.1f} M parameters, {height}x{width} pixels, {model.processor.max_length} tokens, "
-        f"vectors of {model.config.embed_dim}, hash `{model.model_hash[:12]}`.\n\n"
-        "    tcl embed images/ --out vecs.npy --model THIS_FOLDER\n"
-        "    tcl export --model THIS_FOLDER\n"
+        f"vectors of {model.config.embed_dim}, hash `{model.model_hash[:12]}`.\n\n{use}"
     )

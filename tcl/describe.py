@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from tcl.layouts import Place
 from tcl.models.heads import HeadConfig
 from tcl.models.published import task_state
 from tcl.models.tcl import TCL
+from tcl.models.untrained import parts_of, read_untrained
 from tcl.reference import ANSWERS_FILE, Reference, head_of, infer_config, read_reference, report_task, shapes
 from tcl.resolve import BUNDLE_FILE, CONFIG_FILE, find_model, read_json
 
@@ -128,7 +129,7 @@ def _folder(folder: Path, location: str) -> Description:
         "checkpoint" if (folder / META_FILE).is_file() else "model folder",
         location,
         str(values.get("model_hash")),
-        _architecture(config, vocab_size, head),
+        _architecture(config, vocab_size, head) | _untrained(read_untrained(values)),
         temperature,
         _parameters(there, config.fusion_layer),
         keys=report,
@@ -156,6 +157,7 @@ def _published(reference: Reference) -> Description:
         report = report_task(reference, expected)
     else:
         report = account(reference.place, layout.kind, shapes(reference.state), expected, layout.place)
+    architecture |= _untrained(parts_of(report.missing))
     temperature = state["temp"].item() if "temp" in state and state["temp"].numel() == 1 else None
     return Description(
         f"published checkpoint ({layout.kind})",
@@ -202,6 +204,10 @@ def _architecture(config: ModelConfig, vocab_size: int, head: HeadConfig | None 
         "max_length": config.max_length,
         "embed_dim": config.embed_dim,
     }
+
+
+def _untrained(parts: Sequence[str]) -> dict[str, Any]:
+    return {"untrained": list(parts)} if parts else {}
 
 
 def _parameters(there: Mapping[str, Shape], fusion_layer: int) -> dict[str, int]:

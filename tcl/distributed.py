@@ -21,8 +21,8 @@ from tcl.errors import TclError, UsageError
 from tcl.launch import launched, starts
 
 TIMEOUT = timedelta(days=1)
-"""How long the processes wait for each other: longer than the first one indexes or validates. A dead one is noticed at
-once, however long this is."""
+"""How long the processes wait for each other: longer than the first one indexes, or any validates its share. A dead one
+is noticed at once, however long this is."""
 
 
 class LostPeerError(TclError):
@@ -182,7 +182,7 @@ def _lost_peer(world: World, error: Exception) -> LostPeerError | None:
     if "timed out" in text or "timeout" in text:
         return LostPeerError(
             f"{own}: no word from another process of this run for {TIMEOUT.total_seconds() / 3600:.3g} hours",
-            hint="it hangs, or the first one has validated for that long: then use fewer --val rows or a smaller "
+            hint="it hangs, or has validated its share for that long: then use fewer --val rows or a smaller "
             "train.eval_top_k. Continue from the last checkpoint with --resume",
         )
     return LostPeerError(

@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,8 @@ from tcl.doctor import Doctor
 from tcl.errors import NonFiniteError
 from tcl.report import read_records, write_report
 from tcl.run_lock import hold_run
-from tcl.runlog import RunLog, StopRequest, point_latest_at
+from tcl.runlog import RunLog, Stopped, StopRequest, point_latest_at
+from tcl.tasks.share import Share
 from tcl.trackers import open_trackers
 from tcl.train import Training
 from tcl.upload import Uploader
@@ -114,8 +115,8 @@ class _Fit:
     def __enter__(self) -> _Fit:
         with self._closing:  # what was opened is closed again when the rest fails
             self._closing.callback(self.training.loader.close)
-            self.best = read_best(self.run, self.training.step)
-            self.stale = count_stale(self.run, self.training.step)
+            so_far = read_best(self.run, self.training.step), count_stale(self.run, self.training.step)
+            self.best, self.stale = self.world.from_main(so_far)  # which alone writes them
             if self.world.is_main:
                 recipe = self.training.recipe
                 if not self.held:
@@ -238,37 +239,41 @@ class _Fit:
         return self.task.validates and due and bool(self.world.from_main(not done))
 
     def validate(self) -> int:
-        """Figures on the validation data, and the best model so far; other processes wait for the first one.
+        """Figures on the validation data, and the best model so far; the processes share the work.
 
         Returns:
-            the signal that cut it short, else 0; then it is done when the run is resumed.
+            the signal that cut it short in any of them, else 0; then it is done when the run is resumed.
         """
-        if self.runlog is not None:
-            self._validate(self.runlog)
-        self.cut_short = self.world.from_main(self.cut_short)
-        if self.cut_short:
+        figures = self._figures()
+        if figures is None:
+            self.cut_short = max(self.world.collect(self.stop.signal))
             return self.cut_short
-        if self.training.recipe.train.patience is not None:
-            self.stale = self.world.from_main(self.stale)
-            if self.ended and self.training.step < self.training.total_steps:
-                self.reporter.note(f"No better in {self.stale} validations: ending at step {self.training.step}.")
+        better = self._compare(figures[self.task.best_by])
+        if self.runlog is not None:
+            values = {f"val_{name}": value for name, value in figures.items()}
+            self.runlog.validation({"step": self.training.step, **values})
+            if better:
+                save_model(self.training.model, self.run / BEST_FOLDER)
+                write_whole(self.run / BEST_FILE, json.dumps(self.best) + "\n")
+        if self.ended and self.training.step < self.training.total_steps:
+            self.reporter.note(f"No better in {self.stale} validations: ending at step {self.training.step}.")
         return 0
 
-    def _validate(self, runlog: RunLog) -> None:
-        step = self.training.step
-        with self.training.evaluating(), runlog.paused():
-            figures = self.stop.unless_stopped(self.task.validate)
-            if figures is None:
-                self.cut_short = self.stop.signal
-                return
-            runlog.validation({"step": step, **{f"val_{name}": value for name, value in figures.items()}})
-        value = figures[self.task.best_by]
-        self.stale += 1
-        if self.best is None or value > self.best["value"]:
-            self.stale = 0
-            self.best = {"step": step, "metric": self.task.best_by, "value": value}
-            save_model(self.training.model, self.run / BEST_FOLDER)
-            write_whole(self.run / BEST_FILE, json.dumps(self.best) + "\n")
+    def _figures(self) -> dict[str, float] | None:
+        """Figures on the validation data, the same in all processes; None where any of them was told to end."""
+        with self.training.evaluating(), self.runlog.paused() if self.runlog else nullcontext():
+            try:
+                return self.task.validate(Share.of(self.world, while_wanted=self.stop.raising))
+            except Stopped:
+                return None
+
+    def _compare(self, value: float) -> bool:
+        """Is this the best validation so far? Every process decides it for itself, from the same figures."""
+        better = self.best is None or value > self.best["value"]
+        if better:
+            self.best = {"step": self.training.step, "metric": self.task.best_by, "value": value}
+        self.stale = 0 if better else self.stale + 1
+        return better
 
     def report(self, samples: bool = True) -> None:
         """Write `report.html`; without samples, which a model on a CPU takes long for, where time is short."""

@@ -22,6 +22,7 @@ from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.published import published_head, task_places, task_state
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
+from tcl.models.untrained import parts_of
 from tcl.processor import Processor
 
 EVALUATION_LENGTH = 30  # tokens that published retrieval evaluation keeps
@@ -125,7 +126,9 @@ def build_reference(reference: Reference, tokenizer: str | None = None) -> TCL:
     place, state = reference.place, reference.renamed()
     config, vocab_size = infer_config(state, place)
     model = TCL.from_config(config, vocab_size)
-    _check_complete(reference, reference.report(model))
+    report = reference.report(model)
+    _check_complete(reference, report)
+    model.untrained = parts_of(report.missing)
     vocabulary = reference_tokenizer(Path(place), tokenizer)
     if vocabulary.vocab_size > vocab_size:
         raise CheckpointError(
@@ -141,8 +144,8 @@ def build_reference(reference: Reference, tokenizer: str | None = None) -> TCL:
 def load_fine_tuned(path: Path, tokenizer: str | None = None, answers: list[str] | None = None) -> TaskModel:
     """A published checkpoint of VQA, entailment, NLVR2 or text assignment, for its task alone, in evaluation mode.
 
-    Such a file has no projections and no matching head; those of the model are random, the same every time. So it
-    answers its task, and is not for vectors, which is why `load_reference` refuses it.
+    Such a file has no projections and no matching head; those of the model are random, the same every time, and named
+    in its `untrained`. So it answers its task, and is not for vectors, which is why `load_reference` refuses it.
 
     Args:
         path: the `.pth`.
@@ -168,12 +171,12 @@ def build_fine_tuned(reference: Reference, tokenizer: str | None = None, answers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = attach_head(TCL.from_config(config, vocab_size), head)
-    problem = report_task(reference, shapes(model.state_dict())).problem(
-        lambda name: reference.layout.lacks(name, reference.state)
-    )
+    report = report_task(reference, shapes(model.state_dict()))
+    problem = report.problem(lambda name: reference.layout.lacks(name, reference.state))
     if problem:
         raise CheckpointError(f"{place}: its weights do not fit this model: {problem}", hint="is the file complete?")
     model.load_state_dict(task_state(reference.state), strict=False)
+    model.untrained = parts_of(report.missing)
     model.processor = Processor(reference_tokenizer(Path(place), tokenizer), config.image_shape, config.max_length)
     model.model_hash = hash_model(model)
     return model.eval()
@@ -272,7 +275,8 @@ def _check_complete(reference: Reference, report: KeyReport) -> None:
     """A model to use, unlike one to start from, needs every part, and a file of another task is not half of one."""
     if reference.layout.kind not in WHOLE:
         raise CheckpointError(
-            f"{reference.place}: a checkpoint of {reference.layout.kind}, which lacks parts of the model",
+            f"{reference.place}: a checkpoint of {reference.layout.kind}, which lacks parts of the model: "
+            f"{', '.join(parts_of(report.missing))}",
             hint=f"training can start from its encoders: tcl pretrain model.init={reference.place}",
         )
     of_others = [name for name in report.unused if not NOT_THE_MODEL.match(name)]

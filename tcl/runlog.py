@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tcl.doctor import Doctor
 
@@ -116,11 +116,8 @@ class RunLog:
             self._trackers.close()
 
 
-_Result = TypeVar("_Result")
-
-
 class Stopped(BaseException):
-    """What `StopRequest.unless_stopped` does is wanted no longer. No error, so that nothing takes it for one."""
+    """What is done inside `StopRequest.raising` is wanted no longer. No error, so that nothing takes it for one."""
 
 
 class StopRequest:
@@ -130,7 +127,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._cuts_short = False
+        self._raises = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -144,19 +141,20 @@ class StopRequest:
         interrupt = self._previous.pop(signal.SIGINT, None)
         if interrupt is not None:
             signal.signal(signal.SIGINT, interrupt)
-        if self._cuts_short:
-            self._cuts_short = False
+        if self._raises:
+            self._raises = False
             raise Stopped
 
-    def unless_stopped(self, work: Callable[[], _Result]) -> _Result | None:
-        """The result of what takes long and changes nothing; None when a signal arrives meanwhile, or has arrived."""
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Inside it a signal raises `Stopped`, also one from before: for work that takes long and changes nothing."""
         try:
-            self._cuts_short = True
-            return None if self.signal else work()
-        except Stopped:
-            return None
+            self._raises = True
+            if self.signal:
+                raise Stopped
+            yield
         finally:
-            self._cuts_short = False
+            self._raises = False
 
     def _restore(self) -> None:
         while self._previous:

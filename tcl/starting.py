@@ -17,6 +17,7 @@ from tcl.layouts import Layout
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.published import published_head, task_state
 from tcl.models.tcl import TCL
+from tcl.models.untrained import PARTS, parts_of, read_untrained
 from tcl.processor import Processor
 from tcl.reference import infer_config
 from tcl.resolve import CONFIG_FILE, read_json
@@ -70,6 +71,7 @@ def start_model(
         report = load_pretrained_encoders(model, tokenizer)
     if report:
         reporter.note(report.summary())
+    model.untrained = _untrained(weights, report, checkpoint)
     if head:
         model = attach_head(model, head)
     adapt(model, recipe.train)
@@ -108,6 +110,16 @@ def _known_head(weights: Weights | None, checkpoint: Path | None) -> HeadConfig 
     if weights is None or not weights.layout.published:
         return weights.head if weights else None
     return published_head(weights.state, answers=["unknown"])  # the file has none, and only the decoder is wanted
+
+
+def _untrained(weights: Weights | None, report: KeyReport | None, checkpoint: Path | None) -> tuple[str, ...]:
+    """Parts of a model that nothing has trained when the run starts, or goes on."""
+    if checkpoint:
+        return read_untrained(read_json(checkpoint / CONFIG_FILE))
+    if report is None:
+        return tuple(PARTS)
+    random = {*parts_of(report.missing), *(weights.untrained if weights else ())}
+    return tuple(part for part in PARTS if part in random)
 
 
 def _load(model: TCL, weights: Weights, tokenizer: CaptionTokenizer, head: HeadConfig | None) -> tuple[TCL, KeyReport]:

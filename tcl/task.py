@@ -16,6 +16,7 @@ from tcl.models.tcl import TCL
 from tcl.preflight import check_named
 from tcl.report import Sample
 from tcl.runlog import Reporter
+from tcl.tasks.share import Share
 
 TASKS: dict[TaskName, tuple[str, str]] = {
     "pretrain": ("tcl.tasks.pretraining", "Pretraining"),
@@ -98,8 +99,12 @@ class Task(Protocol):
     def synthetic_batch(self, size: int) -> Any:
         """A batch of noise of the shapes of this run, to measure time and memory with."""
 
-    def validate(self) -> dict[str, float]:
-        """Figures on the validation data, by the model in evaluation mode."""
+    def validate(self, share: Share) -> dict[str, float]:
+        """Figures on the validation data, by the model in evaluation mode.
+
+        Args:
+            share: what this process does of it; the figures are the same in all processes.
+        """
 
     def examples(self) -> Sequence[Sample]:
         """A few samples with what the model makes of them, for the report."""

@@ -27,6 +27,7 @@ from tcl.errors import ConfigError
 from tcl.footprint import Footprint, measure, time_at
 from tcl.memory import memory_budget
 from tcl.models.lora import lora_state_dict
+from tcl.models.untrained import left_untrained
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
 from tcl.preflight import changed_batches, check_present, check_same_model
 from tcl.runlog import Reporter
@@ -67,6 +68,7 @@ class Training:
         torch.manual_seed(recipe.train.seed)
         self.task = build_task(recipe, world, checkpoint, self.reporter)
         self.model, self.loader = self.task.model, self.task.loader
+        self.model.untrained = left_untrained(self.model)
         with world.main_first():
             if world.is_main:
                 check_present(self.loader.samples, self.reporter)

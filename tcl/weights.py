@@ -22,6 +22,7 @@ from tcl.hub import quiet_hub
 from tcl.layouts import Layout
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
+from tcl.models.untrained import read_untrained
 from tcl.reference import HEAD_WIDTH, layout_of, read_state
 from tcl.resolve import CONFIG_FILE, find_model, read_json
 
@@ -45,6 +46,7 @@ class Weights:
         tokenizer: the vocabulary that belongs to them, where there is one.
         config: the sizes, where they are written down.
         head: the task they were fine-tuned for, where that is written down.
+        untrained: parts that hold random numbers, where that is written down.
     """
 
     place: str
@@ -54,6 +56,7 @@ class Weights:
     tokenizer: CaptionTokenizer | None = None
     config: ModelConfig | None = None
     head: HeadConfig | None = None
+    untrained: tuple[str, ...] = ()
 
     def lacks(self, name: str) -> bool:
         """Whether they have nothing for this key of a model, and need not have it."""
@@ -129,7 +132,7 @@ def _open_own(folder: Path, place: str) -> Weights:
         ) from error
     state = _read_safetensors(folder / WEIGHTS_FILE)
     layout = Layout("model", first_pair=config.fusion_layer if head and head.images_per_text == 2 else None)
-    return Weights(place, layout, state, heads, CaptionTokenizer.load(folder), config, head)
+    return Weights(place, layout, state, heads, CaptionTokenizer.load(folder), config, head, read_untrained(values))
 
 
 def _open_bert(folder: Path, place: str) -> Weights:

@@ -1,4 +1,4 @@
-"""What the evaluations of all tasks share: options, the model, files of predictions, images that cannot be read."""
+"""What the evaluations of all tasks share: the model, files of predictions, images that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tcl.data.remote import is_url
 from tcl.errors import CheckpointError, TclError, UsageError
 from tcl.launch import launched
+from tcl.models.untrained import Use, check_trained
 from tcl.resolve import find_model
 from tcl.tasks.share import ALONE, Share
 from tcl_cli._console import out
-from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL, Device
+from tcl_cli._options import Device
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -31,41 +32,6 @@ HEADS = {
     "vqa": "answer decoder (text_decoder)",
 }
 """What a model must have been given for a task."""
-
-ImagesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--images",
-        help="Folder that relative image paths start from; default: the folder of the data file.",
-        show_default=False,
-        rich_help_panel=INPUT_PANEL,
-    ),
-]
-ImageSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--image-size",
-        metavar="PIXELS",
-        help="Read images at this size, as 384 or 256x384 (height x width), rather than at that of training; the "
-        "position embeddings are resampled.",
-        show_default=False,
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-BatchSizeOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Images and texts at once.", rich_help_panel=SPEED_PANEL)
-]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Decoding threads.", rich_help_panel=SPEED_PANEL)]
-PredictionsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--predictions",
-        metavar="JSONL",
-        help="Write what the model says of each row, with its confidence; a file that is there is replaced.",
-        show_default=False,
-        rich_help_panel=OUTPUT_PANEL,
-    ),
-]
 
 
 @contextmanager
@@ -84,7 +50,7 @@ def processes(device: Device) -> Iterator[tuple[str, Share]]:
 
     try:
         with join(device.value) as world, _silent(not world.is_main):
-            yield world.device, Share(world.rank, world.size, world.collect)
+            yield world.device, Share.of(world)
     except LostPeerError as error:
         raise LostPeerError(error.message, hint="nothing was written; start the evaluation again") from error
 
@@ -102,21 +68,24 @@ def _silent(others: bool) -> Iterator[None]:
             raise typer.Exit(error.exit_code if isinstance(error, TclError) else 1) from error
 
 
-def load(location: str, device: str, image_size: str | None = None) -> TCL:
+def load(location: str, device: str, image_size: str | None, *uses: Use) -> TCL:
     """A model on its device and at the image size asked for.
 
     Args:
         location: of `find_model`, which is asked before the data is read.
         device: where it computes: of `processes`.
         image_size: of `--image-size`.
+        uses: what is wanted of the model.
 
     Raises:
-        UsageError: there is no such device, or the size is malformed.
+        UsageError: there is no such device, the size is malformed, or the model lacks what a use needs.
         CheckpointError: the weights are damaged or not finite.
     """
     from tcl.checkpoint import load_model
 
-    return _place(location, load_model, device, image_size)
+    loaded = _place(location, load_model, device, image_size)
+    check_trained(loaded, location, *uses)
+    return loaded
 
 
 def _place(location: str, read: Callable[[str], TCL], device: str, image_size: str | None) -> TCL:

@@ -8,14 +8,13 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import typer
 
 from tcl.errors import TclError, UsageError
 from tcl_cli._batch_size import AUTO, choose_batch_size
 from tcl_cli._console import out
-from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL
 from tcl_cli._run_reporter import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -39,50 +38,6 @@ class Plan(NamedTuple):
     checkpoint: Path | None
     recipe: Recipe
     finished: bool
-
-
-ImagesOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder that relative image paths start from; default: the folder of the data file.",
-        show_default=False,
-        rich_help_panel=INPUT_PANEL,
-    ),
-]
-RunOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        help="Run folder; must be new, except with --resume. Default: runs/<recipe or task>.",
-        show_default=False,
-        rich_help_panel=OUTPUT_PANEL,
-    ),
-]
-ResumeOption = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue the run in --out (or runs/latest), or start it when there is none.",
-        rich_help_panel=OUTPUT_PANEL,
-    ),
-]
-DryRunOption = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Read the recipe and the data, build the model, say what would happen, and write nothing.",
-        rich_help_panel=OUTPUT_PANEL,
-    ),
-]
-BatchSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N|auto",
-        help="Samples per device and forward pass; auto: as many as fit into memory. Default: the recipe's.",
-        show_default=False,
-        rich_help_panel=SPEED_PANEL,
-    ),
-]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import typer
 
 from tcl_cli._console import out as console
 from tcl_cli._data_table import format_bytes, table_rows
-from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, JsonOption
+from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
 
 LIMIT_PANEL = "Limits, in percent: beyond one of them the exit code is 1"
 MAX_LENGTH = 25
@@ -51,15 +51,6 @@ data_app = typer.Typer(
 SourcesArgument = Annotated[
     list[str],
     typer.Argument(metavar="SOURCE", help="Pairs: whatever --data of tcl pretrain takes.", show_default=False),
-]
-ImagesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--images",
-        help="Folder that relative image paths start from. Default: that of the file which names them.",
-        show_default=False,
-        rich_help_panel=INPUT_PANEL,
-    ),
 ]
 WorkersOption = Annotated[
     int | None,

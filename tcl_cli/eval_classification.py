@@ -9,19 +9,18 @@ import typer
 
 from tcl.resolve import find_model
 from tcl_cli._console import out
-from tcl_cli._evaluation import (
-    BatchSizeOption,
+from tcl_cli._evaluation import check_output, list_bad, load, percent, processes, write_lines
+from tcl_cli._options import (
+    INPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
     ImageSizeOption,
+    JsonOption,
+    ModelOption,
     PredictionsOption,
     WorkersOption,
-    check_output,
-    list_bad,
-    load,
-    percent,
-    processes,
-    write_lines,
 )
-from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from tcl.tasks.classification import ClassificationResult, Prediction
@@ -56,7 +55,7 @@ def classification(
     model: ModelOption = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
-    batch_size: BatchSizeOption = 64,
+    batch_size: BatchOption = 64,
     workers: WorkersOption = 4,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,
@@ -71,7 +70,7 @@ def classification(
             check_templates(templates)
             check_output("--predictions", predictions, [])
             total = len(LabelledImages.from_folder(data).images)
-            loaded = load(location, place, image_size)
+            loaded = load(location, place, image_size, "vectors")
         said: list[Prediction] = []
         with out.progress("Classifying", total=total) as advance:
             result = evaluate_classification(

@@ -10,21 +10,20 @@ import typer
 
 from tcl.resolve import find_model
 from tcl_cli._console import out
-from tcl_cli._evaluation import (
-    BatchSizeOption,
+from tcl_cli._evaluation import check_images, check_output, list_bad, load, percent, processes, write_lines
+from tcl_cli._options import (
+    INPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
     ImageSizeOption,
     ImagesOption,
+    JsonOption,
+    LayerOption,
+    ModelOption,
     PredictionsOption,
     WorkersOption,
-    check_images,
-    check_output,
-    list_bad,
-    load,
-    percent,
-    processes,
-    write_lines,
 )
-from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
 
 EPILOG = """\
 [bold]Examples[/]
@@ -55,17 +54,10 @@ def grounding(
         ),
     ] = None,
     model: ModelOption = None,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            help="The fusion layer to look at, numbered as in BERT. Default: the one at two fifths of the fusion "
-            "encoder, which is 8 of 6 to 11 in the published model.",
-            show_default=False,
-        ),
-    ] = None,
+    layer: LayerOption = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,
@@ -79,7 +71,7 @@ def grounding(
             check_images(images)
             check_output("--predictions", predictions, [*data, *([str(proposals)] if proposals else [])])
             rows = list(read_regions(data, images, proposals=proposals))
-            loaded = load(location, place, image_size)
+            loaded = load(location, place, image_size, "match scores")
         from tcl.tasks.grounding import evaluate_grounding
 
         with out.progress("Grounding", total=len(rows)) as advance:

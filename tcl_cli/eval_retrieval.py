@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tcl.models.untrained import Use
 from tcl.protocols import RETRIEVAL, Published, RetrievalProtocol, find_protocol
 from tcl.resolve import find_model
 from tcl_cli._console import Advance, out
-from tcl_cli._evaluation import (
-    BatchSizeOption,
+from tcl_cli._evaluation import check_output, list_bad, load, processes, write_lines
+from tcl_cli._options import (
+    INPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
     ImageSizeOption,
     ImagesOption,
+    JsonOption,
+    ModelOption,
     PredictionsOption,
     WorkersOption,
-    check_output,
-    list_bad,
-    load,
-    processes,
-    write_lines,
 )
-from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from tcl.data.index import PairIndex
@@ -80,7 +81,7 @@ def retrieval(
     ] = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
-    batch_size: BatchSizeOption = 64,
+    batch_size: BatchOption = 64,
     workers: WorkersOption = 4,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,
@@ -93,7 +94,8 @@ def retrieval(
             location = find_model(model).location
             check_output("--predictions", predictions, data)
             index = _read(data, images)
-            loaded = load(location, place, image_size)
+            uses: tuple[Use, ...] = ("vectors", "match scores") if candidates else ("vectors",)
+            loaded = load(location, place, image_size, *uses)
         if chosen:
             out.message(f"{chosen.name}: {chosen.dataset}; the published figures are of {chosen.checkpoint}")
         with _Phases() as phases:

@@ -10,21 +10,19 @@ import typer
 
 from tcl.resolve import find_model
 from tcl_cli._console import out
-from tcl_cli._evaluation import (
-    BatchSizeOption,
+from tcl_cli._evaluation import check_images, check_output, list_bad, load_for, percent, processes, write_lines
+from tcl_cli._options import (
+    INPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
     ImageSizeOption,
     ImagesOption,
+    JsonOption,
+    ModelOption,
     PredictionsOption,
     WorkersOption,
-    check_images,
-    check_output,
-    list_bad,
-    load_for,
-    percent,
-    processes,
-    write_lines,
 )
-from tcl_cli._options import INPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from tcl.data.annotations import StatementTask
@@ -60,7 +58,7 @@ def entailment(
     model: ModelOption = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,
@@ -75,7 +73,7 @@ def nlvr2(
     model: ModelOption = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,

@@ -11,11 +11,6 @@ import typer
 from tcl.resolve import find_model
 from tcl_cli._console import out
 from tcl_cli._evaluation import (
-    BatchSizeOption,
-    ImageSizeOption,
-    ImagesOption,
-    PredictionsOption,
-    WorkersOption,
     check_images,
     check_output,
     list_bad,
@@ -25,7 +20,19 @@ from tcl_cli._evaluation import (
     write_lines,
     write_text,
 )
-from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
+from tcl_cli._options import (
+    INPUT_PANEL,
+    OUTPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
+    ImageSizeOption,
+    ImagesOption,
+    JsonOption,
+    ModelOption,
+    PredictionsOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from tcl.data.questions import Question
@@ -74,7 +81,7 @@ def vqa(
         ),
     ] = None,
     image_size: ImageSizeOption = None,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, ModelOption
+from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, LayerOption, ModelOption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,15 +43,7 @@ def explain(
             show_default=False,
         ),
     ],
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            "--layer",
-            help="The fusion layer to look at, numbered as in BERT. Default: the one at two fifths of the fusion "
-            "encoder, which is 8 of 6 to 11 in the published model.",
-            show_default=False,
-        ),
-    ] = None,
+    layer: LayerOption = None,
     model: ModelOption = None,
     device: DeviceOption = Device.auto,
     json: JsonOption = False,
@@ -112,10 +104,13 @@ def _note(found: Explanation) -> str:
 def _load(model: str | None, device: Device) -> tuple[str, Any]:
     from tcl.checkpoint import load_model
     from tcl.devices import choose_device
+    from tcl.models.untrained import check_trained
     from tcl.resolve import find_model
 
     source = find_model(model)
-    return source.location, load_model(source.location).to(choose_device(device.value))
+    loaded = load_model(source.location)
+    check_trained(loaded, source.location, "match scores")  # whose gradient the maps are
+    return source.location, loaded.to(choose_device(device.value))
 
 
 def _check_output(path: Path, image: str) -> None:

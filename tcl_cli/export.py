@@ -212,12 +212,16 @@ def export(
     texts = real_texts(calibrate_texts) if calibrate_texts is not None else []
 
     from tcl.checkpoint import load_model
+    from tcl.models.untrained import Use, check_trained
 
+    loaded = load_model(source.location)
+    uses: tuple[Use, ...] = ("vectors", "match scores") if matcher else ("vectors",)
+    check_trained(loaded, source.location, *uses)
     console.message(
         f"Exporting {source.location} to {target} in {', '.join(precisions)}" + (" and verifying it" if verify else "")
     )
     static = int8 is Int8.static or (int8 is Int8.auto and bool(images))
-    bundle = _build(load_model(source.location), target, precisions, matcher, verify, images, texts, static, bounds)
+    bundle = _build(loaded, target, precisions, matcher, verify, images, texts, static, bounds)
     if tar is not None:
         from export.pack import pack as write_pack
 

@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tcl.tasks.share import Share
 from tcl_cli._batch_size import AUTO
 from tcl_cli._console import out
-from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, Device, DeviceOption, ModelOption
-from tcl_cli._run_folder import claim_run, recipe_of_run
-from tcl_cli._training import (
-    BatchSizeOption,
+from tcl_cli._options import (
+    INPUT_PANEL,
+    MODEL_PANEL,
+    Device,
+    DeviceOption,
     DryRunOption,
     ImagesOption,
+    ModelOption,
     ResumeOption,
     RunOption,
-    agree,
-    check_task,
-    settings_of,
-    split_arguments,
-    train,
+    TrainingBatchOption,
 )
+from tcl_cli._run_folder import claim_run, recipe_of_run
+from tcl_cli._training import agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
     from tcl.config import Recipe
+    from tcl.distributed import World
     from tcl.tasks.held_out import HeldOut, HeldOutResult
 
 EPILOG = """\
@@ -106,7 +108,7 @@ def finetune(
     run: RunOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
-    batch_size: BatchSizeOption = None,
+    batch_size: TrainingBatchOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Fine-tune a model for a task."""
@@ -116,35 +118,34 @@ def finetune(
     from tcl.config import load_recipe
     from tcl.launch import restarted
 
-    held_out: list[HeldOut] = []  # at most one, of the first process
+    held_out: HeldOut | None = None
     with ExitStack() as held:
 
         def plan() -> tuple[Path, Path | None, Recipe]:
+            nonlocal held_out
             folder, checkpoint = claim_run(run, name or task, resume or restarted(), None if dry_run else held)
             if name:  # before a model is looked for
                 named = load_recipe(name, [setting for setting in given if setting.startswith("task=")])
                 check_task(named, (task,), name)
             recipe = resolve(folder if checkpoint else None, task, name, model, scratch, overrides + given)
             check_task(recipe, (task,), str(folder))
-            if test:
-                from tcl.tasks.held_out import HeldOut
-
-                held_out.append(HeldOut(recipe, test))
+            held_out = read_held_out(recipe, test)
             return folder, checkpoint, recipe
 
         with agree(device.value, plan) as (world, made):
+            with Share.of(world).agree():  # the first process has read it already
+                held_out = held_out or read_held_out(made.recipe, test)
             again, auto = f"tcl finetune {task} --resume --out {made.run}", batch_size == AUTO
-            check = held_out[0].check if held_out else lambda model: None
+            check = held_out.check if held_out else lambda model: None
             train(made, world, again=again, resume=resume, dry_run=dry_run, auto=auto, check=check)
-            if dry_run or not world.is_main:
+            if dry_run:
                 return
             if held_out:
-                from tcl.checkpoint import load_model
-
-                trained = load_model(made.run).to(world.device)
-                held_out[0].check(trained)  # of a run that was finished before, nobody has
-                report(made.run, held_out[0].evaluate(trained))
-            out.hint(f"tcl eval {task} --model {made.run} --data SOURCE")
+                result = evaluate_run(held_out, made.run, world)
+                if world.is_main:
+                    report(made.run, result)
+            if world.is_main:
+                out.hint(f"tcl eval {task} --model {made.run} --data SOURCE")
 
 
 def resolve(
@@ -178,6 +179,26 @@ def resolve(
         return load_recipe(place, overrides)
     section = load_recipe(of_run).model if of_run and model is None else config_of(find_model(model).location)
     return load_recipe(place, overrides, section)
+
+
+def read_held_out(recipe: Recipe, sources: list[str] | None) -> HeldOut | None:
+    """The rows of --test, before the training, so that a mistake in them shows then."""
+    if not sources:
+        return None
+    from tcl.tasks.held_out import HeldOut
+
+    return HeldOut(recipe, sources)
+
+
+def evaluate_run(held_out: HeldOut, run: Path, world: World) -> HeldOutResult:
+    """What the finished model of a run does on the test split; the processes share the rows."""
+    from tcl.checkpoint import load_model
+
+    share = Share.of(world)
+    with share.agree(), world.main_first():  # which has only just written it
+        model = load_model(run).to(world.device)
+        held_out.check(model)  # of a run that was finished before, nobody has
+    return held_out.evaluate(model, share)
 
 
 def report(run: Path, result: HeldOutResult) -> None:

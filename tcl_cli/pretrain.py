@@ -11,20 +11,19 @@ import typer
 
 from tcl_cli._batch_size import AUTO
 from tcl_cli._console import out
-from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, Device, DeviceOption
-from tcl_cli._run_folder import claim_run, recipe_of_run
-from tcl_cli._training import (
-    BatchSizeOption,
+from tcl_cli._options import (
+    INPUT_PANEL,
+    MODEL_PANEL,
+    Device,
+    DeviceOption,
     DryRunOption,
     ImagesOption,
     ResumeOption,
     RunOption,
-    agree,
-    check_task,
-    settings_of,
-    split_arguments,
-    train,
+    TrainingBatchOption,
 )
+from tcl_cli._run_folder import claim_run, recipe_of_run
+from tcl_cli._training import agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
     from tcl.config import Recipe
@@ -82,7 +81,7 @@ def pretrain(
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
-    batch_size: BatchSizeOption = None,
+    batch_size: TrainingBatchOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Pre-train a model on image-text pairs; without arguments, the demo."""

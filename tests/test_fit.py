@@ -24,6 +24,7 @@ from tcl.errors import ConfigError, NonFiniteError, UsageError
 from tcl.fit import fit
 from tcl.preflight import is_finished
 from tcl.runlog import Reporter
+from tcl.tasks.share import Share
 from tcl.train import Training
 from tests.slow_files import SlowFiles, slow_storage
 from tests.test_train import assert_same_run, metrics, tiny_recipe
@@ -137,11 +138,12 @@ def test_sigterm_cuts_a_long_validation_short(tmp_path: Path, monkeypatch: pytes
     training = Training(recipe, ALONE)
     whole = training.task.validate
 
-    def long() -> dict[str, float]:
+    def long(share: Share) -> dict[str, float]:
         if training.step == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
-        return whole()
+            with share.agree():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+        return whole(share)
 
     monkeypatch.setattr(training.task, "validate", long)
     began = time.monotonic()
@@ -177,7 +179,7 @@ def test_the_best_model_is_kept_and_can_be_chosen(tmp_path: Path, monkeypatch: p
     recipe = with_data(tiny_recipe(steps=4, eval_every=1, checkpoint_every=2, select="best"), val=["scenes:val:4"])
 
     def run(training: Training) -> None:
-        monkeypatch.setattr(training.task, "validate", lambda: {"r_mean": next(values)})
+        monkeypatch.setattr(training.task, "validate", lambda share: {"r_mean": next(values)})
         fit(training, tmp_path / "run")
 
     run(Training(recipe, ALONE, reporter=Listener(stop_after=2)))
@@ -221,7 +223,7 @@ def test_a_best_model_past_the_checkpoint_of_a_killed_run_comes_again(
 
     def run(folder: Path, checkpoint: Path | None = None, reporter: Reporter | None = None) -> None:
         training = Training(recipe, ALONE, checkpoint, reporter)
-        monkeypatch.setattr(training.task, "validate", lambda: {"r_mean": values[training.step]})
+        monkeypatch.setattr(training.task, "validate", lambda share: {"r_mean": values[training.step]})
         fit(training, folder)
 
     run(tmp_path / "whole")
@@ -237,7 +239,7 @@ def test_a_best_model_past_the_checkpoint_of_a_killed_run_comes_again(
 def test_a_run_that_gave_up_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = with_data(tiny_recipe(steps=9, eval_every=1, patience=1, select="best"), val=["scenes:val:4"])
     training = Training(recipe, ALONE)
-    monkeypatch.setattr(training.task, "validate", lambda: {"r_mean": 30.0 - training.step})
+    monkeypatch.setattr(training.task, "validate", lambda share: {"r_mean": 30.0 - training.step})
     run = tmp_path / "run"
     assert fit(training, run).step == 2
     last = checkpoints(run)[-1]

@@ -134,6 +134,7 @@ TORCH_FREE = [
     "tcl.data.json_object",
     "tcl.data.questions",
     "tcl.models.heads",
+    "tcl.models.untrained",
     "tcl.keyreport",
     "tcl.layouts",
     "tcl.data.pack",

@@ -32,7 +32,7 @@ class TaskModel(TCL):
         super().__init__(base.visual_encoder, base.text_encoder, base.vision_proj.out_features)
         self.vision_proj, self.text_proj = base.vision_proj, base.text_proj
         self.itm_head, self.temp = base.itm_head, base.temp
-        self.config = base.config
+        self.config, self.untrained = base.config, base.untrained
         self.head = head
         if hasattr(base, "processor"):
             self.processor = base.processor

@@ -42,11 +42,13 @@ class TCL(nn.Module):
         config: the sizes it was built from.
         processor: turns files and strings into this model's inputs; set by `from_pretrained` and by training.
         model_hash: identifies weights, sizes, vocabulary and preprocessing; set by loading and saving.
+        untrained: parts that hold random numbers, see `tcl.models.untrained`.
     """
 
     config: ModelConfig
     processor: Processor
     model_hash: str
+    untrained: tuple[str, ...] = ()
     pixel_mean: Tensor  # [3, 1, 1]
     pixel_std: Tensor  # [3, 1, 1]
 

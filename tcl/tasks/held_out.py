@@ -15,6 +15,7 @@ from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
 from tcl.tasks.grounding import GroundingResult, evaluate_grounding
 from tcl.tasks.retrieval import evaluate_retrieval
+from tcl.tasks.share import ALONE, Share
 from tcl.tasks.statements import check_labels, evaluate_statements
 from tcl.tasks.vqa import evaluate_vqa
 
@@ -70,25 +71,29 @@ class HeldOut:
         if self.task in ("entailment", "nlvr2"):
             check_labels(self._rows, cast(TaskModel, model).head.labels)
 
-    def evaluate(self, model: Any) -> HeldOutResult:
-        """What the model does, in evaluation mode.
+    def evaluate(self, model: Any, share: Share = ALONE) -> HeldOutResult:
+        """What the model does.
+
+        Args:
+            model: of the task, in evaluation mode.
+            share: what this process does of the rows; the result is the same in all processes.
 
         Raises:
             DataError: too few images can be read.
         """
         if self.task == "vqa":
-            answers = evaluate_vqa(model, self._rows, top_k=self._top_k, batch_size=self._batch_size)
+            answers = evaluate_vqa(model, self._rows, top_k=self._top_k, batch_size=self._batch_size, share=share)
             by_type = {f"accuracy_{kind}": accuracy for kind, (accuracy, _) in answers.by_type.items()}
             figures = {} if answers.accuracy is None else {"accuracy": answers.accuracy, **by_type}
             return HeldOutResult(figures, answers.predictions, answers.bad)
         if self.task == "grounding":
-            found = evaluate_grounding(model, self._rows, batch_size=self._batch_size)
+            found = evaluate_grounding(model, self._rows, batch_size=self._batch_size, share=share)
             return HeldOutResult(grounding_figures(found), found.predictions, found.bad)
         if self.task in ("entailment", "nlvr2"):
-            classes = evaluate_statements(model, self._rows, batch_size=self._batch_size)
+            classes = evaluate_statements(model, self._rows, batch_size=self._batch_size, share=share)
             figures = {} if classes.accuracy is None else {"accuracy": classes.accuracy}
             return HeldOutResult(figures, classes.predictions, classes.bad)
-        recalls = evaluate_retrieval(model, self._rows, rerank=self._top_k, batch_size=self._batch_size)
+        recalls = evaluate_retrieval(model, self._rows, rerank=self._top_k, batch_size=self._batch_size, share=share)
         return HeldOutResult(recalls.figures(), list(recalls.ranked.predictions()), recalls.bad)
 
 

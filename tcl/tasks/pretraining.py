@@ -29,6 +29,7 @@ from tcl.statistics import duplicate_share, feature_spread
 from tcl.task import build_loader
 from tcl.tasks.noise import Noise
 from tcl.tasks.retrieval import evaluate_retrieval
+from tcl.tasks.share import Share
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # of the learned temperature, as published
 
@@ -171,11 +172,12 @@ class Pretraining:
         input_ids, attention_mask = noise.texts(size, self.recipe.model.max_length)
         return PairBatch([], [], noise.images(size), noise.images(size), input_ids, attention_mask)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, share: Share) -> dict[str, float]:
         """Retrieval on the validation pairs, re-ranked if so set; `r_mean` decides which checkpoint is the best."""
         assert self.val_index is not None
         top_k, batch_size = self.recipe.train.eval_top_k, self.recipe.data.batch_size
-        return evaluate_retrieval(self.model, self.val_index, rerank=top_k, batch_size=batch_size).figures()
+        result = evaluate_retrieval(self.model, self.val_index, rerank=top_k, batch_size=batch_size, share=share)
+        return result.figures()
 
     def examples(self) -> list[ReportSample]:
         """A few pairs, held-out ones where there are any, with their nearest captions."""

@@ -248,6 +248,7 @@ def score_pairs(
                 if first < last:
                     scores[start + first : start + last] = _score(model, embed, packed, own[first:last], at_once)
                     progress(last - first)
+            del packed  # before the next ones are made
     return scores
 
 

@@ -22,6 +22,7 @@ from tcl.tasks.grounding import evaluate_grounding
 from tcl.tasks.held_out import grounding_figures
 from tcl.tasks.pretraining import Pretraining
 from tcl.tasks.retrieval_objective import ImageIdQueue, RetrievalLosses, RetrievalObjective
+from tcl.tasks.share import Share
 
 
 class RetrievalTraining(Pretraining):
@@ -93,10 +94,10 @@ class GroundingTraining(RetrievalTraining):
         """Are there regions with boxes?"""
         return bool(self.regions)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, share: Share) -> dict[str, float]:
         """The share of regions that are found: by the best proposal, or by the heat map where there are none."""
         batch_size = self.recipe.data.batch_size
-        return grounding_figures(evaluate_grounding(self.model, self.regions, batch_size=batch_size))
+        return grounding_figures(evaluate_grounding(self.model, self.regions, batch_size=batch_size, share=share))
 
     def examples(self) -> Sequence[Sample]:  # type: ignore[override]
         """A few validation regions with the boxes that are found; without any, pairs with their nearest captions."""

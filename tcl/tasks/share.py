@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tcl.errors import TclError
+from tcl.runlog import Stopped
+
+if TYPE_CHECKING:
+    from tcl.distributed import World
 
 T = TypeVar("T")
 
@@ -23,11 +27,18 @@ class Share:
         rank: of this process.
         world_size: processes.
         collect: gives the plain values of all processes, by rank; every process calls it equally often.
+        while_wanted: around what this process does by itself; may end it by `Stopped`.
     """
 
     rank: int = 0
     world_size: int = 1
     collect: Callable[[Any], list[Any]] = lambda value: [value]
+    while_wanted: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @classmethod
+    def of(cls, world: World, while_wanted: Callable[[], AbstractContextManager[None]] = nullcontext) -> Share:
+        """That of a process of a run; see `Share`."""
+        return cls(world.rank, world.size, world.collect, while_wanted)
 
     def rows(self, total: int, batch_size: int, rank: int | None = None) -> list[int]:
         """Its rows of `total`: every `world_size`-th batch, ascending.
@@ -42,26 +53,37 @@ class Share:
 
     @contextmanager
     def agree(self) -> Iterator[None]:
-        """What fails inside it in one process fails in all of them, for the same reason.
+        """What fails or is stopped inside it in one process ends in all of them, for the same reason.
 
         Raises:
             TclError: of the first process that failed.
+            Stopped: that one was told to end.
         """
         if self.world_size == 1:
-            yield
+            with self.while_wanted():
+                yield
             return
         failure, cause = None, None
         try:
-            yield
-        except Exception as error:
-            known = isinstance(error, TclError)
-            text = " ".join(str(error).split())[:300]
-            failure = error if known else TclError(f"process {self.rank}: {type(error).__name__}: {text}")
-            cause = error
-        failures = [told for told in self.collect(failure and _plain(failure)) if told]
+            with self.while_wanted():
+                yield
+        except (Exception, Stopped) as error:
+            failure, cause = self._plain(error), error
+        failures = [told for told in self.collect(failure) if told]
         if failures:
-            kind, message, hint = failures[0]
-            raise kind(message, hint) from cause
+            kind, *arguments = failures[0]
+            raise kind(*arguments) from cause
+
+    def _plain(self, error: BaseException) -> tuple[Any, ...]:
+        """An error as what travels between processes: its kind and arguments."""
+        if isinstance(error, Stopped):
+            return (Stopped,)
+        if not isinstance(error, TclError):
+            text = " ".join(str(error).split())[:300]
+            return TclError, f"process {self.rank}: {type(error).__name__}: {text}"
+        # A subclass with arguments of its own becomes its parent.
+        kind = next(each for each in type(error).__mro__ if "__init__" not in vars(each) or each is TclError)
+        return kind, error.message, error.hint
 
     def join_rows(
         self, found: dict[int, T], unread: list[tuple[int, str, str]]
@@ -96,10 +118,3 @@ class Share:
 
 
 ALONE = Share()
-
-
-def _plain(error: Exception) -> tuple[type[TclError], str, str | None]:
-    """An error as what travels between processes; a subclass with arguments of its own becomes its parent."""
-    assert isinstance(error, TclError)
-    kind = next(each for each in type(error).__mro__ if "__init__" not in vars(each) or each is TclError)
-    return kind, error.message, error.hint

@@ -22,6 +22,7 @@ from tcl.runlog import Reporter
 from tcl.starting import start_model
 from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
 from tcl.tasks.noise import Noise
+from tcl.tasks.share import Share
 from tcl.tasks.statements import MAX_WORDS, ClassifierLosses, ClassifierObjective, evaluate_statements
 
 NOISE_LENGTH = 30  # tokens of a text that memory and time are measured with
@@ -91,9 +92,9 @@ class StatementTraining(Finetuning):
         images = noise.images(size * self.model.images_per_text)
         return StatementBatch([], [], images, input_ids, attention_mask, torch.zeros(size, dtype=torch.long))
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, share: Share) -> dict[str, float]:
         """Accuracy on the validation statements, in percent."""
-        result = evaluate_statements(self.model, self._val, batch_size=self.recipe.data.batch_size)
+        result = evaluate_statements(self.model, self._val, batch_size=self.recipe.data.batch_size, share=share)
         assert result.accuracy is not None  # every row has a label
         return {"accuracy": result.accuracy}
 

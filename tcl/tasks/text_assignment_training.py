@@ -23,6 +23,7 @@ from tcl.tasks.decoding import decode_batches
 from tcl.tasks.finetuning import Finetuning, transform_of
 from tcl.tasks.nlvr2 import TextAssignmentObjective
 from tcl.tasks.noise import Noise
+from tcl.tasks.share import Share
 from tcl.tasks.statements import ClassifierLosses
 
 
@@ -106,24 +107,29 @@ class TextAssignmentTraining(Finetuning):
         return CaptionedBatch([], [], noise.images(size), *noise.texts(size, self.recipe.model.max_length))
 
     @torch.inference_mode()
-    def validate(self) -> dict[str, float]:
+    def validate(self, share: Share) -> dict[str, float]:
         """Share of right assignments on the validation pairs, in percent; each text has the same images every time."""
         device = self.model.device
-        generator = torch.Generator(device).manual_seed(0)
-        right = rows = 0.0
-        for pixels, captions in self._val_batches():
-            input_ids, mask = (torch.from_numpy(part).to(device) for part in self.model.processor.texts(captions))
-            losses = self.objective(torch.from_numpy(pixels).to(device), input_ids, mask.bool(), generator)
-            right += losses.accuracy.item() * len(captions)
-            rows += len(captions)
-        return {"accuracy": 100.0 * right / max(rows, 1.0)}
+        right = rows = 0
+        with share.agree():
+            for row, pixels, captions in self._val_batches(share):
+                input_ids, mask = (torch.from_numpy(part).to(device) for part in self.model.processor.texts(captions))
+                generator = torch.Generator(device).manual_seed(row)  # whichever process draws
+                losses = self.objective(torch.from_numpy(pixels).to(device), input_ids, mask.bool(), generator)
+                right += round(losses.accuracy.item() * len(captions))
+                rows += len(captions)
+        right, rows = (sum(of_all) for of_all in zip(*share.collect((right, rows)), strict=True))
+        return {"accuracy": 100.0 * right / max(rows, 1)}
 
-    def _val_batches(self) -> Iterator[tuple[Any, list[str]]]:
-        """Pixels and first captions of what can be read; one alone would have nothing beside it."""
+    def _val_batches(self, share: Share) -> Iterator[tuple[int, Any, list[str]]]:
+        """Of this process's batches the first row, and pixels and first captions of what can be read.
+
+        One alone would have nothing beside it.
+        """
         assert self._val is not None
-        pairs = list(self._val)
-        images, size = [pair.image for pair in pairs], max(self.recipe.data.batch_size, 2)
-        for batch in decode_batches(self.model.processor, images, size, 4):
-            captions = [pairs[row].captions[0] for row in batch.rows]
-            if len(captions) > 1:
-                yield batch.pixels, captions
+        pairs, size = list(self._val), max(self.recipe.data.batch_size, 2)
+        own = share.rows(len(pairs), size)
+        for batch in decode_batches(self.model.processor, [pairs[row].image for row in own], size, 4):
+            rows = [own[place] for place in batch.rows]
+            if len(rows) > 1:
+                yield rows[0], batch.pixels, [pairs[row].captions[0] for row in rows]

@@ -24,6 +24,7 @@ from tcl.runlog import Reporter
 from tcl.starting import start_model
 from tcl.tasks.finetuning import Finetuning, transform_of
 from tcl.tasks.noise import Noise
+from tcl.tasks.share import Share
 from tcl.tasks.vqa import VqaLosses, VqaObjective, evaluate_vqa
 
 NOISE_LENGTH = 5  # tokens of an answer that memory and time are measured with
@@ -93,10 +94,11 @@ class VqaTraining(Finetuning):
             [], [], noise.images(size), *question, *answer, torch.arange(size), torch.full((size,), 1.0)
         )
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, share: Share) -> dict[str, float]:
         """Soft accuracy on the validation questions, in percent."""
         top_k = self.recipe.train.eval_top_k or len(self.model.head.labels)
-        result = evaluate_vqa(self.model, self._val, top_k=top_k, batch_size=self.recipe.data.batch_size)
+        batch_size = self.recipe.data.batch_size
+        result = evaluate_vqa(self.model, self._val, top_k=top_k, batch_size=batch_size, share=share)
         assert result.accuracy is not None  # every row has answers
         return {"accuracy": result.accuracy}
 

@@ -19,9 +19,11 @@ from tcl.errors import ConfigError
 from tcl.fit import fit
 from tcl.report import read_records
 from tcl.tasks.held_out import HeldOut
+from tcl.tasks.share import ALONE
 from tcl.train import Training
 from tests.conftest import make_tiny_model
 from tests.tasks.finetuning import TASKS, head_weights, question, recipe_for, scene, write_rows, write_task
+from tests.tasks.shares import in_processes
 
 CPU = World()
 
@@ -46,6 +48,14 @@ def test_every_task_trains_and_validates(runs: Path, task: str) -> None:
     assert len(values) == 2 and all(0 <= value <= 100 for value in values)
     best = json.loads((runs / task / "best.json").read_text())
     assert best["value"] == max(values) and metric.endswith(best["metric"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_processes_validate_what_one_does(runs: Path, task: str, tiny_model_folder: Path) -> None:
+    training = Training(recipe_for(task, tiny_model_folder, *write_task(runs, task)), CPU)
+    training.model.eval()
+    expected = training.task.validate(ALONE)
+    assert in_processes(2, training.task.validate) == [expected] * 2
 
 
 @pytest.mark.parametrize("task", ["entailment", "nlvr2", "vqa", "grounding"])

@@ -18,6 +18,7 @@ from tcl.data.regions import Region
 from tcl.errors import DataError, TclError
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.tcl import TCL
+from tcl.runlog import Stopped
 from tcl.tasks.classification import Prediction, evaluate_classification
 from tcl.tasks.grounding import evaluate_grounding
 from tcl.tasks.share import ALONE, Share
@@ -116,3 +117,16 @@ def test_progress_is_guessed_from_ones_own() -> None:
     for _ in range(3):
         advance(2)
     assert done == [6, 4, 0]
+
+
+def test_who_is_told_to_end_ends_all() -> None:
+    def end(share: Share) -> str:
+        try:
+            with share.agree():
+                if share.rank == 1:
+                    raise Stopped
+        except Stopped:
+            return "stopped"
+        return "went on"
+
+    assert in_processes(3, end) == ["stopped"] * 3
