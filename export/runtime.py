@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from export.bundle import Bundle
     from tcl.models.tcl import TCL
 
-Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 BACKENDS = ("auto", "torch", "torch-compiled", "onnx", "trt")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -208,7 +208,7 @@ def _choose(bundle: Bundle, precision: str, device: str) -> str:
         wanted = precision if precision != "auto" else ", ".join(bundle.precisions)
         raise UsageError(
             f"{bundle.folder}: ONNX Runtime does not run {wanted} graphs on {device}",
-            hint=f"export the model again with --precision {known[0]}",
+            hint=f"use --backend trt, or export the model again with --precision {known[0]}",
         )
     return found[0]
 
