@@ -44,7 +44,7 @@ def verify_engines(
     samples: Samples | None = None,
     bounds: Bounds | None = None,
     progress: Callable[[str], object] = lambda engine: None,
-    open_session: Callable[[Package, BuiltEngine], Session] = EngineSession,
+    open_session: Callable[[Package, BuiltEngine], Session] | None = None,
 ) -> list[VerifiedEngine]:
     """Compare engines with a reference, and write beside each what was found, or why nothing could be.
 
@@ -56,7 +56,7 @@ def verify_engines(
         samples: real images and texts, compared beside random ones.
         bounds: how far figures may be off.
         progress: told the name of each engine before it is verified.
-        open_session: of an engine.
+        open_session: of an engine; `EngineSession` unless given.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -78,7 +78,7 @@ def verify_engines(
             found.append(_not_run(engine, str(hindrance)))
         else:
             progress(f"{engine.sidecar.graph} {engine.sidecar.precision}")
-            comparison = _EngineComparison(package, engine, graphs[engine.sidecar.graph], open_session)
+            comparison = _EngineComparison(package, engine, graphs[engine.sidecar.graph], open_session or EngineSession)
             found.append(comparison.verdict(expected, samples or Samples(expected.processor), bounds or Bounds()))
     return found
 

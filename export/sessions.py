@@ -47,10 +47,11 @@ def open_session(
         raise MissingExtraError("onnxruntime", "onnx" if device == "cpu" else "onnx-gpu")
     import onnxruntime
 
-    wanted = PROVIDERS[device]
-    if wanted not in onnxruntime.get_available_providers():
+    wanted, available = PROVIDERS[device], onnxruntime.get_available_providers()
+    if wanted not in available:
+        built = "without its TensorRT provider" if PROVIDERS["cuda"] in available else "for the CPU"
         raise UsageError(
-            f"{_OPTIONS.get(device, device)}: this ONNX Runtime is built for the CPU",
+            f"{_OPTIONS.get(device, device)}: this ONNX Runtime is built {built}",
             hint="pip uninstall onnxruntime, then pip install 'tcl-vision-language[onnx-gpu]'",
         )
     if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):
@@ -88,7 +89,7 @@ def check_provider(found: list[str], wanted: str) -> None:
     if wanted == PROVIDERS["trt"]:
         raise UsageError(
             f"--backend onnx-trt: ONNX Runtime cannot use TensorRT here, and would run on {place}",
-            hint="install the TensorRT that this onnxruntime-gpu is built for (with 1.31, pip install 'tensorrt<11'), or "
+            hint="install the TensorRT that this onnxruntime-gpu is built for (of 1.31: pip install 'tensorrt<11'), or "
             "use --backend onnx --device cuda",
         )
     if wanted == PROVIDERS["cuda"]:

@@ -237,7 +237,7 @@ def test_precisions(mine: Bundle, every_precision: Bundle) -> None:
     with pytest.raises(UsageError, match="has no bf16 graphs, only fp32"):
         choose_precision(mine, "bf16")
     with pytest.raises(UsageError, match="no such precision"):
-        choose_precision(mine, "fp8")
+        choose_precision(mine, "fp4")
 
 
 def test_the_fake_has_what_tensorrt_has() -> None:
