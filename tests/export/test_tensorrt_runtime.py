@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import engine_build
 from export.bundle import Bundle, read_bundle
 from export.engine import Sidecar, engines_of
 from export.engine_build import build_engine
-from export.profiles import Profiles, Range
+from export.profiles import Profiles
 from export.runtime import OnnxEncoder
-from export.tensorrt import BuildOptions, Plan
+from export.tensorrt import BuildOptions
 from export.tensorrt_package import Package, open_package
 from export.tensorrt_runtime import TensorRTEncoder, choose_precision
 from tcl.embed import Encoder, TokenEncoder
@@ -45,20 +44,7 @@ def mine(bundle: Bundle, tmp_path: Path) -> Bundle:
 @pytest.fixture
 def device(mine: Bundle, monkeypatch: pytest.MonkeyPatch) -> Device:
     """A fake GPU, where building an engine takes the ONNX file as it is."""
-    graphs = json.loads((mine.folder / "bundle.json").read_text())["graphs"]
-    known: dict[bytes, tuple[Any, Profiles]] = {}
-
-    def build(package: Any, path: Path, precision: str, options: BuildOptions, progress: Any) -> Plan:
-        inputs = {name: tuple(port["shape"]) for name, port in graphs[path.name.split(".")[0]]["inputs"].items()}
-        known[path.read_bytes()] = (inputs, options.profiles)
-        return Plan(path.read_bytes(), inputs)
-
-    def ranges(content: bytes) -> dict[str, tuple[Range, ...]]:
-        inputs, profiles = known[content]
-        return profiles.of(inputs)
-
-    monkeypatch.setattr(engine_build, "build_plan", build)
-    return fake_tensorrt.install(monkeypatch, ranges)
+    return fake_tensorrt.install_for(mine.folder, monkeypatch)
 
 
 @pytest.fixture
