@@ -67,7 +67,8 @@ class OnnxReference:
 
     def _answers(self) -> Feed:
         """Up to `ANSWERS` of the model's answers, spread over the list."""
-        labels = read_json(self.bundle.folder / BUNDLE_FILE)["task"]["labels"]
+        manifest: dict[str, Any] = read_json(self.bundle.folder / BUNDLE_FILE)
+        labels = manifest["task"]["labels"]
         chosen = labels[:: max(len(labels) // ANSWERS, 1)][:ANSWERS]
         written = [f"{answer} [SEP]" for answer in chosen]
         ids, mask = self.processor.tokenizer(written, self.processor.max_length, clean=False)

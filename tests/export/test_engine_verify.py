@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from export.tensorrt_package import Package
 from export.tensorrt_runtime import TensorRTEncoder
 from export.torch_reference import TorchReference
 from tcl.embedding.plan import unverified
-from tcl.errors import UsageError
+from tcl.errors import CheckpointError, UsageError
 from tcl.models.heads import Task
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
@@ -153,6 +154,17 @@ def test_an_engine_that_does_not_load_has_failed(mine: Bundle, device: Device) -
     found = _verify(mine, engine)
     assert found.engine.sidecar.verified is False
     assert [check.subject for check in found.checks] == ["names"] and "cannot be loaded" in found.checks[0].detail
+
+
+def test_an_engine_that_is_tied_to_no_gpu_need_not_run_on_this_one(mine: Bundle, device: Device) -> None:
+    def refused(package: Package, engine: BuiltEngine) -> Any:
+        raise CheckpointError(f"{engine.path}: TensorRT for RTX cannot load it: not for this GPU")
+
+    engine = _build(mine, "text_encoder")
+    anywhere = replace(engine, sidecar=replace(engine.sidecar, gpu=None))
+    found = _verify(mine, anywhere, open_session=refused)
+    assert found.engine.sidecar.verified is None and found.checks == []
+    assert found.engine.sidecar.verification["not_run"].endswith("not for this GPU")
 
 
 def test_shapes_outside_the_profile_are_left_out(mine: Bundle, device: Device) -> None:
