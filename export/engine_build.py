@@ -106,6 +106,8 @@ def record_verification(engine: BuiltEngine, verified: bool | None, verification
         TclError: the disk is full.
     """
     sidecar = replace(engine.sidecar, verified=verified, verification=verification)
+    if sidecar == engine.sidecar:  # nothing new, and the folder may be one that cannot be written
+        return engine
     with _writing(engine.path):
         _write_sidecar(engine.path, sidecar)
     return replace(engine, sidecar=sidecar)

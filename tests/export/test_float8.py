@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from export.builders import sizes_of
 from export.bundle import Bundle, build_bundle
 from export.cases import Samples, calibration
 from export.float8 import scale_of, to_float8
@@ -66,13 +67,14 @@ def test_products_of_the_layers_take_8_bit_floats(every_precision: Bundle, tiny_
     made_by = {node.output[0]: node for node in graph.node}
     quantised = set()
     for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in made_by and node.name.startswith("visual_encoder.blocks"):
-            low, back = (made_by[name] for name in node.input), made_by[node.input[1]]
-            assert {each.op_type for each in low} == {"DequantizeLinear"} and node.input[0] in made_by
-            assert made_by[made_by[node.input[0]].input[0]].op_type == "QuantizeLinear"
-            assert weights[back.input[0]].data_type == TensorProto.FLOAT8E4M3FN
-            assert weights[back.input[1]].data_type == TensorProto.FLOAT16
-            quantised.add(node.name)
+        factors = [made_by.get(name) for name in node.input]
+        if node.op_type != "MatMul" or any(each is None or each.op_type != "DequantizeLinear" for each in factors):
+            continue
+        left, right = factors
+        assert made_by[left.input[0]].op_type == "QuantizeLinear"
+        assert weights[right.input[0]].data_type == TensorProto.FLOAT8E4M3FN
+        assert weights[right.input[1]].data_type == TensorProto.FLOAT16
+        quantised.add(node.name)
     layers = [f"visual_encoder.blocks.{number}" for number in (0, 1)]
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert quantised == {f"{layer}.{part}" for layer in layers for part in parts}
@@ -100,7 +102,7 @@ def test_weights_are_those_of_the_model(every_precision: Bundle, tiny_model: TCL
 
 def test_scales_of_activations_are_their_largest_values(every_precision: Bundle, tiny_model: TCL) -> None:
     """On the images given, and the random ones that go with them."""
-    graph = next(graph for graph in graphs(_sizes(tiny_model)) if graph.name == "image_encoder")
+    graph = next(graph for graph in graphs(sizes_of(tiny_model)) if graph.name == "image_encoder")
     samples = Samples(tiny_model.processor, SCENES, CAPTIONS)
     feeds = calibration(TorchReference(tiny_model), samples)(graph, "fp8")
     assert sum(len(feed["pixel_values"]) for feed in feeds) == len(SCENES) + 32
@@ -116,12 +118,6 @@ def test_scales_of_activations_are_their_largest_values(every_precision: Bundle,
     back = next(node for node in made.node if node.output[0] == product.input[0])
     scale = numpy_helper.to_array(next(weight for weight in made.initializer if weight.name == back.input[1]))
     assert float(scale) == pytest.approx(max(seen) / 448, rel=2e-3)
-
-
-def _sizes(model: TCL) -> object:
-    from export.builders import sizes_of
-
-    return sizes_of(model)
 
 
 def test_what_verification_runs_rounds_as_defined(every_precision: Bundle, tiny_model: TCL, tmp_path: Path) -> None:
