@@ -21,7 +21,7 @@ from export.engine_verify import VerifiedEngine, onnx_reference, verify_engines
 from export.onnx_reference import OnnxReference
 from export.profiles import Profiles
 from export.tensorrt import BuildOptions
-from export.tensorrt_package import Package
+from export.tensorrt_package import Package, open_package
 from export.tensorrt_runtime import TensorRTEncoder
 from export.torch_reference import TorchReference
 from tcl.embedding.plan import unverified
@@ -31,7 +31,7 @@ from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS
 from tests.export import fake_tensorrt
-from tests.export.conftest import SCENES
+from tests.export.conftest import FLOAT8, SCENES
 from tests.export.fake_tensorrt import Device
 
 PROFILES = Profiles.parse(["image=2,2,4", "text=2,2,4", "pair=2,2,4", "length=3,10,25"], 25)
@@ -197,3 +197,13 @@ def test_nothing_to_compare_it_with(
     monkeypatch.setattr("export.engine_verify.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="onnxruntime is not installed"):
         onnx_reference(mine)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8"])
+def test_a_real_engine(every_precision: Bundle, tmp_path: Path, precision: str) -> None:
+    bundle = read_bundle(Path(shutil.copytree(every_precision.folder, tmp_path / "bundle")))
+    package = open_package()
+    built = build_engines(bundle, [precision], BuildOptions(Profiles.parse([], 25)), package)
+    for engine, checks in verify_engines(bundle, built, package, lambda: onnx_reference(bundle), bounds=FLOAT8):
+        assert engine.sidecar.verified, (engine.sidecar.verification, checks)

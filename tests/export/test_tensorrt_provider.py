@@ -155,3 +155,14 @@ def test_as_a_backend(every_precision: Bundle, opened: Opened, tmp_path: Path, m
     with pytest.raises(MissingExtraError) as caught:
         open_encoder(backend="onnx-trt")
     assert caught.value.hint == "pip install 'tcl-vision-language[onnx-gpu]'"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_on_the_provider_itself(every_precision: Bundle, precision: str) -> None:
+    encoder, plain = OnnxEncoder(every_precision.folder, precision, device="trt"), OnnxEncoder(every_precision.folder)
+    for found, expected in (
+        (encoder.encode_image(PIXELS), plain.encode_image(PIXELS)),
+        (encoder.encode_text(IDS, MASK), plain.encode_text(IDS, MASK)),
+    ):
+        assert np.isfinite(found).all() and (found * expected).sum(1).min() >= 0.9995

@@ -146,3 +146,21 @@ def test_an_engine_that_is_off(exported: Path, tcl: Tcl, monkeypatch: pytest.Mon
     assert sidecar["verified"] is False and sidecar["verification"]["checks"][-1]["passed"] is False
     assert tcl("export", "--trt", "--model", "exports/tiny", "--no-verify").code == 3, "it is still marked"
     assert tcl("export", "--trt", "--model", "exports/tiny", "--bound", "fp32=3").code == 0
+
+
+def test_8_bit_floats(workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    Path("texts.txt").write_text("a red circle\na blue square\n")
+    real = ("--calibrate", "images", "--calibrate-texts", "texts.txt")
+    done = tcl("export", "--no-matcher", "--trt", "--precision", "fp8,fp16", *real, "--bound", "fp8=0.9")
+    assert done.code == 0, done.stderr
+    assert [name for name in _engines(Path("exports/tiny")) if name.endswith("fp8.engine")] == [
+        "image_encoder.fp8.engine",
+        "text_encoder.fp8.engine",
+    ]
+    manifest = json.loads(Path("exports/tiny/bundle.json").read_text())
+    assert manifest["precisions"] == ["fp16", "fp8"] and manifest["verification"]["moved"] == ["fp8"]
+    assert manifest["graphs"]["text_encoder"]["precisions"]["fp8"]["quantisation"] == "static"
+    done = tcl("embed", "images", "--out", "v.npy", "--model", "exports/tiny", "--precision", "fp8")
+    assert done.code == 2 and "ONNX Runtime does not run fp8 graphs on cpu" in done.stderr
+    assert "use --backend trt" in done.stderr
