@@ -18,6 +18,7 @@ from export.engine import BuiltEngine, Sidecar
 from export.engine_build import record_verification
 from export.engine_session import EngineSession
 from export.formats import DEFAULT_PRECISION, Graph
+from export.onnx_reference import OnnxReference
 from export.profiles import is_length
 from export.tensorrt_package import Package
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
@@ -93,8 +94,6 @@ def onnx_reference(bundle: Bundle) -> Reference:
         raise UsageError(f"the bundle has no {DEFAULT_PRECISION} graphs to compare them with")
     if find_spec("onnxruntime") is None:
         raise UsageError("onnxruntime is not installed, which computes what to compare them with")
-    from export.onnx_reference import OnnxReference
-
     return OnnxReference(bundle)
 
 
