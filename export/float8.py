@@ -2,7 +2,7 @@
 
 Both factors pass through QuantizeLinear and DequantizeLinear, which TensorRT makes one product of 8-bit floats of;
 weights are stored as such. There is one scale for each tensor: a float keeps its relative precision over 15 binary
-orders of magnitude, so that scales of single channels would gain next to nothing, and not every TensorRT takes them.
+orders of magnitude, so that scales of single channels would gain little.
 """
 
 from __future__ import annotations
