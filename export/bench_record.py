@@ -23,7 +23,7 @@ from tcl.resolve import BUNDLE_FILE, CONFIG_FILE, ModelSource, read_json
 
 FORMAT_VERSION = 1
 RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
-LOSSY = ("int8",)  # `auto` never takes these because they are fast
+LOSSY = ("int8", "fp8")  # `auto` never takes these because they are fast
 RERANKING = ("image_tokens", "image_key_values", "matcher")
 
 

@@ -58,6 +58,9 @@ def find_ways(
             runs = [precision for precision in PREFERRED[place] if precision in bundle.precisions]
             if find_spec("onnxruntime") is not None:
                 ways += [Way("onnx", place, precision, folder, folder) for precision in runs]
+                if place == "cuda" and find_spec("tensorrt") is not None:  # whose libraries the provider takes
+                    runs = [precision for precision in PREFERRED["trt"] if precision in bundle.precisions]
+                    ways += [Way("onnx-trt", place, precision, folder, folder) for precision in runs]
             if place == "cuda" and (bundle.folder / "engines").is_dir():
                 ways += [Way("trt", place, precision, folder, folder) for precision in bundle.precisions]
     if not ways:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import tcl
 from export.checks import Bounds, Check
-from export.formats import DEFAULT_PRECISION, OPSET, graphs
+from export.formats import DEFAULT_PRECISION, OPSET, Graph, graphs
 from tcl.atomic import atomic_folder
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 from tcl.resolve import BUNDLE_FILE, read_json
@@ -106,10 +106,10 @@ def build_bundle(
     Args:
         model: on the CPU, in evaluation mode.
         target: must not exist.
-        precisions: of the graphs.
+        precisions: of the graphs; fp8 needs images and texts.
         matcher: with the graphs that re-ranking needs.
         check: verify the written files against the model.
-        images: real images, for verification and the ranges of int8.
+        images: real images, for verification and the ranges of int8 and fp8.
         texts: real texts, for the same.
         static: find the ranges of int8 on these, rather than for every batch; graphs that read what was not given keep
             finding them for every batch.
@@ -127,19 +127,20 @@ def build_bundle(
     from export.cases import Samples, calibration
     from export.onnx import check_precisions, export_onnx
     from export.readme import write_readme
+    from export.torch_reference import TorchReference
     from export.verify import verify
 
     precisions, bounds = check_precisions(precisions), bounds or Bounds()
     if target.exists():
         raise UsageError(f"{target}: exists", hint="choose another --out")
     with writing(target), atomic_folder(target) as folder:
-        samples = Samples(model, images, texts)
+        samples = Samples(model.processor, images, texts)
         files = export_onnx(
             model,
             folder,
             precisions,
             matcher=matcher,
-            calibration=lambda graph: calibration(model, graph, samples) if static else (),
+            calibration=calibration(TorchReference(model), samples, static),
             progress=lambda name: progress(f"writing {name}"),
         )
         model.processor.save(folder)
@@ -252,6 +253,12 @@ def read_bundle(folder: Path) -> Bundle:
         if name not in names:
             bundle.check_file(name)
     return bundle
+
+
+def read_graphs(folder: Path) -> dict[str, Graph]:
+    """The graphs of a bundle by name, as `bundle.json` describes them."""
+    manifest: dict[str, Any] = read_json(folder / BUNDLE_FILE)
+    return {name: Graph.described(name, entry) for name, entry in manifest["graphs"].items()}
 
 
 def _manifest(

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from tcl.errors import UsageError
 
-COSINES = {"fp16": 0.9995, "bf16": 0.998, "int8": 0.99}
+COSINES = {"fp16": 0.9995, "bf16": 0.998, "int8": 0.99, "fp8": 0.99}
 """Smallest cosine between a row of a graph and of the model."""
 
 DIFFERENCE = {"fp32": 1e-5}
 """Largest |difference| of an entry of a vector; of token states, relative to the largest of them."""
 
-LOGITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.3}
+LOGITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.3, "fp8": 0.3}
 """Largest |difference| of a logit, relative to the largest |logit| where that is above 1."""
 
 NEIGHBOURS = 10

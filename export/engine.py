@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -21,6 +22,7 @@ from tcl.errors import CheckpointError
 
 FOLDER = "engines"
 FORMAT_VERSION = 1
+NOT_YET = "nothing has compared it since it was built"
 PLATFORM = f"{platform.system()} {platform.machine()}"
 
 
@@ -46,6 +48,8 @@ class Sidecar:
         model_hash: of the model.
         onnx: SHA-256 of the files that it was built from.
         sha256: of the engine.
+        verified: True after a verification in which every check passed, False after another; None where there was none.
+        verification: its reference, bounds and figures, or `not_run`, the reason why there was none.
         format_version: of this file.
     """
 
@@ -66,7 +70,14 @@ class Sidecar:
     model_hash: str
     onnx: dict[str, str]
     sha256: str
+    verified: bool | None = None
+    verification: dict[str, Any] = field(default_factory=lambda: {"not_run": NOT_YET})
     format_version: int = FORMAT_VERSION
+
+    @property
+    def recipe(self) -> Sidecar:
+        """What was known before it was built: equal for engines that are alike."""
+        return replace(self, sha256="", inputs={}, verified=None, verification={})
 
     @property
     def options(self) -> BuildOptions:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from export.build_progress import Progress
 from export.bundle import Bundle
@@ -41,7 +42,7 @@ def build_engines(
         CheckpointError: an ONNX file is not the one that was exported, or TensorRT does not take it.
         TclError: a build failed, or the disk is full.
     """
-    check_options(package, options)
+    check_options(package, options, precisions)
     wanted = [(graph, precision) for precision in precisions for graph in bundle.graphs]
     for graph, precision in wanted:  # all that can be known before the first minute is spent
         check_precision(bundle, graph, precision)
@@ -58,11 +59,6 @@ def check_precision(bundle: Bundle, graph: str, precision: str) -> Path:
         UsageError: saying why.
         CheckpointError: the ONNX file is not the one that was exported.
     """
-    if precision == "fp8":
-        raise UsageError(
-            "fp8: no runtime but TensorRT itself computes in it, so such graphs could not be verified",
-            hint="use --precision int8 --int8 static, or fp16",
-        )
     path = bundle.graph_file(graph, precision)
     if bundle.graphs[graph][precision].get("quantisation") == "dynamic":
         raise UsageError(
@@ -84,24 +80,42 @@ def build_engine(
 
     Of several processes that want the same engine, one builds it and the others wait.
     """
-    gpu = check_options(package, options)
+    gpu = check_options(package, options, [precision])
     path = check_precision(bundle, graph, precision)
     sidecar = _describe(bundle, graph, precision, options, package, gpu)
     target = bundle.folder / FOLDER / sidecar.folder / sidecar.name
     name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:40]
     with _writing(target), locked(f"engine-{name}"):
         for engine in engines_of(bundle, graph, precision):
-            alike = replace(engine.sidecar, sha256="", inputs={}) == sidecar
-            if engine.path == target and alike and _whole(engine):
+            if engine.path == target and engine.sidecar.recipe == sidecar.recipe and _whole(engine):
                 return engine
         with new_file(target) as temporary:  # fails here, before the work, where it cannot be written
             plan = build_plan(package, path, precision, options, progress)
             temporary.write_bytes(plan.content)
             target.with_suffix(".json").unlink(missing_ok=True)  # never beside an engine that it does not describe
         sidecar = replace(sidecar, inputs=plan.inputs, sha256=hashlib.sha256(plan.content).hexdigest())
-        with new_file(target.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
+        _write_sidecar(target, sidecar)
     return BuiltEngine(target, sidecar, new=True)
+
+
+def record_verification(engine: BuiltEngine, verified: bool | None, verification: dict[str, Any]) -> BuiltEngine:
+    """Write beside an engine what its verification found; arguments as of `Sidecar`.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        TclError: the disk is full.
+    """
+    sidecar = replace(engine.sidecar, verified=verified, verification=verification)
+    if sidecar == engine.sidecar:  # nothing new, and the folder may be one that cannot be written
+        return engine
+    with _writing(engine.path):
+        _write_sidecar(engine.path, sidecar)
+    return replace(engine, sidecar=sidecar)
+
+
+def _write_sidecar(engine: Path, sidecar: Sidecar) -> None:
+    with new_file(engine.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
 
 
 def _describe(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from export.cuda import Buffer, Stream
 from export.engine import BuiltEngine
-from export.profiles import Chunk, Range, is_length, split
+from export.fitting import Arrays, fitted
+from export.profiles import Chunk
 from export.tensorrt_package import Package, one_line
-from tcl.errors import CheckpointError, TclError, UsageError
+from tcl.errors import CheckpointError, TclError
 
 STREAMS = 2  # one batch is copied while another is computed
-
-Arrays = Mapping[str, NDArray[Any]]
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
 
@@ -61,16 +60,13 @@ class EngineSession:
             UsageError: texts are longer than the engine takes.
             TclError: the GPU failed.
         """
-        feed = {name: fit_lengths(name, array, self._axes, self._ranges, feed) for name, array in feed.items()}
-        batched, count = self._batch(feed)
-        chunks = split(count, self._ranges[batched[0]][0]) or [Chunk(0, 0, self._ranges[batched[0]][0].smallest)]
         parts: list[dict[str, NDArray[Any]]] = []
         pending: deque[tuple[_Slot, Chunk]] = deque()
         try:
-            for chunk in chunks:
+            for chunk, rows in fitted(feed, self._axes, self._ranges):
                 slot = self._free_slot(pending, parts)
                 pending.append((slot, chunk))
-                slot.start({name: _rows(feed[name], chunk) if name in batched else feed[name] for name in feed})
+                slot.start(rows)
             while pending:
                 self._finish(pending, parts)
         finally:  # after an error: the slots are free again when what was started is done
@@ -79,13 +75,6 @@ class EngineSession:
                     slot.wait()
                 self._slots.put(slot)
         return [np.concatenate([part[name] for part in parts]) for name in outputs]
-
-    def _batch(self, feed: Arrays) -> tuple[list[str], int]:
-        """The inputs that have a row for each, and how many; one image may stand for all texts."""
-        axes = self._axes
-        count = next(len(feed[name]) for name in feed if axes[name][0] == "batch")
-        batched = [name for name in feed if axes[name][0] == "batch"]
-        return batched + [name for name in feed if axes[name][0] == "images" and len(feed[name]) == count > 1], count
 
     def _free_slot(self, pending: deque[tuple[_Slot, Chunk]], parts: list[dict[str, NDArray[Any]]]) -> _Slot:
         """A free slot; whoever holds one never waits for another, so that threads cannot wait for each other."""
@@ -157,49 +146,3 @@ class _Slot:
 def buffer_bytes(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
     """Bytes that an input or output takes; never none, which has no address."""
     return max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
-
-
-def fit_lengths(
-    name: str,
-    array: NDArray[Any],
-    axes: Mapping[str, Sequence[str | int]],
-    ranges: Mapping[str, Sequence[Range]],
-    feed: Arrays,
-) -> NDArray[Any]:
-    """An input with texts as long as the engine takes them; what is added or left out is masked.
-
-    Args:
-        name: of the input.
-        array: of it.
-        axes: of the inputs.
-        ranges: of these.
-        feed: all inputs.
-
-    Raises:
-        UsageError: a text is longer.
-    """
-    for axis, kind in enumerate(axes[name]):
-        if not is_length(kind):
-            continue
-        allowed, length = ranges[name][axis], array.shape[axis]
-        if length > allowed.largest:
-            mask = next(feed[other] for other in feed if other.endswith("_mask") and axes[other][axis] == kind)
-            if mask[:, allowed.largest :].any():
-                raise UsageError(
-                    f"a text of {length} tokens is longer than the engine takes, {allowed.largest}",
-                    hint=f"build it with --profile length=1,{allowed.usual},{length}",
-                )
-            array = array[:, : allowed.largest]
-        elif length < allowed.smallest:
-            array = np.pad(array, [(0, 0), (0, allowed.smallest - length)])
-    return array
-
-
-def _rows(array: NDArray[Any], chunk: Chunk) -> NDArray[Any]:
-    """The rows of a chunk, padded with copies of the last."""
-    rows = array[chunk.start : chunk.stop]
-    missing = chunk.rows - len(rows)
-    if not missing:
-        return rows
-    last = rows[-1:] if len(rows) else np.zeros((1, *array.shape[1:]), array.dtype)
-    return np.concatenate([rows, np.repeat(last, missing, axis=0)])

@@ -7,12 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 OPSET = 20  # Gelu is native from 20; Attention (23) is still settling in the runtimes
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 DEFAULT_PRECISION = "fp32"
+ONNX_RUNTIME = ("fp32", "fp16", "int8")
+"""Precisions that ONNX Runtime runs; the others are for TensorRT."""
 
-ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}  # ONNX's numbers
-FLOAT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32"}
-"""What a graph of each precision computes in; int8 only multiplies in integers."""
+ELEMENT_TYPES = {
+    "float32": 1,
+    "uint8": 2,
+    "int64": 7,
+    "bool": 9,
+    "float16": 10,
+    "bfloat16": 16,
+    "float8_e4m3fn": 17,
+}
+"""ONNX's numbers."""
+
+FLOAT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32", "fp8": "float16"}
+"""What a graph of each precision computes in; int8 and fp8 only multiply in 8 bits."""
 
 
 class Port(NamedTuple):
@@ -58,12 +70,12 @@ class Graph:
     def dtype(port: Port, precision: str) -> str:
         """Element type of an input or output.
 
-        `states` that pass from graph to graph alone are float16 in fp16, and float32 in bf16, which NumPy has no type
-        for.
+        `states` that pass from graph to graph alone are float16 where the graph computes in that, and float32 in bf16,
+        which NumPy has no type for.
         """
         if port.dtype != "states":
             return port.dtype
-        return "float16" if precision == "fp16" else "float32"
+        return "float16" if FLOAT_TYPES[precision] == "float16" else "float32"
 
     def describe(self, precisions: Mapping[str, Any]) -> dict[str, Any]:
         """Its entry in `bundle.json`; `precisions` has what is known of each file."""
@@ -72,6 +84,15 @@ class Graph:
             return {port.name: {"dtype": port.dtype, "shape": list(port.axes)} for port in items}
 
         return {"inputs": ports(self.inputs), "outputs": ports(self.outputs), "precisions": dict(precisions)}
+
+    @classmethod
+    def described(cls, name: str, entry: Mapping[str, Any]) -> Graph:
+        """A graph from its entry in `bundle.json`, what `describe` gave."""
+
+        def ports(items: Mapping[str, Any]) -> tuple[Port, ...]:
+            return tuple(Port(port, str(known["dtype"]), tuple(known["shape"])) for port, known in items.items())
+
+        return cls(name, ports(entry["inputs"]), ports(entry["outputs"]))
 
 
 @dataclass(frozen=True)

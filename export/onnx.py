@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.float8 import quantise_float8
 from export.formats import DEFAULT_PRECISION, OPSET, PRECISIONS, Graph, graphs
+from export.quantise import Feeds, quantise
 from tcl.errors import TclError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tcl.models.tcl import TCL
 
 INLINE_LIMIT = (1 << 31) - (1 << 24)
 """Bytes of weights that a file of the format can hold, some room left; more go to a file of their own beside it."""
 
-Feeds = Sequence[dict[str, "NDArray[np.generic]"]]
+QUANTISED = {"int8": ("fp32", quantise), "fp8": ("fp16", quantise_float8)}
+"""Precisions that are made of the graph in another one, which one, and by what."""
 
 
 def check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
@@ -43,7 +44,7 @@ def export_onnx(
     precisions: Sequence[str] = (DEFAULT_PRECISION,),
     *,
     matcher: bool = True,
-    calibration: Callable[[Graph], Feeds] = lambda graph: (),
+    calibration: Callable[[Graph, str], Feeds] = lambda graph, precision: (),
     progress: Callable[[str], object] = lambda file: None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Write the graphs of `model`; the same model gives the same bytes.
@@ -53,14 +54,15 @@ def export_onnx(
         folder: exists.
         precisions: of `PRECISIONS`.
         matcher: with the graphs that re-ranking needs.
-        calibration: typical inputs of a graph, which fix the ranges of int8; none: they are found for every batch.
+        calibration: typical inputs of a graph in a precision, which fix the ranges of int8 and fp8; without any, int8
+            finds them for every batch, and fp8 cannot be made.
         progress: told the name of each file before it is written.
 
     Returns:
-        By graph and precision: `file`, and of int8 `quantisation`.
+        By graph and precision: `file`, and of int8 and fp8 `quantisation`.
 
     Raises:
-        UsageError: a precision does not exist, or not for this model.
+        UsageError: a precision does not exist, or not for this model; fp8 lacks typical inputs.
         TclError: the model has a layer that cannot be exported.
     """
     from export.builders import sizes_of
@@ -81,23 +83,22 @@ def export_onnx(
 
 
 def _write(
-    model: TCL, graph: Graph, precision: str, folder: Path, calibration: Callable[[Graph], Feeds]
+    model: TCL, graph: Graph, precision: str, folder: Path, calibration: Callable[[Graph, str], Feeds]
 ) -> dict[str, Any]:
     import onnx
 
     path = folder / graph.file(precision)
     entry: dict[str, Any] = {"file": path.name}
-    if precision == "int8":
-        from export.quantise import quantise
-
-        source = folder / graph.file()
-        temporary = not source.exists()
-        if temporary:
-            _save(model, graph, DEFAULT_PRECISION, source)
-        entry["quantisation"] = quantise(source, path, calibration(graph))
-        if temporary:
-            for part in (source, _data_file(source)):
-                part.unlink(missing_ok=True)
+    if precision in QUANTISED:
+        feeds = calibration(graph, precision)
+        if precision == "fp8" and not feeds:
+            raise UsageError(
+                f"fp8: {graph.name} finds its ranges on real images and texts, and what it reads is not among them",
+                hint="name some by --calibrate IMAGES --calibrate-texts TEXTS",
+            )
+        origin, make = QUANTISED[precision]
+        with _source(model, graph, origin, folder) as source:
+            entry["quantisation"] = make(source, path, feeds)
     else:
         _save(model, graph, precision, path)
     if _data_file(path).exists():
@@ -107,6 +108,19 @@ def _write(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise TclError(f"{path.name}: the exported graph is invalid: {' '.join(str(error).split())[:300]}") from error
     return entry
+
+
+@contextmanager
+def _source(model: TCL, graph: Graph, precision: str, folder: Path) -> Iterator[Path]:
+    """The file of a graph in a precision; where that was not wanted, it is gone afterwards."""
+    path = folder / graph.file(precision)
+    wanted = path.exists()
+    if not wanted:
+        _save(model, graph, precision, path)
+    yield path
+    if not wanted:
+        for part in (path, _data_file(path)):
+            part.unlink(missing_ok=True)
 
 
 def _save(model: TCL, graph: Graph, precision: str, path: Path) -> None:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FLOAT32_LAYERS = ("vision_proj", "text_proj", "itm_head", "cls_head", "ta_head")
-"""Layers that stay float32: they cost next to nothing, and every vector passes through them last."""
+Feeds = Sequence[dict[str, "NDArray[np.generic]"]]
+
+FLOAT_LAYERS = ("vision_proj", "text_proj", "itm_head", "cls_head", "ta_head")
+"""Layers that are not quantised: they cost next to nothing, and every vector passes through them last."""
 
 
-def quantise(source: Path, target: Path, calibration: Sequence[dict[str, NDArray[np.generic]]] = ()) -> str:
+def quantise(source: Path, target: Path, calibration: Feeds = ()) -> str:
     """Write the graph in `source` with int8 weights.
 
     Args:
@@ -37,12 +39,8 @@ def quantise(source: Path, target: Path, calibration: Sequence[dict[str, NDArray
         plain, made = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         model = onnx.load(source)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
-        weights = {weight.name for weight in model.graph.initializer}
-        kept = [
-            node.name
-            for node in model.graph.node
-            if node.op_type == "MatMul" and (node.input[1] not in weights or node.name.startswith(FLOAT32_LAYERS))
-        ]
+        chosen = {node.name for node in weight_products(model)}
+        kept = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in chosen]
         external = source.with_name(source.name + ".data").exists()
         onnx.save(model, plain, save_as_external_data=external, location="plain.data")
         del model
@@ -56,7 +54,7 @@ def quantise(source: Path, target: Path, calibration: Sequence[dict[str, NDArray
             quantize_static(
                 plain,
                 made,
-                _Reader(calibration),
+                CalibrationReader(calibration),
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QInt8,
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
@@ -74,11 +72,22 @@ def quantise(source: Path, target: Path, calibration: Sequence[dict[str, NDArray
     return "static" if calibration else "dynamic"
 
 
-class _Reader:
-    """Hands out the calibration inputs, one call each, as the quantiser wants them."""
+def weight_products(model: Any) -> list[Any]:
+    """The nodes of an ONNX model that are quantised: products with weights, but for `FLOAT_LAYERS`."""
+    weights = {weight.name for weight in model.graph.initializer}
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in weights and not node.name.startswith(FLOAT_LAYERS)
+    ]
 
-    def __init__(self, feeds: Sequence[dict[str, Any]]) -> None:
+
+class CalibrationReader:
+    """Hands out the calibration inputs, one call each, as ONNX Runtime's quantisation wants them."""
+
+    def __init__(self, feeds: Feeds) -> None:
         self._left = iter(feeds)
 
     def get_next(self) -> dict[str, Any] | None:
+        """The next ones; None after the last."""
         return next(self._left, None)

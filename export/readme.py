@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.formats import DEFAULT_PRECISION, Graph, graphs
+from export.formats import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, graphs
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -47,7 +47,7 @@ def write_readme(folder: Path, model: TCL, files: Mapping[str, Mapping[str, Mapp
 
     found = [graph for graph in graphs(sizes_of(model)) if graph.name in files]
     precisions = list(files["image_encoder"])
-    precision = next((name for name in precisions if name != "bf16"), DEFAULT_PRECISION)
+    precision = next((name for name in precisions if name in ONNX_RUNTIME), DEFAULT_PRECISION)
     parts = [
         f"# Graphs of TCL model `{model.model_hash[:12]}`\n",
         f"Precisions: {', '.join(precisions)}; float32 has the plain file names, another is `GRAPH.PRECISION.onnx`.\n",
@@ -76,4 +76,4 @@ def _row(graph: Graph) -> str:
 
 
 def _type(dtype: str) -> str:
-    return "float32 (float16 in fp16)" if dtype == "states" else dtype
+    return "float32 (float16 in fp16 and fp8)" if dtype == "states" else dtype

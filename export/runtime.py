@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from export.bench_record import choose
 from export.formats import PRECISIONS
-from export.sessions import open_session
+from export.sessions import Place, open_session
 from tcl.devices import choose_device
 from tcl.embed import Encoder
 from tcl.errors import MissingExtraError, UsageError
@@ -31,12 +31,18 @@ if TYPE_CHECKING:
     from export.bundle import Bundle
     from tcl.models.tcl import TCL
 
-Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
-BACKENDS = ("auto", "torch", "torch-compiled", "onnx", "trt")
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
+BACKENDS = ("auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt")
 DEVICES = ("auto", "cpu", "cuda")
 
-PREFERRED = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp16", "fp32")}
+PREFERRED: dict[str, tuple[str, ...]] = {
+    "cpu": ("fp32", "int8", "fp16"),
+    "cuda": ("fp16", "fp32"),
+    "trt": ("fp16", "fp32"),
+}
 """Precisions of a bundle in the order in which `auto` takes them; ONNX Runtime runs no others there."""
+
+_BY = {"cpu": "on cpu", "cuda": "on cuda", "trt": "by its TensorRT provider"}
 
 
 class TorchEncoder:
@@ -127,7 +133,7 @@ class OnnxEncoder:
         precision: of the graphs; `auto` takes the first of `PREFERRED` that the bundle has.
         lanes: threads that may call it at once with profit. With more than one each call uses one core; with one, a
             call uses them all. A GPU takes one.
-        device: where it computes.
+        device: where it computes; `trt` is a GPU by ONNX Runtime's TensorRT provider.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -135,11 +141,9 @@ class OnnxEncoder:
         UsageError: it lacks the precision, or ONNX Runtime does not run that there.
     """
 
-    def __init__(
-        self, folder: Path, precision: str = "auto", lanes: int = 1, device: Literal["cpu", "cuda"] = "cpu"
-    ) -> None:
+    def __init__(self, folder: Path, precision: str = "auto", lanes: int = 1, device: Place = "cpu") -> None:
         if find_spec("onnxruntime") is None:
-            raise MissingExtraError("onnxruntime", "onnx-gpu" if device == "cuda" else "onnx")
+            raise MissingExtraError("onnxruntime", "onnx" if device == "cpu" else "onnx-gpu")
         from export.bundle import read_bundle
 
         self.bundle: Bundle = read_bundle(folder)
@@ -148,8 +152,8 @@ class OnnxEncoder:
         self.embed_dim = self.bundle.embed_dim
         self.precision = _choose(self.bundle, precision, device)
         self.lanes = lanes if device == "cpu" else 1
-        self.backend = f"onnx-{device}"
-        self._device: Literal["cpu", "cuda"] = device
+        self.backend = "onnx-trt-cuda" if device == "trt" else f"onnx-{device}"
+        self._device: Place = device
         self._sessions: dict[str, Any] = {}
         self._opening = Lock()
 
@@ -162,9 +166,16 @@ class OnnxEncoder:
         """
         with self._opening:
             if graph not in self._sessions:
-                path = self.bundle.graph_file(graph, self.precision)
-                self._sessions[graph] = open_session(path, 1 if self.lanes > 1 else None, self._device)
+                self._sessions[graph] = self._open(graph)
             return self._sessions[graph]
+
+    def _open(self, graph: str) -> Any:
+        if self._device == "trt":
+            from export.tensorrt_provider import open_provider_session
+
+            return open_provider_session(self.bundle, graph, self.precision, self.processor.max_length)
+        path = self.bundle.graph_file(graph, self.precision)
+        return open_session(path, 1 if self.lanes > 1 else None, self._device)
 
     def encode_image(self, pixel_values: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E]."""
@@ -207,15 +218,15 @@ def _choose(bundle: Bundle, precision: str, device: str) -> str:
     if not found:
         wanted = precision if precision != "auto" else ", ".join(bundle.precisions)
         raise UsageError(
-            f"{bundle.folder}: ONNX Runtime does not run {wanted} graphs on {device}",
-            hint=f"export the model again with --precision {known[0]}",
+            f"{bundle.folder}: ONNX Runtime does not run {wanted} graphs {_BY[device]}",
+            hint=f"use --backend trt, or export the model again with --precision {known[0]}",
         )
     return found[0]
 
 
 def open_encoder(
     model: str | None = None,
-    backend: Literal["auto", "torch", "torch-compiled", "onnx", "trt"] = "auto",
+    backend: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Precision = "auto",
     lanes: int | None = None,
@@ -239,7 +250,7 @@ def open_encoder(
         if value not in known:
             raise UsageError(f"{name} {value!r} is unknown", hint=f"one of {', '.join(known)}")
     model = _unpacked(model or os.environ.get("TCL_MODEL"))
-    source = find_bundle(model) if backend in ("onnx", "trt") else _find(model, bundles=backend == "auto")
+    source = find_bundle(model) if backend in ("onnx", "onnx-trt", "trt") else _find(model, bundles=backend == "auto")
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
         if fastest is not None:
@@ -250,13 +261,14 @@ def open_encoder(
                 f"{source.location} is an exported bundle, which torch cannot run",
                 hint=f"leave out --backend {backend}, or name the run it was exported from with --model",
             )
+        if backend in ("onnx-trt", "trt") and device == "cpu":
+            raise UsageError("TensorRT computes on a GPU alone", hint="leave out --device, or use --backend onnx")
         if backend == "trt":
-            if device == "cpu":
-                raise UsageError("TensorRT computes on a GPU alone", hint="leave out --device, or use --backend onnx")
             from export.tensorrt_runtime import TensorRTEncoder
 
             return TensorRTEncoder(source.path, precision)
-        return OnnxEncoder(source.path, precision, lanes or 1, "cuda" if device == "cuda" else "cpu")
+        place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
+        return OnnxEncoder(source.path, precision, lanes or 1, place)
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model

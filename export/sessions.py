@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "trt": "TensorrtExecutionProvider",
+}
+Place = Literal["cpu", "cuda", "trt"]
+"""A CPU, a GPU, or a GPU by ONNX Runtime's own use of TensorRT."""
+
+_OPTIONS = {"cuda": "--device cuda", "trt": "--backend onnx-trt"}
 
 
 def open_session(
-    path: Path, threads: int | None = None, device: Literal["cpu", "cuda"] = "cpu", optimise: bool = True
+    path: Path,
+    threads: int | None = None,
+    device: Place = "cpu",
+    optimise: bool = True,
+    settings: Mapping[str, str] | None = None,
 ) -> Any:
     """An ONNX Runtime session.
 
@@ -21,6 +36,7 @@ def open_session(
         threads: that one call uses on a CPU; None for as many as there are cores.
         device: where it computes.
         optimise: let ONNX Runtime rewrite the graph.
+        settings: of its TensorRT provider.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -28,17 +44,23 @@ def open_session(
         UsageError: it cannot run on this device.
     """
     if find_spec("onnxruntime") is None:
-        raise MissingExtraError("onnxruntime", "onnx-gpu" if device == "cuda" else "onnx")
+        raise MissingExtraError("onnxruntime", "onnx" if device == "cpu" else "onnx-gpu")
     import onnxruntime
 
-    wanted = PROVIDERS[device]
-    if wanted not in onnxruntime.get_available_providers():
+    wanted, available = PROVIDERS[device], onnxruntime.get_available_providers()
+    if wanted not in available:
+        built = "without its TensorRT provider" if PROVIDERS["cuda"] in available else "for the CPU"
         raise UsageError(
-            "--device cuda: this ONNX Runtime is built for the CPU",
+            f"{_OPTIONS.get(device, device)}: this ONNX Runtime is built {built}",
             hint="pip uninstall onnxruntime, then pip install 'tcl-vision-language[onnx-gpu]'",
         )
-    if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+    if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
+    providers: list[Any] = [wanted]
+    if device == "trt":
+        with suppress(ImportError, OSError):
+            import_module("tensorrt")  # which loads the libraries of TensorRT, where they came as a Python package
+        providers = [(wanted, dict(settings or {})), PROVIDERS["cuda"]]
     options = onnxruntime.SessionOptions()
     # Errors only: the rest is advice on graph clean-up. What hinders a GPU it also says by running elsewhere.
     options.log_severity_level = 3 if device == "cpu" else 4
@@ -47,7 +69,7 @@ def open_session(
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions share no public base class
         raise CheckpointError(f"{path}: ONNX Runtime cannot open it: {one_line(error)}", hint="export again") from error
     check_provider(session.get_providers(), wanted)
@@ -63,12 +85,19 @@ def check_provider(found: list[str], wanted: str) -> None:
     """
     if found and found[0] == wanted:
         return
+    place = " and ".join(found) or "nothing"
+    if wanted == PROVIDERS["trt"]:
+        raise UsageError(
+            f"--backend onnx-trt: ONNX Runtime cannot use TensorRT here, and would run on {place}",
+            hint="install the TensorRT that this onnxruntime-gpu is built for (of 1.31: pip install 'tensorrt<11'), or "
+            "use --backend onnx --device cuda",
+        )
     if wanted == PROVIDERS["cuda"]:
         raise UsageError(
             "--device cuda: ONNX Runtime cannot use a GPU here, and would run on the CPU",
             hint="check `nvidia-smi` and that CUDA and cuDNN fit this onnxruntime-gpu, or use --device cpu",
         )
-    raise TclError(f"ONNX Runtime runs on {', '.join(found) or 'nothing'}, not on the CPU")
+    raise TclError(f"ONNX Runtime runs on {place}, not on the CPU")
 
 
 def one_line(error: Exception) -> str:

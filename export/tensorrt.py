@@ -6,6 +6,7 @@ The networks are strongly typed: TensorRT computes in the types that the graph h
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from tcl.data.cache import cache_folder, new_file
 from tcl.errors import CheckpointError, TclError, UsageError
 
 AGAIN = "export the model again"
+FLOAT8_FROM = (8, 9)  # compute capability of Ada, the first with 8-bit floats
 _BEYOND = re.compile(r"^Profile k|values for profile|dimensions not compatible")
 
 
@@ -52,11 +54,11 @@ class Plan:
     inputs: dict[str, Axes]
 
 
-def check_options(package: Package, options: BuildOptions) -> Gpu | None:
-    """The GPU to build for; None where the engines are not tied to one.
+def check_options(package: Package, options: BuildOptions, precisions: Sequence[str] = ()) -> Gpu | None:
+    """The GPU to build engines of these precisions for; None where they are not tied to one.
 
     Raises:
-        UsageError: this TensorRT cannot build here, or not so.
+        UsageError: this TensorRT cannot build here, or not so, or not in one of the precisions.
     """
     if package.flavour == "rtx":
         for name, wanted in (
@@ -73,7 +75,24 @@ def check_options(package: Package, options: BuildOptions) -> Gpu | None:
             f"{package.title} builds engines on the GPU that they are for, and sees none here",
             hint="build there (with cuda-python installed), or pip install 'tcl-vision-language[trt-rtx]' instead",
         )
+    if "fp8" in precisions:
+        _check_float8(gpu, options)
     return gpu
+
+
+def _check_float8(gpu: Gpu, options: BuildOptions) -> None:
+    """Refuse what would be an engine for GPUs that have no 8-bit floats."""
+    if options.hardware_compatible:
+        raise UsageError(
+            "--hardware-compatible: GPUs from Ampere on are to run the engines, and Ampere has no 8-bit floats",
+            hint="leave it out, or fp8",
+        )
+    if tuple(map(int, gpu.compute_capability.split("."))) < FLOAT8_FROM:
+        raise UsageError(
+            f"fp8: {gpu.name} has no 8-bit floats, which came with compute capability 8.9; it has "
+            f"{gpu.compute_capability}",
+            hint="use --precision fp16 or int8 there",
+        )
 
 
 def build_plan(

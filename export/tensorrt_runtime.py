@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.bundle import Bundle, read_bundle
 from export.cuda import Gpu, current_gpu, runtime
-from export.engine import engines_of, find_engine
+from export.engine import engines_of, find_engine, mismatch
 from export.engine_build import build_engine
 from export.engine_session import STREAMS, EngineSession
 from export.formats import PRECISIONS
@@ -22,8 +22,8 @@ from export.tensorrt_package import Flavour, open_package
 from tcl.errors import CheckpointError, TclError, UsageError
 from tcl.processor import Processor
 
-PREFERRED = ("fp16", "bf16", "fp32", "int8")
-"""Precisions in the order in which `auto` takes them; int8 is last: how good it is depends on the calibration."""
+PREFERRED = ("fp16", "bf16", "fp32", "fp8", "int8")
+"""Precisions in the order in which `auto` takes them; 8 bits come last: their worth depends on the calibration."""
 
 
 class TensorRTEncoder:
@@ -72,6 +72,16 @@ class TensorRTEncoder:
         self.backend = f"tensorrt{'-rtx' if self._package.flavour == 'rtx' else ''}-cuda"
         self._sessions: dict[str, EngineSession] = {}
         self._opening = Lock()
+
+    @property
+    def failed_engine(self) -> Path | None:
+        """An engine that is taken here although its verification failed."""
+        for graph in self.bundle.graphs:
+            for engine in engines_of(self.bundle, graph, self.precision):
+                fits = mismatch(engine.sidecar, self.bundle, self._package, self._gpu) is None
+                if fits and engine.sidecar.verified is False:
+                    return engine.path
+        return None
 
     def session(self, graph: str) -> EngineSession:
         """The session of a graph; opened when it is first asked for, and shared by all threads.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from export.bundle import read_bundle, writing
-from export.formats import DEFAULT_PRECISION, Graph, Port
+from export.bundle import read_bundle, read_graphs, writing
+from export.formats import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, Port
 from tcl.atomic import atomic_folder
 from tcl.errors import UsageError
-from tcl.resolve import BUNDLE_FILE, read_json
 
 CONFIG = "config.pbtxt"
 VERSION = "1"
@@ -42,12 +40,14 @@ def write_repository(
     """
     if target.exists():
         raise UsageError(f"{target}: exists", hint="choose another folder")
-    if precision == "bf16":
-        raise UsageError("bf16: ONNX Runtime does not run it, in Triton neither", hint="choose fp32, fp16 or int8")
+    if precision not in ONNX_RUNTIME:
+        raise UsageError(
+            f"{precision}: ONNX Runtime does not run it, in Triton neither", hint=f"choose {', '.join(ONNX_RUNTIME)}"
+        )
     if max_batch < 1:
         raise UsageError(f"a largest batch of {max_batch}: at least 1 is needed")
     bundle = read_bundle(folder)
-    described = _graphs(folder)
+    described = read_graphs(folder).values()
     with writing(target), atomic_folder(target) as repository:
         for graph in described:
             source = bundle.graph_file(graph.name, precision)
@@ -96,16 +96,6 @@ def _ports(field: str, ports: Sequence[Port], precision: str, batched: bool) -> 
         yield f"  data_type: {TYPES[Graph.dtype(port, precision)]}"
         yield f"  dims: [ {dims} ]"
         yield "}"
-
-
-def _graphs(folder: Path) -> list[Graph]:
-    """The graphs of a bundle, as `bundle.json` describes them."""
-    manifest: dict[str, Any] = read_json(folder / BUNDLE_FILE)
-
-    def ports(described: Mapping[str, Any]) -> tuple[Port, ...]:
-        return tuple(Port(name, str(port["dtype"]), tuple(port["shape"])) for name, port in described.items())
-
-    return [Graph(name, ports(entry["inputs"]), ports(entry["outputs"])) for name, entry in manifest["graphs"].items()]
 
 
 def _quoted(text: str) -> str:

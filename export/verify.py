@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from export.cases import Case, Samples, cases, is_small
-from export.checks import Bounds, Check, Figures
-from export.formats import DEFAULT_PRECISION, Graph, graphs
+from export.cases import Case, Samples, cases
+from export.checks import Bounds, Check
+from export.comparison import Comparison
+from export.formats import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, graphs
 from export.sessions import one_line, open_session
+from export.torch_reference import TorchReference
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -25,7 +24,7 @@ ORT_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
 }
-ROUNDED = ("fp16", "bf16")
+ROUNDED = ("fp16", "bf16", "fp8")
 PLAIN_CASES = 6  # of a half-precision file that are also run as it is
 
 
@@ -41,8 +40,8 @@ def verify(
 ) -> list[Check]:
     """Compare the graphs in `folder` with the model they were exported from.
 
-    Half-precision graphs are compared as a GPU computes them, see `rounding.py`; in float16 the file is also run as it
-    is, which in bfloat16 ONNX Runtime cannot do on a CPU.
+    Graphs in half precision and in 8-bit floats are compared as a GPU computes them, see `rounding.py`; in float16 the
+    file is also run as it is, which ONNX Runtime cannot do on a CPU with the others.
 
     Args:
         folder: holds the `.onnx` files.
@@ -58,11 +57,12 @@ def verify(
     """
     from export.builders import sizes_of
 
-    threads = 1 if is_small(model) else None  # of small products a second thread makes slow ones
+    reference = TorchReference(model)
+    threads = 1 if reference.small else None  # of small products a second thread makes slow ones
     checks: list[Check] = []
     for graph in graphs(sizes_of(model), matcher):
         progress(graph.name)
-        found = cases(model, graph, samples or Samples(model))
+        found = cases(reference, graph, samples or Samples(model.processor))
         checks += _verify_graph(folder, graph, precisions, found, bounds or Bounds(), threads)
     return checks
 
@@ -71,33 +71,33 @@ def _verify_graph(
     folder: Path, graph: Graph, precisions: Sequence[str], found: Iterator[Case], bounds: Bounds, threads: int | None
 ) -> list[Check]:
     with ExitStack() as stack:
-        subjects = [_Subject(graph, precision, folder, stack, threads) for precision in precisions]
+        files = [_File(graph, precision, folder, stack, threads) for precision in precisions]
         for case in found:
-            for subject in subjects:
-                subject.run(case)
-        return [check for subject in subjects for check in subject.checks(bounds)]
+            for file in files:
+                file.compare(case)
+        return [check for file in files for check in file.checks(bounds)]
 
 
-class _Subject:
+class _File(Comparison):
     """One file under verification."""
 
     def __init__(self, graph: Graph, precision: str, folder: Path, stack: ExitStack, threads: int | None) -> None:
-        self.graph, self.precision = graph, precision
-        self.found: list[Check] = []
-        self.failed: Check | None = None
-        self.cases = 0
-        self.figures = {port.name: Figures(port.role) for port in graph.outputs}
-        self.runs: list[Any] = []  # the first sees every case
+        super().__init__(graph, precision, _runtime(precision))
+        self.sessions: list[Any] = []  # the first sees every case
         path = folder / graph.file(precision)
         try:
             if precision in ROUNDED:
-                self.runs.append(_open_rounded(path, stack, threads))
-            if precision != "bf16":
-                self.runs.append(open_session(path, threads))
+                self.sessions.append(_open_rounded(path, stack, threads))
+            if precision in ONNX_RUNTIME:
+                self.sessions.append(open_session(path, threads))
             # Types are those of the file; the rounded form has the same at its edges.
-            self._look_at(self.runs[-1])
+            self._look_at(self.sessions[-1])
         except Exception as error:  # ONNX Runtime and the reader of files raise many kinds
-            self._fail("names", f"cannot be opened: {one_line(error)}")
+            self.fail("names", f"cannot be opened: {one_line(error)}")
+
+    def compare(self, case: Case) -> None:
+        """Compare one case."""
+        self.run(case, self.sessions[: None if self.cases < PLAIN_CASES else 1])
 
     def _look_at(self, session: Any) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -105,9 +105,9 @@ class _Subject:
         names = [node.name for node in (*inputs, *outputs)]
         detail = f"{', '.join(node.name for node in inputs)} -> {', '.join(node.name for node in outputs)}"
         if names != list(wanted):
-            self._fail("names", f"{detail}, not {', '.join(wanted)}")
+            self.fail("names", f"{detail}, not {', '.join(wanted)}")
             return
-        self.found.append(Check(self.graph.name, self.precision, "names", True, detail))
+        self.passed("names", detail)
         wrong = []
         for node in (*inputs, *outputs):
             port = wanted[node.name]
@@ -115,46 +115,9 @@ class _Subject:
             if (node.type, node.shape) != axes:
                 wrong.append(f"{node.name}: {node.type} {node.shape}, not {axes[0]} {axes[1]}")
         if wrong:
-            self._fail("axes", "; ".join(wrong))
+            self.fail("axes", "; ".join(wrong))
             return
-        right = ", ".join(f"{port.name} [{', '.join(map(str, port.axes))}]" for port in wanted.values())
-        self.found.append(Check(self.graph.name, self.precision, "axes", True, right))
-
-    def _fail(self, subject: str, detail: str) -> None:
-        self.failed = Check(self.graph.name, self.precision, subject, False, detail, cases=self.cases)
-
-    def run(self, case: Case) -> None:
-        """Compare one case, unless an earlier one made that pointless."""
-        if self.failed is not None:
-            return
-        feed = dict(case.feed)
-        for port in self.graph.inputs:
-            if port.dtype == "states":
-                feed[port.name] = feed[port.name].astype(self.graph.dtype(port, self.precision))
-        for session in self.runs[: None if self.cases < PLAIN_CASES else 1]:
-            try:
-                outputs: list[NDArray[Any]] = session.run(list(self.figures), feed)
-            except Exception as error:
-                self._fail("shapes", f"{case.name}: does not run: {one_line(error)}")
-                return
-            for (name, figures), actual in zip(self.figures.items(), outputs, strict=True):
-                expected = case.expected[name]
-                if actual.shape != expected.shape:
-                    self._fail("shapes", f"{case.name}: {name} {actual.shape}, not {expected.shape}")
-                    return
-                figures.add(case.name, actual.astype(np.float32), expected)
-        self.cases += 1
-
-    def checks(self, bounds: Bounds) -> list[Check]:
-        """What was found."""
-        if self.failed is not None:
-            return [*self.found, self.failed]
-        shapes = Check(self.graph.name, self.precision, "shapes", True, f"{self.cases} cases", cases=self.cases)
-        values = [
-            figures.check(self.graph.name, self.precision, name, self.cases, bounds, _runtime(self.precision))
-            for name, figures in self.figures.items()
-        ]
-        return [*self.found, shapes, *values]
+        self.passed("axes", ", ".join(f"{port.name} [{', '.join(map(str, port.axes))}]" for port in wanted.values()))
 
 
 def _open_rounded(path: Path, stack: ExitStack, threads: int | None) -> Any:
@@ -168,5 +131,9 @@ def _open_rounded(path: Path, stack: ExitStack, threads: int | None) -> Any:
 def _runtime(precision: str) -> str:
     """What computed the values, as `bundle.json` says."""
     plain = "onnxruntime on the CPU"
-    rounded = f"{plain}, every operator in float32 and its result rounded to {precision}"
-    return {"fp16": f"{rounded}; {PLAIN_CASES} cases also as the file is", "bf16": rounded}.get(precision, plain)
+    rounded = f"{plain}, every operator in float32 and its result rounded"
+    return {
+        "fp16": f"{rounded} to fp16; {PLAIN_CASES} cases also as the file is",
+        "bf16": f"{rounded} to bf16",
+        "fp8": f"{rounded} to fp16, factors of products to fp8",
+    }.get(precision, plain)

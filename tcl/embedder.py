@@ -28,7 +28,7 @@ Progress = Callable[[int], object]
 
 def load(
     model: str | Path | None = None,
-    backend: Literal["auto", "torch", "onnx", "trt"] = "auto",
+    backend: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt"] = "auto",
     device: str = "auto",
     precision: str = "auto",
 ) -> Embedder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tcl_cli._console import out as console
+from tcl_cli._engine_report import check_engines, engines_json, show_engines
 
 if TYPE_CHECKING:
     from export.build_progress import Progress
     from export.bundle import Bundle
+    from export.cases import Reference, Samples
+    from export.checks import Bounds
     from export.engine import BuiltEngine
     from export.tensorrt_package import Package
+    from tcl.models.tcl import TCL
 
 PANEL = "TensorRT"
 STEPS = 100  # of the bar, for each engine
@@ -69,6 +73,7 @@ class EngineRequest:
         workspace: limit in bytes.
         hardware_compatible: see `BuildOptions`.
         version_compatible: see there.
+        bounds: that the engines are held to; None: they are not verified.
     """
 
     package: Package
@@ -76,10 +81,17 @@ class EngineRequest:
     workspace: int | None
     hardware_compatible: bool
     version_compatible: bool
+    bounds: Bounds | None
 
 
 def request_engines(
-    trt: bool, profile: Sequence[str], workspace: float | None, hardware_compatible: bool, version_compatible: bool
+    trt: bool,
+    precisions: Sequence[str],
+    profile: Sequence[str],
+    workspace: float | None,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    bounds: Bounds | None,
 ) -> EngineRequest | None:
     """What `--trt` and its options ask for; None without it.
 
@@ -108,22 +120,26 @@ def request_engines(
     profiles = Profiles.parse(profile, max_length=1)  # here only for its errors; the length is the model's
     package = open_package()
     memory = None if workspace is None else int(workspace * 1e9)
-    check_options(package, BuildOptions(profiles, memory, hardware_compatible, version_compatible))
-    return EngineRequest(package, tuple(profile), memory, hardware_compatible, version_compatible)
+    check_options(package, BuildOptions(profiles, memory, hardware_compatible, version_compatible), precisions)
+    return EngineRequest(package, tuple(profile), memory, hardware_compatible, version_compatible, bounds)
 
 
-def check_int8(real_inputs: bool) -> None:
-    """Refuse int8 whose ranges are not in the graphs, before these are written.
+def check_ranges(what: str, real_inputs: bool) -> None:
+    """Refuse graphs that need ranges in them, and would have none, before they are written.
+
+    Args:
+        what: they are.
+        real_inputs: whether there are images and texts to find the ranges on.
 
     Raises:
-        UsageError: they would be found for every batch.
+        UsageError: there are not.
     """
     from tcl.errors import UsageError
 
     if not real_inputs:
         raise UsageError(
-            "int8 for TensorRT finds its ranges on real images and texts",
-            hint="name some by --calibrate IMAGES --calibrate-texts TEXTS, or leave int8 out",
+            f"{what} finds its ranges on real images and texts",
+            hint=f"name some by --calibrate IMAGES --calibrate-texts TEXTS, or leave {what.split()[0]} out",
         )
 
 
@@ -134,8 +150,10 @@ def add_engines(
 
     Raises:
         UsageError: options were given that are of exports alone; else as of `build_engines`.
+        VerificationError: an engine computes something else than the bundle.
     """
     from export.bundle import read_bundle
+    from export.engine_verify import onnx_reference
     from tcl.errors import UsageError
 
     if not_for_bundles:
@@ -146,15 +164,59 @@ def add_engines(
     bundle = read_bundle(folder)
     if not bundle.verified:
         console.warning(f"{folder} is not verified")
-    paths = [str(engine.path) for engine in build_requested(bundle, precisions, request)]
+    engines = _build_and_verify(bundle, precisions, request, lambda: onnx_reference(bundle))
     if json:
-        console.json({"out": str(folder), "model_hash": bundle.model_hash, "engines": paths})
+        console.json({"out": str(folder), "model_hash": bundle.model_hash} | engines_json(engines))
     else:
         console.data(str(folder))
+    check_engines(engines)
 
 
-def build_requested(bundle: Bundle, precisions: Sequence[str], request: EngineRequest) -> list[BuiltEngine]:
-    """Build what is wanted, with a bar; errors as of `build_engines`."""
+def build_for_model(
+    model: TCL,
+    bundle: Bundle,
+    precisions: Sequence[str],
+    request: EngineRequest,
+    images: Sequence[str],
+    texts: Sequence[str],
+) -> list[BuiltEngine]:
+    """Build and verify the engines of a model that was exported just now, on the same real images and texts."""
+    from export.cases import Samples
+    from export.torch_reference import TorchReference
+
+    samples = Samples(model.processor, images, texts)
+    return _build_and_verify(bundle, precisions, request, lambda: TorchReference(model), samples)
+
+
+def _build_and_verify(
+    bundle: Bundle,
+    precisions: Sequence[str],
+    request: EngineRequest,
+    reference: Callable[[], Reference],
+    samples: Samples | None = None,
+) -> list[BuiltEngine]:
+    """Build and verify what is wanted, with bars; errors and arguments as of `build_engines` and `verify_engines`."""
+    from export.engine_verify import VerifiedEngine, verify_engines
+
+    built = _build(bundle, precisions, request)
+    if request.bounds is None:
+        found = [VerifiedEngine(engine, []) for engine in built]
+    else:
+        with console.progress("Verifying", len(built)) as advance:
+            found = verify_engines(
+                bundle,
+                built,
+                request.package,
+                reference,
+                samples=samples,
+                bounds=request.bounds,
+                progress=lambda name: advance(1, engine=name),
+            )
+    show_engines(found)
+    return [engine for engine, _ in found]
+
+
+def _build(bundle: Bundle, precisions: Sequence[str], request: EngineRequest) -> list[BuiltEngine]:
     from export.engine_build import build_engines
     from export.profiles import Profiles
     from export.tensorrt import BuildOptions
@@ -184,7 +246,4 @@ def build_requested(bundle: Bundle, precisions: Sequence[str], request: EngineRe
 
         built = build_engines(bundle, precisions, options, request.package, start)
         show(count * STEPS, "done")
-    for engine in built:
-        size = engine.path.stat().st_size / 1e6
-        console.message(f"  {'built' if engine.new else 'there'}  {engine.path}  {size:.1f} MB")
     return built

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 def show_checks(checks: Sequence[Check]) -> None:
     """The table, or that there is none."""
     if checks:
-        for line in _table(checks):
-            console.message(line)
+        show_table(checks)
     else:
         console.warning("not verified, as --no-verify asks; the bundle is marked unverified")
 
 
-def _table(checks: Sequence[Check]) -> list[str]:
+def show_table(checks: Sequence[Check]) -> None:
     """A line per output and precision, and one per check that failed before there were values."""
     rows: list[tuple[str, ...]] = [
         ("", "graph", "", "output", "cases", "max |diff|", "min cos", "mean cos", "top 10", "bound")
@@ -35,6 +34,6 @@ def _table(checks: Sequence[Check]) -> list[str]:
         elif not check.passed:
             rows.append((state, check.graph, check.precision, f"{check.subject}: {check.detail}", *[""] * 6))
     widths = [max(len(row[place]) for row in rows if row[4] or place < 3) for place in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.message("  " + "  ".join(cells).rstrip())

@@ -21,6 +21,7 @@ class Backend(StrEnum):
     torch = "torch"
     torch_compiled = "torch-compiled"
     onnx = "onnx"
+    onnx_trt = "onnx-trt"
     trt = "trt"
 
 
@@ -48,7 +49,8 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         help="What computes the vectors. auto: the fastest that `tcl bench` has verified here; else a bundle runs in "
-        "ONNX Runtime, any other model in torch. onnx, trt (a GPU) without --model: the newest bundle under ./exports.",
+        "ONNX Runtime, any other model in torch. onnx, onnx-trt (its TensorRT provider, a GPU), trt (a GPU) without "
+        "--model: the newest bundle under ./exports.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

@@ -59,6 +59,7 @@ class Precision(StrEnum):
     fp16 = "fp16"
     bf16 = "bf16"
     int8 = "int8"
+    fp8 = "fp8"
 
 
 class OnError(StrEnum):
@@ -314,6 +315,7 @@ def _devices(devices: str | None, device: Device, engine: Engine) -> list[str]:
 
 def warn_unverified(encoder: Encoder) -> None:
     """Say so when vectors come from a bundle whose numbers were not verified, or were and failed."""
-    bundle = getattr(encoder, "bundle", None)
-    if bundle is not None and not bundle.verified:
-        say_unverified(bundle.folder)
+    from tcl.embedding.plan import unverified
+
+    if place := unverified(encoder):
+        say_unverified(place)

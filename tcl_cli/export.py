@@ -12,6 +12,7 @@ import typer
 
 from tcl_cli._calibration import SAMPLES, real_images, real_texts
 from tcl_cli._console import out as console
+from tcl_cli._engine_report import check_engines, engines_json
 from tcl_cli._engines import (
     HardwareOption,
     ProfileOption,
@@ -19,8 +20,8 @@ from tcl_cli._engines import (
     VersionOption,
     WorkspaceOption,
     add_engines,
-    build_requested,
-    check_int8,
+    build_for_model,
+    check_ranges,
     request_engines,
 )
 from tcl_cli._export_report import show_checks
@@ -41,6 +42,7 @@ EPILOG = """\
   tcl export
   tcl export --model runs/flickr --out exports/flickr --precision fp32,fp16
   tcl export --precision int8 --calibrate photos/ --calibrate-texts captions.txt
+  tcl export --trt --precision fp8 --calibrate photos/ --calibrate-texts captions.txt
   tcl export --model TCL_4M.pth --precision fp16 --bound fp16=0.999 --pack
   tcl export --trt --precision fp16 --profile image=1,64,256
   tcl export --trt --precision fp16 --model exports/flickr
@@ -48,7 +50,7 @@ EPILOG = """\
   tcl embed images/ --out vecs.npy --model exports/flickr
 
 The bundle holds a graph for images, one for texts, those that re-ranking needs, that of a fine-tuned model's task, \
-what feeds them, and bundle.json. Exit code 3: a figure is outside its bound; the bundle is kept and marked unverified.
+what feeds them, and bundle.json. Exit code 3: a figure is outside its bound; the files are kept, marked unverified.
 """
 
 
@@ -104,7 +106,8 @@ def export(
             "--precision",
             "-p",
             metavar="LIST",
-            help="One or more of fp32, fp16, bf16, int8, separated by commas; each is a file per graph.",
+            help="One or more of fp32, fp16, bf16, int8, fp8 (for TensorRT), separated by commas; each is a file per "
+            "graph.",
             rich_help_panel=GRAPHS_PANEL,
         ),
     ] = "fp32",
@@ -126,7 +129,8 @@ def export(
         typer.Option(
             "--calibrate",
             metavar="SOURCE",
-            help=f"Up to {SAMPLES} real images of a folder or glob, for verification and static int8.",
+            help=f"Up to {SAMPLES} real images of a folder or glob, for verification and the ranges of static int8 and "
+            "fp8.",
             rich_help_panel=VERIFY_PANEL,
             show_default=False,
         ),
@@ -136,7 +140,8 @@ def export(
         typer.Option(
             "--calibrate-texts",
             metavar="SOURCE",
-            help=f"Up to {SAMPLES} real texts, for the same; without them graphs that read text find ranges per batch.",
+            help=f"Up to {SAMPLES} real texts, for the same; without them int8 graphs that read text find ranges per "
+            "batch.",
             rich_help_panel=VERIFY_PANEL,
             show_default=False,
         ),
@@ -145,7 +150,8 @@ def export(
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare the written graphs with the model, at several batch sizes and every text length.",
+            help="Compare the written graphs with the model, at several batch sizes and every text length; engines "
+            "too, where this machine can run them.",
             rich_help_panel=VERIFY_PANEL,
         ),
     ] = True,
@@ -154,7 +160,7 @@ def export(
         typer.Option(
             "--bound",
             metavar="NAME=VALUE",
-            help="Move a bound, which the bundle records: fp32 is a largest difference, fp16, bf16 and int8 a smallest "
+            help="Move a bound, which the bundle records: fp32 is a largest difference, the others a smallest "
             "cosine, logits.PRECISION a difference of logits.",
             rich_help_panel=VERIFY_PANEL,
             show_default=False,
@@ -168,6 +174,7 @@ def export(
 ) -> None:
     """Write a model as ONNX graphs that provably compute the same vectors."""
     from export.checks import Bounds
+    from export.formats import ONNX_RUNTIME
     from export.onnx import check_precisions
     from tcl.errors import UsageError, VerificationError
     from tcl.resolve import find_model
@@ -179,10 +186,12 @@ def export(
     precisions = check_precisions([name.strip() for name in precision.split(",") if name.strip()])
     if int8 is not Int8.auto and "int8" not in precisions:
         raise UsageError(f"--int8 {int8.value} without int8 graphs", hint="add int8 to --precision")
-    if triton is not None and precisions[0] == "bf16":
-        raise UsageError("--triton: ONNX Runtime does not run bf16", hint="add fp32 or fp16 to --precision")
+    if triton is not None and precisions[0] not in ONNX_RUNTIME:
+        raise UsageError(f"--triton: ONNX Runtime does not run {precisions[0]}", hint="add fp32 or fp16 to --precision")
     bounds = Bounds.parse(bound or [])
-    engines = request_engines(trt, profile or [], workspace, hardware_compatible, version_compatible)
+    engines = request_engines(
+        trt, precisions, profile or [], workspace, hardware_compatible, version_compatible, bounds if verify else None
+    )
     source = find_model(model)
     if engines is not None and source.kind == "bundle":
         of_exports = {
@@ -193,14 +202,15 @@ def export(
             "--int8": int8 is not Int8.auto,
             "--calibrate": calibrate is not None,
             "--calibrate-texts": calibrate_texts is not None,
-            "--no-verify": not verify,
-            "--bound": bool(bound),
             "--no-matcher": not matcher,
         }
         add_engines(source.path, precisions, engines, [name for name, given in of_exports.items() if given], json)
         return
+    both = calibrate is not None and calibrate_texts is not None
     if engines is not None and "int8" in precisions:
-        check_int8(int8 is not Int8.dynamic and calibrate is not None and calibrate_texts is not None)
+        check_ranges("int8 for TensorRT", both and int8 is not Int8.dynamic)
+    if "fp8" in precisions:
+        check_ranges("fp8", both)
     target = out or _free_name(source.name)
     tar = target.with_name(f"{target.name}.tar") if pack else None
     if triton is not None and triton in (target, tar):
@@ -234,9 +244,9 @@ def export(
 
         write_repository(target, triton, precisions[0])
         console.message(f"{triton}: a model repository for Triton in {precisions[0]}")
-    built = [] if engines is None or failed else build_requested(bundle, precisions, engines)
+    built = [] if engines is None or failed else build_for_model(loaded, bundle, precisions, engines, images, texts)
     if json:
-        console.json(_result(bundle, tar, [str(engine.path) for engine in built]))
+        console.json(_result(bundle, tar) | engines_json(built))
     else:
         console.data(str(tar or bundle.folder))
     if failed:
@@ -244,6 +254,7 @@ def export(
             f"{target}: {failed[0].graph} {failed[0].precision} {failed[0].subject}: {failed[0].detail}",
             hint="the bundle is kept for inspection and marked unverified; do not deploy it",
         )
+    check_engines(built)
     folder = "images/" if Path("images").is_dir() else "FOLDER"
     console.hint(f"tcl embed {folder} --out vecs.npy --model {tar or target}")
 
@@ -285,7 +296,7 @@ def _free_name(name: str) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _result(bundle: Bundle, tar: Path | None, engines: list[str]) -> dict[str, Any]:
+def _result(bundle: Bundle, tar: Path | None) -> dict[str, Any]:
     return {
         "out": str(bundle.folder),
         "packed": str(tar) if tar else None,
@@ -294,5 +305,4 @@ def _result(bundle: Bundle, tar: Path | None, engines: list[str]) -> dict[str, A
         "graphs": list(bundle.graphs),
         "verified": bundle.verified,
         "checks": [check.to_json() for check in bundle.checks],
-        "engines": engines,
     }

@@ -51,7 +51,7 @@ class EncoderFacts:
         preprocessing: settings of the processor that reads the inputs, and how it comes by pixels.
         lanes: how many threads call it at once.
         token_shape: (T, W) where tokens are kept.
-        unverified: the bundle, where its numbers were not verified.
+        unverified: the bundle or engine whose numbers were not verified, if any.
     """
 
     embed_dim: int
@@ -66,7 +66,6 @@ class EncoderFacts:
     @classmethod
     def of(cls, encoder: Encoder, token_shape: tuple[int, int] | None = None) -> EncoderFacts:
         """The facts of an encoder."""
-        bundle = getattr(encoder, "bundle", None)
         processor = reading_processor(encoder)
         return cls(
             encoder.embed_dim,
@@ -76,8 +75,17 @@ class EncoderFacts:
             processor.settings() | processor.decoding(),
             encoder.lanes,
             token_shape,
-            str(bundle.folder) if bundle is not None and not bundle.verified else None,
+            unverified(encoder),
         )
+
+
+def unverified(encoder: Encoder) -> str | None:
+    """The bundle of an encoder where its numbers were not verified, or an engine whose were, and failed."""
+    bundle = getattr(encoder, "bundle", None)
+    if bundle is not None and not bundle.verified:
+        return str(bundle.folder)
+    engine = getattr(encoder, "failed_engine", None)
+    return None if engine is None else str(engine)
 
 
 def reading_processor(encoder: Encoder) -> Processor:

@@ -8,11 +8,13 @@ forgets to wait gets wrong numbers here too. Shapes outside the profile are refu
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from export.profiles import Range
+from export.profiles import Profiles, Range
+from export.tensorrt import BuildOptions, Plan
 from export.tensorrt_package import Messages, Package
 
 VERSION = "11.4.0.106"
@@ -108,8 +111,11 @@ class Context:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        rows = max(self.shapes[name][0] for name in self.shapes)
-        return (rows, *self.engine.output_shapes[name][1:])
+        engine = self.engine
+        sizes = {
+            axis: size for port in self.shapes for axis, size in zip(engine.axes[port], self.shapes[port], strict=True)
+        }
+        return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in engine.output_shapes[name])
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
@@ -137,6 +143,7 @@ class Engine:
         self.device, self.messages = device, messages
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         self.names = [port.name for port in (*inputs, *outputs)]
+        self.axes = {port.name: tuple(port.shape) for port in inputs}
         self.output_shapes = {port.name: tuple(port.shape) for port in outputs}
         self.types = {port.name: port.type.removeprefix("tensor(").removesuffix(")") for port in (*inputs, *outputs)}
         self.dtypes = {
@@ -208,3 +215,30 @@ def install(monkeypatch: pytest.MonkeyPatch, ranges_of: Callable[[bytes], Mappin
     package = Package("tensorrt", trt, VERSION, None, messages)
     monkeypatch.setattr("export.tensorrt_runtime.open_package", lambda flavour: package)
     return device
+
+
+def install_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, made: Callable[[Path], bytes] = lambda path: path.read_bytes()
+) -> Device:
+    """The fakes for a bundle, where building an engine takes the ONNX file.
+
+    Args:
+        folder: the bundle.
+        monkeypatch: of the test.
+        made: the engine of an ONNX file, itself one.
+    """
+    described = json.loads((folder / "bundle.json").read_text())["graphs"]
+    known: dict[bytes, tuple[Any, Profiles]] = {}
+
+    def build(package: Any, path: Path, precision: str, options: BuildOptions, progress: Any) -> Plan:
+        inputs = {name: tuple(port["shape"]) for name, port in described[path.name.split(".")[0]]["inputs"].items()}
+        content = made(path)
+        known[content] = (inputs, options.profiles)
+        return Plan(content, inputs)
+
+    def ranges(content: bytes) -> dict[str, tuple[Range, ...]]:
+        inputs, profiles = known[content]
+        return profiles.of(inputs)
+
+    monkeypatch.setattr("export.engine_build.build_plan", build)
+    return install(monkeypatch, ranges)

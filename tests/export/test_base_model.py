@@ -10,13 +10,14 @@ from benchmarks.onnx_export import build
 from export.formats import PRECISIONS
 from export.onnx import export_onnx
 from export.verify import verify
+from tests.export.conftest import calibrated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_every_graph_in_every_precision(tmp_path: Path) -> None:
     model = build()
-    export_onnx(model, tmp_path, PRECISIONS)
+    export_onnx(model, tmp_path, PRECISIONS, calibration=calibrated(model))
     checks = verify(tmp_path, model, PRECISIONS)
     assert [check.detail for check in checks if not check.passed] == []
     assert len([check for check in checks if check.subject == "values"]) == 6 * len(PRECISIONS)

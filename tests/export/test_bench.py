@@ -96,6 +96,10 @@ def test_ways(every_precision: Bundle, tiny_model_folder: Path, monkeypatch: pyt
     names = [way.name for way in find_ways(model, every_precision, "cuda")]
     assert names[0] == "torch-cpu fp32", "the reference stays"
     assert {"torch-cuda bf16", "torch-compiled-cuda fp16", "onnx-cuda fp16"} < set(names)
+    assert not any(name.startswith("onnx-trt") for name in names)
+    monkeypatch.setattr("export.bench_ways.find_spec", lambda name: True)
+    names = [way.name for way in find_ways(model, every_precision, "cuda")]
+    assert [name for name in names if name.startswith("onnx-trt")] == ["onnx-trt-cuda fp16", "onnx-trt-cuda fp32"]
     monkeypatch.setattr("export.bench_ways.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="onnxruntime"):
         find_ways(model, every_precision)

@@ -19,11 +19,13 @@ from export.formats import PRECISIONS
 from export.onnx import export_onnx
 from export.runtime import OnnxEncoder, TorchEncoder
 from export.sessions import open_session
+from export.torch_reference import TorchReference
 from export.verify import verify
 from export.vision import is_plain
 from tcl.errors import TclError, UsageError
 from tcl.models.tcl import TCL
 from tests.conftest import make_tiny_model
+from tests.export.conftest import FLOAT8, calibrated
 
 BOUND = 1e-5
 VOCABULARY = 30  # ids below it exist in the tiny model
@@ -126,7 +128,7 @@ def test_metadata_names_the_model(every_precision: Bundle, precision: str) -> No
 def test_same_model_same_bytes_and_no_chatter(
     tiny_model: TCL, every_precision: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    export_onnx(tiny_model, tmp_path, PRECISIONS)
+    export_onnx(tiny_model, tmp_path, PRECISIONS, calibration=calibrated(tiny_model))
     paths = sorted(tmp_path.iterdir())
     assert len(paths) == 5 * len(PRECISIONS)
     for path in paths:
@@ -158,11 +160,11 @@ def test_int8_multiplies_in_integers_and_projects_in_float32(every_precision: Bu
 
 
 def test_static_int8_where_there_is_something_to_calibrate_with(tiny_model: TCL, tmp_path: Path) -> None:
-    samples = Samples(tiny_model, ["scenes:val:0:1", "scenes:val:0:2"])
+    samples = Samples(tiny_model.processor, ["scenes:val:0:1", "scenes:val:0:2"])
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         files = export_onnx(
-            tiny_model, tmp_path / name, ["int8"], calibration=lambda graph: calibration(tiny_model, graph, samples)
+            tiny_model, tmp_path / name, ["int8"], calibration=calibration(TorchReference(tiny_model), samples)
         )
     assert {name: entry["int8"]["quantisation"] for name, entry in files.items()} == {
         "image_encoder": "static",
@@ -184,11 +186,13 @@ def test_large_weights_go_to_a_file_of_their_own(
     tiny_model: TCL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter, "INLINE_LIMIT", 10_000)
-    files = export_onnx(tiny_model, tmp_path, ["fp32", "fp16", "int8"], matcher=False)
+    precisions = ["fp32", "fp16", "int8", "fp8"]
+    files = export_onnx(tiny_model, tmp_path, precisions, matcher=False, calibration=calibrated(tiny_model))
     assert files["image_encoder"]["fp16"] == {"file": "image_encoder.fp16.onnx", "data": "image_encoder.fp16.onnx.data"}
-    assert files["image_encoder"]["int8"]["data"] == "image_encoder.int8.onnx.data"
+    for precision in ("int8", "fp8"):
+        assert files["image_encoder"][precision]["data"] == f"image_encoder.{precision}.onnx.data"
     assert (tmp_path / "image_encoder.onnx").stat().st_size < 40_000
-    assert all(check.passed for check in verify(tmp_path, tiny_model, ["fp32", "fp16", "int8"], matcher=False))
+    assert all(check.passed for check in verify(tmp_path, tiny_model, precisions, matcher=False, bounds=FLOAT8))
 
 
 def test_layers_that_are_not_plain_are_scaled_and_normed(tmp_path: Path) -> None:

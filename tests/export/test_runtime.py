@@ -76,8 +76,9 @@ def test_combinations_that_cannot_work(workplace: Path, monkeypatch: pytest.Monk
         ("runs/tiny", "bf16", "torch computes in fp32 on cpu"),
         ("runs/tiny", "int8", "torch computes in fp32 on cpu"),
         ("exports/tiny", "fp16", "has no fp16 graphs, only fp32"),
-        ("exports/tiny", "fp8", "no such precision"),
+        ("exports/tiny", "fp4", "no such precision"),
         ("exports/every", "bf16", "ONNX Runtime does not run bf16 graphs on cpu"),
+        ("exports/every", "fp8", "ONNX Runtime does not run fp8 graphs on cpu"),
     ],
 )
 def test_precisions_that_cannot_be_had(

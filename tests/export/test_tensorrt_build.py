@@ -273,3 +273,28 @@ def test_messages_are_one_line() -> None:
     assert one_line([echo, telling]) == "IBuilder::build: Error Code 4: no profile (in full."
     assert one_line([echo]) == echo
     assert one_line([]) == "it does not say why"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "message"),
+    [
+        (Gpu("NVIDIA A100", "8.0", "13.0", "13.0"), OPTIONS, "fp8: NVIDIA A100 has no 8-bit floats"),
+        (Gpu("NVIDIA L4", "8.9", "13.0", "13.0"), replace(OPTIONS, hardware_compatible=True), "--hardware-compatible"),
+    ],
+)
+def test_8_bit_floats_where_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu, options: BuildOptions, message: str
+) -> None:
+    monkeypatch.setattr("export.tensorrt.current_gpu", lambda: gpu)
+    package = Package("tensorrt", None, "11.4.0.106", None, Messages())
+    with pytest.raises(UsageError, match=message):
+        check_options(package, options, ["fp16", "fp8"])
+    assert check_options(package, options, ["fp16"]) == gpu
+
+
+def test_8_bit_floats_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Package("tensorrt", None, "11.4.0.106", None, Messages())
+    for capability in ("8.9", "9.0", "10.0"):
+        gpu = Gpu("a GPU", capability, "13.0", "13.0")
+        monkeypatch.setattr("export.tensorrt.current_gpu", lambda gpu=gpu: gpu)
+        assert check_options(package, OPTIONS, ["fp8"]) == gpu

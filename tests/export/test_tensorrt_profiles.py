@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.engine_session import buffer_bytes, fit_lengths
+from export.engine_session import buffer_bytes
+from export.fitting import fit_lengths
 from export.profiles import Profiles, Range, split
 from tcl.errors import UsageError
 

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import engine_build
 from export.bundle import Bundle, read_bundle
 from export.engine import Sidecar, engines_of
 from export.engine_build import build_engine
-from export.profiles import Profiles, Range
+from export.profiles import Profiles
 from export.runtime import OnnxEncoder
-from export.tensorrt import BuildOptions, Plan
+from export.tensorrt import BuildOptions
 from export.tensorrt_package import Package, open_package
 from export.tensorrt_runtime import TensorRTEncoder, choose_precision
 from tcl.embed import Encoder, TokenEncoder
@@ -45,20 +44,7 @@ def mine(bundle: Bundle, tmp_path: Path) -> Bundle:
 @pytest.fixture
 def device(mine: Bundle, monkeypatch: pytest.MonkeyPatch) -> Device:
     """A fake GPU, where building an engine takes the ONNX file as it is."""
-    graphs = json.loads((mine.folder / "bundle.json").read_text())["graphs"]
-    known: dict[bytes, tuple[Any, Profiles]] = {}
-
-    def build(package: Any, path: Path, precision: str, options: BuildOptions, progress: Any) -> Plan:
-        inputs = {name: tuple(port["shape"]) for name, port in graphs[path.name.split(".")[0]]["inputs"].items()}
-        known[path.read_bytes()] = (inputs, options.profiles)
-        return Plan(path.read_bytes(), inputs)
-
-    def ranges(content: bytes) -> dict[str, tuple[Range, ...]]:
-        inputs, profiles = known[content]
-        return profiles.of(inputs)
-
-    monkeypatch.setattr(engine_build, "build_plan", build)
-    return fake_tensorrt.install(monkeypatch, ranges)
+    return fake_tensorrt.install_for(mine.folder, monkeypatch)
 
 
 @pytest.fixture
@@ -237,7 +223,7 @@ def test_precisions(mine: Bundle, every_precision: Bundle) -> None:
     with pytest.raises(UsageError, match="has no bf16 graphs, only fp32"):
         choose_precision(mine, "bf16")
     with pytest.raises(UsageError, match="no such precision"):
-        choose_precision(mine, "fp8")
+        choose_precision(mine, "fp4")
 
 
 def test_the_fake_has_what_tensorrt_has() -> None:
@@ -273,11 +259,11 @@ def test_it_loads_without_torch_and_without_onnx_runtime() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8"])
 def test_on_a_gpu(every_precision: Bundle, tmp_path: Path, precision: str) -> None:
     folder = Path(shutil.copytree(every_precision.folder, tmp_path / "bundle"))
     onnx, encoder = OnnxEncoder(folder, "fp32"), TensorRTEncoder(folder, precision)
-    bound = {"fp32": 0.99999, "fp16": 0.9995, "bf16": 0.998}[precision]
+    bound = {"fp32": 0.99999, "fp16": 0.9995, "bf16": 0.998, "fp8": 0.97}[precision]
     for found, expected in (
         (encoder.encode_image(PIXELS), onnx.encode_image(PIXELS)),
         (encoder.encode_text(IDS, MASK), onnx.encode_text(IDS, MASK)),

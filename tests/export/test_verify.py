@@ -23,6 +23,7 @@ from tcl.errors import UsageError
 from tcl.models.heads import Task
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
+from tests.export.conftest import FLOAT8, calibrated
 
 
 def _failed(checks: list[Check]) -> list[tuple[str, str]]:
@@ -56,7 +57,7 @@ def test_a_good_export_passes(bundle: Bundle) -> None:
 
 def test_every_precision_is_verified_within_its_bound(every_precision: Bundle) -> None:
     assert every_precision.verified
-    for precision, bound in (("fp16", 0.9995), ("bf16", 0.998), ("int8", 0.99)):
+    for precision, bound in (("fp16", 0.9995), ("bf16", 0.998), ("int8", 0.99), ("fp8", 0.97)):
         values = [check for check in every_precision.checks if check.precision == precision and check.min_cosine]
         assert len(values) == 5
         for check in values:
@@ -71,8 +72,8 @@ def test_every_precision_is_verified_within_its_bound(every_precision: Bundle) -
 def test_heads_of_fine_tuned_models(fine_tuned: Callable[[Task], TaskModel], task: Task, tmp_path: Path) -> None:
     model = fine_tuned(task)
     matcher = task == "nlvr2"  # whose fusion layers are doubled
-    export_onnx(model, tmp_path, PRECISIONS, matcher=matcher)
-    checks = verify(tmp_path, model, PRECISIONS, matcher=matcher)
+    export_onnx(model, tmp_path, PRECISIONS, matcher=matcher, calibration=calibrated(model))
+    checks = verify(tmp_path, model, PRECISIONS, matcher=matcher, bounds=FLOAT8)
     assert not _failed(checks)
     own = {check.precision: check for check in checks if check.graph == task and check.subject == "values"}
     assert set(own) == set(PRECISIONS) and own["fp32"].max_abs_diff <= 1e-4  # type: ignore[operator]
@@ -83,7 +84,7 @@ def test_heads_of_fine_tuned_models(fine_tuned: Callable[[Task], TaskModel], tas
 
 
 def test_real_inputs_are_compared(bundle: Bundle, tiny_model: TCL) -> None:
-    samples = Samples(tiny_model, ["scenes:val:0:1", "scenes:val:0:2"], [f"caption {n}" for n in range(18)])
+    samples = Samples(tiny_model.processor, ["scenes:val:0:1", "scenes:val:0:2"], [f"caption {n}" for n in range(18)])
     checks = verify(bundle.folder, tiny_model, samples=samples)
     cases = {check.graph: check.cases for check in checks if check.subject == "values"}
     assert (cases["image_encoder"], cases["text_encoder"], cases["matcher"]) == (5, 153, 53)
@@ -99,13 +100,14 @@ def test_two_swapped_weights_are_caught(
     path = tmp_path / "copy" / every_precision.graphs["text_encoder"][precision]["file"]
 
     def swap(model: onnx.ModelProto) -> None:
-        suffix = "_quantized" if precision == "int8" else ""
+        suffix = {"int8": "_quantized", "fp8": " quantised"}.get(precision, "")
         names = [f"text_encoder.bert.encoder.layer.0.attention.self.{part}.weight{suffix}" for part in ("key", "value")]
         key, value = (_weight(model, name) for name in names)
         key.name, value.name = value.name, key.name
 
     _edit(path, swap)
-    assert _failed(verify(tmp_path / "copy", tiny_model, [precision], matcher=False)) == [("text_encoder", "values")]
+    checks = verify(tmp_path / "copy", tiny_model, [precision], matcher=False, bounds=FLOAT8)
+    assert _failed(checks) == [("text_encoder", "values")]
 
 
 @pytest.mark.parametrize("graph", ["text_encoder", "matcher"])
@@ -205,7 +207,7 @@ def test_bounds() -> None:
     assert bounds.to_json()["moved"] == ["fp16", "logits.int8"]
 
 
-@pytest.mark.parametrize("text", ["fp8=1", "fp16", "fp16=x", "fp16=1.1", "fp16=nan", "fp32=-1", "logits.fp32=0", "=1"])
+@pytest.mark.parametrize("text", ["fp4=1", "fp16", "fp16=x", "fp16=1.1", "fp16=nan", "fp32=-1", "logits.fp32=0", "=1"])
 def test_bounds_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError, match=r"--bound .*:"):
         Bounds.parse([text])

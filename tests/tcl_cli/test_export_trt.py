@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from export.cuda import Gpu
+from export.sessions import open_session
 from tests.tcl_cli.conftest import Result
 
 Tcl = Callable[..., Result]
@@ -62,6 +65,8 @@ def test_the_whole_command(exported: Path, tcl: Tcl) -> None:
         (("--trt", "--version-compatible"), "--version-compatible: TensorRT for RTX"),
         (("--trt", "--precision", "int8"), "int8 for TensorRT finds its ranges on real images and texts"),
         (("--trt", "--precision", "int8", "--int8", "dynamic", "--calibrate", "images"), "int8 for TensorRT"),
+        (("--trt", "--precision", "fp8"), "fp8 finds its ranges on real images and texts"),
+        (("--precision", "fp8", "--calibrate", "images"), "fp8 finds its ranges on real images and texts"),
     ],
 )
 def test_refused_before_anything_is_written(
@@ -74,7 +79,7 @@ def test_refused_before_anything_is_written(
 
 
 def test_options_of_exports_with_a_bundle(exported: Path, tcl: Tcl) -> None:
-    for option in (("--out", "other"), ("--pack",), ("--no-verify",), ("--bound", "fp32=1"), ("--no-matcher",)):
+    for option in (("--out", "other"), ("--pack",), ("--calibrate", "images"), ("--no-matcher",)):
         done = tcl("export", "--trt", "--model", "exports/tiny", *option)
         assert done.code == 2 and f"{option[0]} has no effect" in done.stderr
 
@@ -90,3 +95,72 @@ def test_no_tensorrt(workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch)
     done = tcl("export", "--trt")
     assert done.code == 2 and "pip install 'tcl-vision-language[trt]'" in done.stderr
     assert not Path("exports").exists()
+
+
+def test_that_nothing_could_run_them_is_said(exported: Path, tcl: Tcl) -> None:
+    done = tcl("export", "--trt", "--profile", "image=1,2,4", "--workspace", "2", "--model", "exports/tiny", "--json")
+    assert done.stderr.count("not verified: this machine has no GPU that could run it") == 2
+    for entry in json.loads(done.stdout)["engine_verification"].values():
+        assert entry == {"verified": None, "not_run": "this machine has no GPU that could run it"}
+    sidecar = json.loads(next(exported.glob("engines/*/image_encoder.fp32.json")).read_text())
+    assert sidecar["verified"] is None
+
+
+def _on_a_gpu(monkeypatch: pytest.MonkeyPatch, run: Callable[[str, Any], Any]) -> None:
+    """Engines answer by `run`, given the name of the graph and its session in ONNX Runtime."""
+
+    class Session:
+        def __init__(self, package: Any, built: Any) -> None:
+            graph = built.sidecar.graph
+            self.graph, self.session = graph, open_session(built.path.parents[2] / f"{graph}.onnx")
+
+        def run(self, outputs: list[str], feed: Any) -> Any:
+            return run(self.graph, self.session.run(outputs, feed))
+
+    monkeypatch.setattr("export.engine_verify.EngineSession", Session)
+    monkeypatch.setattr("export.engine_verify.runtime", lambda: None)
+    monkeypatch.setattr("export.engine_verify.current_gpu", lambda: Gpu("NVIDIA L4", "8.9", "13.0", "13.0"))
+
+
+def test_engines_that_run_are_compared_with_the_model(
+    workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    _on_a_gpu(monkeypatch, lambda graph, found: found)
+    done = tcl("export", "--no-matcher", "--trt", "--calibrate", "images", "--json")
+    assert done.code == 0, done.stderr
+    assert done.stderr.count(" MB  verified") == 2 and done.stderr.count("  ok  ") == 2
+    for entry in json.loads(done.stdout)["engine_verification"].values():
+        assert entry["verified"] and entry["reference"] == "the model, in torch in float32"
+        assert entry["checks"][-1]["runtime"].endswith("on NVIDIA L4")
+
+
+def test_an_engine_that_is_off(exported: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
+    _on_a_gpu(monkeypatch, lambda graph, found: [-found[0]] if graph == "text_encoder" else found)
+    done = tcl("export", "--trt", "--model", "exports/tiny")
+    assert (done.code, done.stdout) == (3, "exports/tiny\n")
+    assert " MB  verified" in done.stderr and " MB  FAILED" in done.stderr
+    assert "text_encoder.fp32.engine: values: text_embeds: max |difference|" in done.stderr
+    assert "marked unverified" in done.stderr
+    sidecar = json.loads(next(exported.glob("engines/*/text_encoder.fp32.json")).read_text())
+    assert sidecar["verified"] is False and sidecar["verification"]["checks"][-1]["passed"] is False
+    assert tcl("export", "--trt", "--model", "exports/tiny", "--no-verify").code == 3, "it is still marked"
+    assert tcl("export", "--trt", "--model", "exports/tiny", "--bound", "fp32=3").code == 0
+
+
+def test_8_bit_floats(workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    Path("texts.txt").write_text("a red circle\na blue square\n")
+    real = ("--calibrate", "images", "--calibrate-texts", "texts.txt")
+    done = tcl("export", "--no-matcher", "--trt", "--precision", "fp8,fp16", *real, "--bound", "fp8=0.9")
+    assert done.code == 0, done.stderr
+    assert [name for name in _engines(Path("exports/tiny")) if name.endswith("fp8.engine")] == [
+        "image_encoder.fp8.engine",
+        "text_encoder.fp8.engine",
+    ]
+    manifest = json.loads(Path("exports/tiny/bundle.json").read_text())
+    assert manifest["precisions"] == ["fp16", "fp8"] and manifest["verification"]["moved"] == ["fp8"]
+    assert manifest["graphs"]["text_encoder"]["precisions"]["fp8"]["quantisation"] == "static"
+    done = tcl("embed", "images", "--out", "v.npy", "--model", "exports/tiny", "--precision", "fp8")
+    assert done.code == 2 and "ONNX Runtime does not run fp8 graphs on cpu" in done.stderr
+    assert "use --backend trt" in done.stderr
