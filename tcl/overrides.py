@@ -7,13 +7,14 @@ from typing import Any
 import yaml
 
 from tcl.errors import ConfigError
+from tcl.strict_yaml import parse_yaml
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Put `section.key=value` into a nested mapping; the value is YAML.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: it is not of that form, or has a key twice.
     """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -25,6 +26,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override!r}: {section!r} holds a value, not settings")
         values = inner
     try:
-        values[name] = yaml.safe_load(text) if text else None
+        values[name] = parse_yaml(text) if text else None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML") from error
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {reason}") from error

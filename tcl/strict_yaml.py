@@ -1,4 +1,4 @@
-"""YAML files in which no key stands twice: of two, PyYAML would take the last and say nothing."""
+"""YAML in which no key stands twice: of two, PyYAML would take the last and say nothing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ def read_yaml(path: Path) -> Any:
         ConfigError: it is malformed, not UTF-8, or has a key twice.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: not valid YAML: {' '.join(str(error).split())}", hint="tcl recipes show demo prints a valid one"
         ) from error
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text says.
+
+    Raises:
+        yaml.YAMLError: it is malformed, or has a key twice.
+    """
+    return yaml.load(text, _StrictLoader)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -32,6 +41,8 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
                 if key.value in lines:
-                    raise yaml.YAMLError(f"{key.value!r} stands there twice, in lines {lines[key.value]} and {line}")
+                    first = lines[key.value]
+                    place = f"line {line}" if first == line else f"lines {first} and {line}"
+                    raise yaml.YAMLError(f"{key.value!r} stands there twice, in {place}")
                 lines[key.value] = line
         super().flatten_mapping(node)

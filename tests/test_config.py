@@ -83,6 +83,8 @@ def test_all_errors_at_once_with_the_nearest_names() -> None:
     [
         ("optim.lr", "is no setting"),
         ("optim.lr=[", "not valid YAML"),
+        ("optim={lr: 1, lr: 2}", "'optim={lr: 1, lr: 2}': the value is not valid YAML: 'lr' stands there twice"),
+        ("model={text_encoder_args: {layers: 1, layers: 2}}", "'layers' stands there twice"),
         ("optim.lr=-1", "optim.lr: input should be greater than 0, not -1"),
         ("train.precision=fp8", "train.precision"),
         ("model.fusion_layer=12", "model: fusion_layer 12 leaves no fusion layer of 12"),
@@ -120,15 +122,15 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "lines"),
     [
-        ("optim:\n  lr: 1\nloss: {}\noptim:\n  lr: 2\n", "optim", "1 and 4"),
-        ("optim:\n  lr: 1\n\n  lr: 1\n", "lr", "2 and 4"),
-        ("loss: {alpha: 0.1, alpha: 0.2}\n", "alpha", "1 and 1"),
+        ("optim:\n  lr: 1\nloss: {}\noptim:\n  lr: 2\n", "optim", "lines 1 and 4"),
+        ("optim:\n  lr: 1\n\n  lr: 1\n", "lr", "lines 2 and 4"),
+        ("loss: {alpha: 0.1, alpha: 0.2}\n", "alpha", "line 1"),
     ],
 )
 def test_a_key_that_stands_twice_is_an_error(text: str, key: str, lines: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=f"^{path}: not valid YAML: '{key}' stands there twice, in lines {lines}$"):
+    with pytest.raises(ConfigError, match=f"^{path}: not valid YAML: '{key}' stands there twice, in {lines}$"):
         load_recipe(path)
 
 
