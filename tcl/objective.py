@@ -94,19 +94,14 @@ class PretrainObjective(nn.Module):
         Returns:
             The losses, and the teacher's features [B, E] of images and texts for the queue.
         """
-        model, size = self.model, len(input_ids)
-        image = model.encode_image(images)
+        size = len(input_ids)
         # Captions and their masked copies are one batch for the text encoder, here and in the teacher.
-        rows_ids = torch.cat([input_ids, masked.input_ids])
-        rows_mask = attention_mask.repeat(2, 1)
-        tokens = Tokens.real(rows_mask)
+        rows, rows_mask = torch.cat([input_ids, masked.input_ids]), attention_mask.repeat(2, 1)
         # The MLM head, where a word is masked, gives the word embeddings a dense gradient; one of them is enough.
-        rows = model.encode_text(rows_ids, rows_mask, tokens, sparse_gradient=len(masked.labels) > 0)
-        text = TextOutput(rows.text_embeds[:size], rows.text_feat[:size], attention_mask)
+        sparse = len(masked.labels) > 0
+        image, text, masked_embeds = _encode(self.model, images, rows, rows_mask, sparse)
         with torch.no_grad():
-            image_m = self.teacher.model.encode_image(images_aug)
-            rows_m = self.teacher.model.encode_text(rows_ids, rows_mask, tokens)
-            text_m = TextOutput(rows_m.text_embeds[:size], rows_m.text_feat[:size], attention_mask)
+            image_m, text_m, masked_embeds_m = _encode(self.teacher.model, images_aug, rows, rows_mask)
 
         # Contrast is computed in float32 whatever the autocast.
         with torch.autocast(images.device.type, enabled=False):
@@ -117,17 +112,11 @@ class PretrainObjective(nn.Module):
             image_of_text = sample_negatives(sims.t2i[:, :size], generator)
             negatives = image_of_text, sample_negatives(sims.i2t[:, :size], generator)
         predicted = Tokens(masked.positions, *input_ids.shape)
-        itm_logits, fused_masked = self._fuse(image, text, rows.text_embeds[size:], predicted, negatives)
+        itm_logits, fused_masked = self._fuse(image, text, masked_embeds, predicted, negatives)
         labels = torch.zeros(len(itm_logits), dtype=torch.long, device=itm_logits.device)
         labels[:size] = 1
-
-        with torch.no_grad():
-            images_m = self.teacher.model.image_key_values(image_m.image_embeds)
-            fused_masked_m = self.teacher.model.fuse(
-                rows_m.text_embeds[size:], attention_mask, images_m, Tokens.real(attention_mask), predicted
-            )
-            logits_m = self.teacher.model.text_encoder.mlm_logits(fused_masked_m)
-        logits = model.text_encoder.mlm_logits(fused_masked)
+        logits_m = self._mlm_targets(image_m, attention_mask, masked_embeds_m, predicted)
+        logits = self.model.text_encoder.mlm_logits(fused_masked)
         losses = PretrainLosses(
             **contrast,
             itm=itm_loss(itm_logits, labels),
@@ -213,6 +202,16 @@ class PretrainObjective(nn.Module):
         negative_image = model.fuse(text.text_embeds, mask, others, Tokens.real(mask), Tokens.first(mask))
         return model.itm_head(torch.cat([cls_states[:size], negative_image, cls_states[size:]])), masked_states
 
+    @torch.no_grad()
+    def _mlm_targets(
+        self, image_m: ImageOutput, attention_mask: Tensor, masked_embeds: Tensor, predicted: Tokens
+    ) -> Tensor:
+        """The teacher's vocabulary logits [M, V] of the masked words, given the image."""
+        teacher = self.teacher.model
+        images = teacher.image_key_values(image_m.image_embeds)
+        fused = teacher.fuse(masked_embeds, attention_mask, images, Tokens.real(attention_mask), predicted)
+        return teacher.text_encoder.mlm_logits(fused)
+
 
 def _against(features: Tensor, batch: Tensor, queue: Tensor) -> Tensor:
     """Similarities [B, B + Q] of features [B, E] to those of the batch [B, E], then of the queue [E, Q].
@@ -220,3 +219,22 @@ def _against(features: Tensor, batch: Tensor, queue: Tensor) -> Tensor:
     The queue is not copied, so it must not move before the backward pass is done; autograd notices when it does.
     """
     return torch.cat([features @ batch.T, features @ queue], dim=1)
+
+
+def _encode(
+    model: TCL, images: Tensor, rows: Tensor, rows_mask: Tensor, sparse_gradient: bool = False
+) -> tuple[ImageOutput, TextOutput, Tensor]:
+    """Images [B, 3, H, W], captions, and the token states [B, S, D] of the masked captions.
+
+    Args:
+        model: student or teacher.
+        images: one view.
+        rows: token ids of the captions, then of the masked ones [2B, S].
+        rows_mask: theirs [2B, S].
+        sparse_gradient: see `Bert.encode`.
+    """
+    size = len(images)
+    image = model.encode_image(images)
+    encoded = model.encode_text(rows, rows_mask, Tokens.real(rows_mask), sparse_gradient)
+    text = TextOutput(encoded.text_embeds[:size], encoded.text_feat[:size], rows_mask[:size])
+    return image, text, encoded.text_embeds[size:]
