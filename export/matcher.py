@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from export.runtime import OnnxEncoder
     from export.tensorrt_runtime import TensorRTEncoder
-    from tcl.models.bert import Attention
+    from tcl.models.attention import Attention
     from tcl.models.tcl import TCL
 
 

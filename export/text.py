@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from export.network import Network
 
 if TYPE_CHECKING:
-    from tcl.models.bert import Attention, Bert
+    from tcl.models.attention import Attention
+    from tcl.models.bert import Bert
 
 
 class Context(NamedTuple):

@@ -2,7 +2,7 @@
 
 A map is `attention * max(gradient, 0)`, averaged over the heads, without the class token's column. The attention
 weights of the layer are computed explicitly and made leaves of the graph, so the backward pass ends at them: no
-gradient of any parameter is computed. Letters as in `tcl.models.bert`.
+gradient of any parameter is computed. Letters as in `tcl.models.attention`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tcl.errors import UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tcl.models.bert import Attention, KeyValue
+    from tcl.models.attention import Attention, KeyValue
     from tcl.models.tcl import TCL, ImageOutput, TextOutput
 
 # Chinese characters are words of their own to BERT.

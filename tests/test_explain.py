@@ -156,7 +156,7 @@ def test_the_gradient_is_the_effect_of_attending_more(monkeypatch: pytest.Monkey
             weights[place] += change
         return weights @ value
 
-    monkeypatch.setattr("tcl.models.bert.F.scaled_dot_product_attention", attend)
+    monkeypatch.setattr("tcl.models.attention.F.scaled_dot_product_attention", attend)
     logits = []
     for change in (step, -step):  # noqa: B007 - `attend` reads it
         calls = 0

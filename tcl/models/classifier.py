@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tcl.models.bert import KeyValue
+from tcl.models.attention import KeyValue
 from tcl.models.heads import HeadConfig
 from tcl.models.nlvr import double_fusion_layers
 from tcl.models.task import TaskModel

@@ -6,7 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
-from tcl.models.bert import Bert, KeyValue
+from tcl.models.attention import KeyValue
+from tcl.models.bert import Bert
 from tcl.models.heads import HeadConfig
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL

@@ -8,7 +8,7 @@ from itertools import repeat
 from torch import Tensor
 
 from tcl.errors import UsageError
-from tcl.models.bert import KeyValue
+from tcl.models.attention import KeyValue
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL, TextOutput
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tcl.models.bert import Bert, BertForMaskedLM, KeyValue
+from tcl.models.attention import KeyValue
+from tcl.models.bert import Bert, BertForMaskedLM
 from tcl.models.heads import HeadConfig
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tcl.errors import DataError
 from tcl.metrics import NAN_HINT
-from tcl.models.bert import KeyValue
+from tcl.models.attention import KeyValue
 from tcl.models.tcl import TCL
 
 BLOCK = 256

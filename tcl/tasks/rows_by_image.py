@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tcl.models.bert import KeyValue
+from tcl.models.attention import KeyValue
 from tcl.models.task import TaskModel
 from tcl.tasks.decoding import decode_batches
 from tcl.tasks.share import ALONE, Share
