@@ -150,6 +150,7 @@ TORCH_FREE = [
     "tcl.data.natural_order",
     "tcl.data.rgb",
     "tcl.data.index",
+    "tcl.data.scene_layout",
     "tcl.data.scenes",
     "export.bundle",
     "export.formats",

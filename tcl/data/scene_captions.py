@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tcl.data.scenes import Scene
+    from tcl.data.scene_layout import Scene
 
 
 def scene_captions(scene: Scene) -> list[str]:

@@ -13,19 +13,8 @@ from typing import Any, NamedTuple
 
 from tcl.boxes import Box
 from tcl.data.scene_captions import scene_captions
-from tcl.data.scenes import (
-    COLOURS,
-    HELD_OUT,
-    IMAGE_SIZE,
-    MOST_VAL_SCENES,
-    PLACES,
-    PREFIX,
-    SHAPES,
-    SIZES,
-    Scene,
-    Shape,
-    scene,
-)
+from tcl.data.scene_layout import COLOURS, HELD_OUT, PLACES, SHAPES, SIZES, Scene, Shape
+from tcl.data.scenes import IMAGE_SIZE, MOST_VAL_SCENES, PREFIX, scene
 
 TRUE, FALSE = "true", "false"
 

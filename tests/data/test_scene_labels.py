@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 
 from tcl.data.scene_labels import FALSE, TRUE, scene_regions, scene_statements
-from tcl.data.scenes import COLOURS, HELD_OUT, render, scene
+from tcl.data.scene_layout import COLOURS, HELD_OUT
+from tcl.data.scenes import render, scene
 from tests.data.test_scenes import NAME, holds, references
 
 

@@ -11,19 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tcl.data.captions import clean_caption
-from tcl.data.scenes import (
-    COLOURS,
-    DEFAULT_COUNT,
-    HELD_OUT,
-    IMAGE_SIZE,
-    SHAPES,
-    Scene,
-    Shape,
-    describe,
-    render,
-    scene,
-    scene_rows,
-)
+from tcl.data.scene_layout import COLOURS, HELD_OUT, SHAPES, Scene, Shape
+from tcl.data.scenes import DEFAULT_COUNT, IMAGE_SIZE, describe, render, scene, scene_rows
 from tcl.errors import UsageError
 
 references = st.builds(
