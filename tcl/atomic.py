@@ -1,11 +1,11 @@
-"""Folders that exist whole or not at all, whatever kills the process in between."""
+"""Files and folders that exist whole or not at all, whatever kills the process in between."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -29,7 +29,9 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _sync(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync(path)
         if target.exists():
             old = target.with_name(f".{target.name}.old")
             shutil.rmtree(old, ignore_errors=True)
@@ -43,15 +45,30 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; the file written there takes that name when the block ends.
+
+    After an exception, of a full disk for example, a `target` that was there is what it was.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that it is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file by `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _sync(folder: Path) -> None:
-    """Flush every file, so that a rename never survives a power cut that its content did not."""
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+def _sync(path: Path) -> None:
+    """Flush a file, so that a rename never survives a power cut that its content did not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tcl.atomic import atomic_folder
+from tcl.atomic import atomic_file, atomic_folder
 from tcl.checkpoint import STATE_FILE, load_model_folder, read_tensors, write_model
 from tcl.errors import CheckpointError, TclError, UsageError
 from tcl.keyreport import KeyReport
@@ -103,17 +101,11 @@ def to_reference(folder: Path, target: Path, warn: Callable[[str], object] = lam
         state = reference_state(model.state_dict(), training.get("teacher"), training.get("queue"))
     else:
         state = reference_state(model.state_dict())
-    temporary = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic_file(target) as temporary, temporary.open("wb") as file:
             torch.save({"model": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise _cannot_write(target, error) from error
     return state
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.atomic import write_whole
+from tcl.atomic import atomic_file, write_whole
 from tcl.errors import DataError, UsageError
 from tcl.faiss_index import IndexReport, compare_exactly, file_hash, find_rows, load_faiss, one_line, report_file
 from tcl.search import ExactCollection
@@ -132,14 +132,12 @@ def _tune(index: Any, kind: str, vectors: VectorFile, rows: Sequence[int], refin
 
 
 def _write(faiss: Any, index: Any, out: Path, report: IndexReport) -> None:
-    temporary = out.with_name(f".{out.name}.partial")
     try:
-        faiss.write_index(index, str(temporary))
-        report_file(out).unlink(missing_ok=True)  # until the end there is no index
-        temporary.replace(out)
+        with atomic_file(out) as temporary:
+            faiss.write_index(index, str(temporary))
+            report_file(out).unlink(missing_ok=True)  # until the end there is no index
         write_whole(report_file(out), json.dumps(asdict(report), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UsageError(f"{out}: cannot be written: {reason}", hint="choose another --out") from error
 

@@ -9,6 +9,7 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
+from tcl.atomic import atomic_file
 from tcl.data.images import ImageError, decode_crops
 from tcl.errors import UsageError
 from tcl.inputs import locate
@@ -59,14 +60,11 @@ def write_page(path: Path, title: str, note: str, sections: Iterable[Section], k
     Raises:
         UsageError: `path` cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         # What is no Unicode, as in names of files, is spelt as in `tcl.spelling`.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(_page(title, note, sections, kind, root))
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written: {error.strerror}", hint="choose another --html") from error
 
 

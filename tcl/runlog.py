@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tcl.atomic import write_whole
 from tcl.doctor import Doctor
 
 if TYPE_CHECKING:
@@ -202,8 +203,5 @@ def _keep_until(path: Path, step: int) -> None:
         except ValueError:
             continue
         if record["step"] <= step:
-            kept.append(record)
-    temporary = path.with_suffix(".partial")
-    temporary.unlink(missing_ok=True)
-    _append(temporary, kept)
-    temporary.replace(path)
+            kept.append(f"{line}\n")
+    write_whole(path, "".join(kept))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tcl.atomic import atomic_file
 from tcl.data.remote import is_url
 from tcl.errors import CheckpointError, TclError, UsageError
 from tcl.launch import launched
@@ -197,15 +198,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        # What is no Unicode, as in names of files, becomes an escape of the kind that JSON has too.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(parts)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    # What is no Unicode, as in names of files, becomes an escape of the kind that JSON has too.
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(parts)
 
 
 def list_bad(bad: Sequence[dict[str, str]]) -> None:

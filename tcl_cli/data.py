@@ -235,21 +235,15 @@ def _listing(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], object
     """What writes rows to `path` as JSONL; the file gets its name when all are written."""
     from json import dumps
 
+    from tcl.atomic import atomic_file
     from tcl.errors import UsageError
+    from tcl_cli._evaluation import check_output
 
     if path is None:
         yield None
         return
     if path.exists():
         raise UsageError(f"{path}: exists", hint="choose another name for --list")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        file = partial.open("w", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}", hint="choose another --list") from error
-    try:
-        with file:
-            yield lambda row: file.write(dumps(row, ensure_ascii=False) + "\n")
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    check_output("--list", path, [])
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        yield lambda row: file.write(dumps(row, ensure_ascii=False) + "\n")

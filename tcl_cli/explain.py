@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,6 @@ from tcl_cli._console import out as console
 from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, LayerOption, ModelOption
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from tcl.explain import Explanation
     from tcl.heatmap_figure import Panel
 
@@ -49,6 +46,7 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Draw a heat map of an image for each word of a caption (Grad-CAM of the fusion encoder)."""
+    from tcl.atomic import atomic_file
     from tcl.boxes import region_box
     from tcl.data.captions import clean_caption
     from tcl.data.images import decode
@@ -73,7 +71,9 @@ def explain(
         console.warning(f"layer {found.layer} is the last: behind it only [CLS] is read, so no word has a map there")
     named = [("caption", found.caption_map), *zip(found.words, found.word_maps, strict=True)]
     panels = [Panel(label, heat, region_box(heat, size) if heat.any() else None) for label, heat in named]
-    _write(draw_figure(picture, caption, _note(found), panels), out)
+    figure = draw_figure(picture, caption, _note(found), panels)
+    with atomic_file(out) as temporary:
+        figure.save(temporary, "PNG")
     if not json:
         console.message(f"{out}: {len(found.words)} words; match {found.probability:.3f}; layer {found.layer}")
         return
@@ -125,16 +125,3 @@ def _check_output(path: Path, image: str) -> None:
         raise UsageError(f"--out {path}: no folder {path.parent}", hint="make it, or choose another place")
     if path.exists() and Path(image).exists() and path.samefile(image):
         raise UsageError(f"--out {path} is the image itself", hint="choose another name")
-
-
-def _write(figure: Image, path: Path) -> None:
-    """Under a temporary name first: a full disk leaves the figure that was there."""
-    content = BytesIO()
-    figure.save(content, "PNG")
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -16,7 +16,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tcl.atomic import atomic_folder
 from tcl.checkpoint import checkpoints, load_model
 from tcl.config import Recipe, build_recipe
 from tcl.distributed import World
@@ -254,18 +253,3 @@ def test_it_learns() -> None:
     first, last = (torch.stack([step["cma_t2i"] for step in part]).mean() for part in (losses[:5], losses[-5:]))
     assert last < 0.5 * first
     assert all(not torch.equal(p, before[name]) for name, p in training.model.named_parameters())
-
-
-def test_atomic_folder_leaves_nothing_behind_a_failure(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
-        (folder / "file").write_text("half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with atomic_folder(target) as folder:
-        (folder / "file").write_text("whole")
-    with pytest.raises(FileExistsError), atomic_folder(target):
-        pass
-    with atomic_folder(target, replace=True) as folder:
-        (folder / "other").write_text("new")
-    assert [path.name for path in target.iterdir()] == ["other"] and list(tmp_path.iterdir()) == [target]

@@ -13,6 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from tcl.atomic import atomic_file
 from tcl.data import scenes
 from tcl.data.remote import is_url
 from tcl.data.table_cells import container_of
@@ -103,13 +104,12 @@ class Inputs:
         }
         # JSON keeps a path that is no Unicode.
         table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
-        temporary = path.with_name(f".{path.name}.partial")
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with (
+            atomic_file(path) as temporary,
+            temporary.open("wb") as file,
+            pa.ipc.new_file(file, table.schema) as writer,
+        ):
+            writer.write_table(table)
 
     @classmethod
     def open(cls, path: Path) -> Inputs:

@@ -89,7 +89,7 @@ def test_check_of_a_sample(tcl: Callable) -> None:
         (["pairs.jsonl", "--max-unknown", "20"], "--max-unknown is about tokens"),
         (["pairs.jsonl", "--max-bad", "101"], "--max-bad"),
         (["pairs.jsonl", "--list", "pairs.jsonl"], "pairs.jsonl: exists"),
-        (["pairs.jsonl", "--list", "absent/bad.jsonl"], "absent/bad.jsonl: cannot be written"),
+        (["pairs.jsonl", "--list", "absent/bad.jsonl"], "--list absent/bad.jsonl: no folder absent"),
     ],
 )
 def test_wrong_arguments_of_check(tcl: Callable, pairs: Path, arguments: list[str], message: str) -> None:

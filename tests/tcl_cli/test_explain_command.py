@@ -105,12 +105,11 @@ def test_a_folder_without_permission(photo: str, tcl: Any) -> None:
 def test_a_full_disk_leaves_the_figure_that_was_there(photo: str, tcl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("why.png").write_bytes(b"old")
 
-    def full(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:10])
-        raise OSError(28, "No space left on device", str(self))
+    def full(self: Image.Image, path: Path, *_: object) -> None:
+        path.write_bytes(b"cut")
+        raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Image.Image, "save", full)
     result = tcl("explain", photo, "a dog", "--out", "why.png")
     assert result.code == 1 and "No space left" in result.stderr
     assert Path("why.png").read_bytes() == b"old" and not list(Path().glob(".*partial"))
