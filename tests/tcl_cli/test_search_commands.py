@@ -72,6 +72,10 @@ def test_json(vectors: Path, tcl: Tcl) -> None:
     assert set(result["seconds"]) == {"encode", "search"}
 
 
+def test_a_long_query(vectors: Path, tcl: Tcl) -> None:
+    assert tcl("search", "a red circle " * 60, "--index", "vecs.npy").code == 0
+
+
 @pytest.mark.parametrize("query", ["a red circle", "images/1.png"])
 def test_reranked(vectors: Path, tcl: Tcl, query: str) -> None:
     index = "texts.npy" if query.endswith(".png") else "vecs.npy"
