@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tcl_cli._console import out as console
 from tcl_cli._data_table import format_bytes, table_rows
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
+
+if TYPE_CHECKING:
+    from tcl.data.captions import CaptionTokenizer
+    from tcl.data.check import Limits, Listing
 
 LIMIT_PANEL = "Limits, in percent: beyond one of them the exit code is 1"
 MAX_LENGTH = 25
@@ -135,10 +139,7 @@ def check(
     Every image is read to its end, since a file that was cut off shows only so.
     """
     from tcl.data.captions import CaptionTokenizer
-    from tcl.data.check import Limits, report
-    from tcl.data.check_captions import check_captions
-    from tcl.data.check_images import check_images
-    from tcl.data.index import read_pairs
+    from tcl.data.check import Limits
     from tcl.data.parallel import available_cores
     from tcl.errors import DataError, UsageError
 
@@ -147,18 +148,10 @@ def check(
             raise UsageError(f"{option} is about tokens", hint="name the model's vocabulary with --tokenizer")
     limits = Limits(max_bad, max_skipped, max_duplicates, Limits.unknown if max_unknown is None else max_unknown)
     vocabulary = CaptionTokenizer.load(tokenizer) if tokenizer else None
-    workers = workers or available_cores()
     with _listing(listing) as record:
-        with console.progress("Indexing") as advance:
-            index = read_pairs(sources, images, progress=advance)
-        with console.progress("Reading captions", len(index)) as advance:
-            captions = check_captions(
-                index, vocabulary, max_length or MAX_LENGTH, workers=workers, listing=record, progress=advance
-            )
-        total = min(len(captions.first_rows), sample or len(captions.first_rows))
-        with console.progress("Reading images", total) as advance:
-            found = check_images(index, captions.first_rows, sample, workers=workers, listing=record, progress=advance)
-    figures = report(index.skipped, index.skipped_reasons, captions, found, limits)
+        figures = _examine(
+            sources, images, vocabulary, max_length or MAX_LENGTH, sample, limits, workers or available_cores(), record
+        )
     if json:
         console.json({"sources": sources} | figures)
     else:
@@ -167,9 +160,35 @@ def check(
             console.hint("for tokens and [UNK], name the model's vocabulary with --tokenizer")
     if figures["exceeded"]:
         hint = "repair the data, or raise the limit"
-        if found.bad or found.copies:
+        if any(figures["images"][problem]["count"] for problem in ("missing", "unreadable", "copies")):
             hint += f"; {listing} names the images" if listing else "; --list FILE names the images"
         raise DataError(f"beyond the limits: {'; '.join(figures['exceeded'])}", hint)
+
+
+def _examine(
+    sources: list[str],
+    images: str | None,
+    tokenizer: CaptionTokenizer | None,
+    max_length: int,
+    sample: int | None,
+    limits: Limits,
+    workers: int,
+    listing: Listing | None,
+) -> dict[str, Any]:
+    """What `tcl.data.check.report` says of the pairs, with a bar for each pass over them."""
+    from tcl.data.check import report
+    from tcl.data.check_captions import check_captions
+    from tcl.data.check_images import check_images
+    from tcl.data.index import read_pairs
+
+    with console.progress("Indexing") as advance:
+        index = read_pairs(sources, images, progress=advance)
+    with console.progress("Reading captions", len(index)) as advance:
+        captions = check_captions(index, tokenizer, max_length, workers=workers, listing=listing, progress=advance)
+    rows = captions.first_rows
+    with console.progress("Reading images", min(len(rows), sample or len(rows))) as advance:
+        found = check_images(index, rows, sample, workers=workers, listing=listing, progress=advance)
+    return report(index.skipped, index.skipped_reasons, captions, found, limits)
 
 
 @data_app.command(epilog=PACK_EPILOG)
@@ -231,7 +250,7 @@ def pack(
 
 
 @contextmanager
-def _listing(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], object] | None]:
+def _listing(path: Path | None) -> Iterator[Listing | None]:
     """What writes rows to `path` as JSONL; the file gets its name when all are written."""
     from json import dumps
 
