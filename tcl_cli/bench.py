@@ -127,18 +127,7 @@ def bench(
     with console.progress("Measuring", plan.steps(len(ways))) as advance:
         record = measure(ways, plan, own is None or own.verified, lambda step: advance(1, now=step))
     path = save(record)
-    if plot is not None:
-        from export.bench_chart import write_chart
-
-        write_chart(plot, record)
-        console.message(str(plot))
-    for result in record["results"]:
-        if result["error"]:
-            console.warning(f"{_name(result)}: {result['error']}")
-    if json:
-        console.json(record)
-    else:
-        _show(record)
+    _report(record, plot, json)
     console.message(f"Kept in {path}")
     if own is None:
         console.hint("tcl export makes a bundle, whose graphs are then measured too")
@@ -181,6 +170,22 @@ def _sizes(text: str) -> tuple[int, ...]:
     if not 1 <= found[0] <= found[-1] <= MOST_BATCH:
         raise UsageError(f"--batch-sizes {text}: not a list of batch sizes", hint="for example --batch-sizes 1,8,32")
     return found
+
+
+def _report(record: dict[str, Any], plot: Path | None, json: bool) -> None:
+    """Draw the picture, name the ways that failed, and print the figures."""
+    if plot is not None:
+        from export.bench_chart import write_chart
+
+        write_chart(plot, record)
+        console.message(str(plot))
+    for result in record["results"]:
+        if result["error"]:
+            console.warning(f"{_name(result)}: {result['error']}")
+    if json:
+        console.json(record)
+    else:
+        _show(record)
 
 
 def _show(record: dict[str, Any]) -> None:

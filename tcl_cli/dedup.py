@@ -67,7 +67,7 @@ def dedup(
     """Find groups of near-duplicates."""
     from tcl.dedup import find_groups, groups_of
     from tcl.vector_file import VectorFile
-    from tcl_cli._evaluation import check_output, write_lines
+    from tcl_cli._evaluation import check_output
 
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold {threshold}: a cosine above 0, up to 1", hint="for example --threshold 0.95")
@@ -80,20 +80,7 @@ def dedup(
         check_output(option, path, [str(file) for file in opened.belongings])
     with console.progress("Comparing", len(opened)) as advance:
         first = find_groups(opened, threshold, advance)
-    counts = {"rows": len(opened), "groups": 0, "duplicates": 0}
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for group in groups_of(opened, first):
-            counts["groups"] += 1
-            counts["duplicates"] += len(group.duplicates)
-            yield group.to_json()
-
-    if out is not None:
-        write_lines(out, rows())
-    else:
-        for row in rows():
-            if not json:
-                console.json(row)
+    counts = {"rows": len(opened)} | _write_groups(groups_of(opened, first), out, print_them=not json)
     summary = f"{counts['duplicates']} near-duplicates in {counts['groups']} groups, among {counts['rows']} inputs"
     console.message(summary)
     if html is not None:
@@ -103,6 +90,27 @@ def dedup(
         console.json(counts | {"threshold": threshold, "out": None if out is None else str(out)})
     elif out is not None:
         console.data(str(out))
+
+
+def _write_groups(groups: Iterator[Group], out: Path | None, print_them: bool) -> dict[str, int]:
+    """Write a line per group to `out`, or print it; how many groups and duplicates there were."""
+    from tcl_cli._evaluation import write_lines
+
+    counts = {"groups": 0, "duplicates": 0}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for group in groups:
+            counts["groups"] += 1
+            counts["duplicates"] += len(group.duplicates)
+            yield group.to_json()
+
+    if out is not None:
+        write_lines(out, rows())
+    else:
+        for row in rows():
+            if print_them:
+                console.json(row)
+    return counts
 
 
 def _write_html(path: Path, groups: Iterator[Group], note: str, kind: str, root: Path) -> None:
