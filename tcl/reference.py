@@ -59,14 +59,6 @@ class Reference:
         return account(self.place, self.layout.kind, shapes(self.state), shapes(model.state_dict()), self.layout.place)
 
 
-def rename_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of a published checkpoint to this model's; teacher and queues are dropped, heads of other tasks stay."""
-    layout = Layout("retrieval", bare=not any(name.startswith("text_encoder.bert.") for name in state))
-    return {
-        layout.place(name).target or name: tensor for name, tensor in state.items() if not NOT_THE_MODEL.match(name)
-    }
-
-
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a `.pth`, bare or under "model" or "state_dict", and the names of what else is in it.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tcl.config import ModelConfig
 from tcl.keyreport import KeyReport
+from tcl.layouts import NOT_THE_MODEL, Layout
 from tcl.models.tcl import TCL
 from tests.conftest import GOLDEN, TINY
 
@@ -29,6 +30,14 @@ def recorded_state(golden: Golden, case: str) -> dict[str, Tensor]:
     tensors = golden(case)[0]
     names = sorted((name for name in tensors if name.startswith("state/")), key=lambda name: name[::-1])
     return {name.removeprefix("state/"): tensors[name] for name in names}
+
+
+def rename_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Recorded keys by this model's names; teacher and queues are dropped, what has no place keeps its name."""
+    layout = Layout("retrieval", bare=not any(name.startswith("text_encoder.bert.") for name in state))
+    return {
+        layout.place(name).target or name: tensor for name, tensor in state.items() if not NOT_THE_MODEL.match(name)
+    }
 
 
 def write_pth(path: Path, state: dict[str, Tensor], **others: Any) -> Path:

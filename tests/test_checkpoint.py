@@ -22,9 +22,9 @@ from tcl.data.captions import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
 from tcl.initialise import load_pretrained_encoders
 from tcl.models.vision import resize_position_embeddings
-from tcl.reference import rename_reference
 from tcl.resolve import find_bundle, find_model
 from tests.conftest import CAPTIONS, TINY, make_tiny_model
+from tests.published import rename_reference
 
 # Published models have heads of 64, and that is how sizes are read off a checkpoint.
 WIDE = TINY | {

@@ -22,8 +22,8 @@ from tcl.explain import (
     word_spans,
 )
 from tcl.models.tcl import TCL, TextOutput
-from tcl.reference import rename_reference
 from tests.conftest import make_tiny_model
+from tests.published import rename_reference
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:

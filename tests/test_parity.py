@@ -21,8 +21,8 @@ from tcl.models.vision import resize_position_embeddings
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
 from tcl.optim import build_optimizer, distillation_weight, learning_rate
-from tcl.reference import rename_reference
 from tcl.sampling import MaskedTokens, negative_weights
+from tests.published import rename_reference
 
 MOMENTUM = 0.995
 
