@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tcl.errors import ConfigError
+from tcl.memory import format_bytes
 
 OPTIMIZER_COPIES = 2  # AdamW keeps two averages of each trained weight
 HEAP = 1.35  # RAM that a step takes for each byte of its tensors: the heap keeps gaps (benchmarks/footprint.py)
@@ -69,12 +70,12 @@ class Footprint:
             rows: what the task calls its samples.
         """
         rate = self.timed_batch / self.seconds * processes
-        beside = f", teacher and queues {_size(self.beside_bytes)}" if self.beside_bytes else ""
+        beside = f", teacher and queues {format_bytes(self.beside_bytes)}" if self.beside_bytes else ""
         return [
-            f"Memory     {_size(self.peak(batch_size))} estimated at batch {batch_size}: "
-            f"weights {_size(self.weight_bytes)}{beside}, gradients {_size(self.trained_bytes)}, "
-            f"optimizer {_size(OPTIMIZER_COPIES * self.trained_bytes)}, "
-            f"activations {_size(self.step_bytes + self.sample_bytes * batch_size)}",
+            f"Memory     {format_bytes(self.peak(batch_size))} estimated at batch {batch_size}: "
+            f"weights {format_bytes(self.weight_bytes)}{beside}, gradients {format_bytes(self.trained_bytes)}, "
+            f"optimizer {format_bytes(OPTIMIZER_COPIES * self.trained_bytes)}, "
+            f"activations {format_bytes(self.step_bytes + self.sample_bytes * batch_size)}",
             f"Time       {rate:.3g} {rows}/s measured at batch {self.timed_batch}: "
             f"{_duration(samples / rate)} for an epoch of {samples:,} {rows}",
         ]
@@ -151,7 +152,7 @@ def largest_batch(footprint: Footprint, budget: float) -> int:
     fits = min(int((budget - footprint.fixed_bytes) // footprint.sample_bytes), LARGEST_BATCH)
     if fits < 1:
         raise ConfigError(
-            f"a batch of 1 needs {_size(footprint.peak(1))}, and there are {_size(budget)} to use",
+            f"a batch of 1 needs {format_bytes(footprint.peak(1))}, and there are {format_bytes(budget)} to use",
             hint="set train.activation_checkpointing=true, adapt the encoders with train.lora, or take a smaller model",
         )
     return fits - fits % 8 if fits >= 8 else fits
@@ -247,11 +248,6 @@ class _LiveMemory(TorchDispatchMode):
         self.live[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
-
-
-def _size(count: float) -> str:
-    """Bytes as a person says them."""
-    return f"{count / 1e9:.1f} GB" if count >= 0.95e8 else f"{count / 1e6:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -79,3 +79,12 @@ def _free_in_groups(root: Path) -> Iterator[int]:
                 continue
             if limit != "max":
                 yield int(limit) - usage + int(stat.get(cache_name, 0))  # cached files make room when asked
+
+
+def format_bytes(number: float) -> str:
+    """`512 B`, `1.5 MB`, `2.0 TB`."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number /= 1000
+        units.pop(0)
+    return f"{number:.0f} B" if units[0] == "B" else f"{number:.1f} {units[0]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tcl.memory import format_bytes
 from tcl_cli._console import format_value
 
 
@@ -58,12 +59,3 @@ def _share(value: dict[str, float]) -> str:
 def _summary(values: dict[str, float]) -> str:
     names = ("min", "median", "p95", "max")
     return ", ".join(f"{name} {format_value(values[name])}" for name in names if name in values) or "-"
-
-
-def format_bytes(number: float) -> str:
-    """`512 B`, `1.5 MB`, `2.0 TB`."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number /= 1000
-        units.pop(0)
-    return f"{number:.0f} B" if units[0] == "B" else f"{number:.1f} {units[0]}"

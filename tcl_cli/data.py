@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tcl.memory import format_bytes
 from tcl_cli._console import out as console
-from tcl_cli._data_table import format_bytes, table_rows
+from tcl_cli._data_table import table_rows
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tcl.adapt import adapt
 from tcl.config import TrainConfig
 from tcl.errors import ConfigError
 from tcl.footprint import HEAP, TIMED_SAMPLES, Footprint, _LiveMemory, largest_batch, measure, time_at
-from tcl.memory import available_memory, free_memory, memory_budget, resident_memory
+from tcl.memory import available_memory, format_bytes, free_memory, memory_budget, resident_memory
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tests.conftest import make_tiny_model
 from tests.test_adapt import whole_loss
@@ -124,7 +124,7 @@ def test_peak_adds_up_and_is_described() -> None:
     )
     assert time == "Time       4 pairs/s measured at batch 4: 30.0 minutes for an epoch of 7,200 pairs"
     small = replace(EXAMPLE, beside_bytes=0, weight_bytes=160_000).describe(1, 1, rows="questions")
-    assert "teacher" not in small[0] and "weights 0.2 MB" in small[0]
+    assert "teacher" not in small[0] and "weights 160.0 kB" in small[0]
     assert small[1] == "Time       2 questions/s measured at batch 4: 0.5 s for an epoch of 1 questions"
 
 
@@ -232,3 +232,8 @@ V1, V2 = "sys/fs/cgroup/memory", "sys/fs/cgroup"
 )
 def test_control_groups_limit_the_memory(files: dict[str, str], expected: int, tmp_path: Path) -> None:
     assert free_memory(write(tmp_path, MEMINFO | files)) == expected
+
+
+def test_sizes_as_people_read_them() -> None:
+    sizes = [format_bytes(number) for number in (0, 999, 1500, 2e6, 3.25e9, 4e15)]
+    assert sizes == ["0 B", "999 B", "1.5 kB", "2.0 MB", "3.2 GB", "4000.0 TB"]

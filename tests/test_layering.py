@@ -101,6 +101,7 @@ TORCH_FREE = [
     "tcl.strict_yaml",
     "tcl.best",
     "tcl.launch",
+    "tcl.memory",
     "tcl.preflight",
     "tcl.run_lock",
     "tcl.upload",

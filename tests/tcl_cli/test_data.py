@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tcl.data.captions import CaptionTokenizer
-from tcl_cli._data_table import format_bytes
 from tests.conftest import CAPTIONS
 
 
@@ -129,14 +128,3 @@ def test_nothing_to_pack(tcl: Callable, pairs: Path) -> None:
     result = tcl("data", "pack", "pairs.jsonl", "packed", "-w", "1")
     assert result.code == 1
     assert "none of the 4 images can be read" in result.stderr and "a.png: no such file" in result.stderr
-
-
-def test_sizes_as_people_read_them() -> None:
-    assert [format_bytes(number) for number in (0, 999, 1500, 2e6, 3.25e9, 4e15)] == [
-        "0 B",
-        "999 B",
-        "1.5 kB",
-        "2.0 MB",
-        "3.2 GB",
-        "4000.0 TB",
-    ]
