@@ -23,7 +23,7 @@ class Published:
 
     Attributes:
         what: the checkpoint, and how candidates were ranked.
-        figures: recall in percent, named as those of `tcl.metrics.retrieval_metrics`.
+        figures: recall in percent, named `i2t_r1` to `t2i_r10`; image to text is the papers' TR.
         source: where they stand.
         to_verify: names of the figures that have not been compared with their source.
     """

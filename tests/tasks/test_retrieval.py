@@ -15,13 +15,13 @@ from torch import Tensor
 
 from tcl.data.index import PairIndex, read_pairs
 from tcl.errors import DataError
-from tcl.metrics import retrieval_metrics
 from tcl.models.tcl import TCL
 from tcl.tasks import reranking
 from tcl.tasks.reranking import PackedTexts, match_logits, rank_by_vectors, score_pairs
 from tcl.tasks.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval, reranked_ranks
 from tcl.tasks.share import ALONE, Share
 from tests.conftest import make_tiny_model
+from tests.plain_metrics import retrieval_metrics
 from tests.tasks.shares import in_processes
 from tests.test_parity import _same_metrics, close, load_case, pixels
 
