@@ -72,19 +72,11 @@ class Doctor:
     Args:
         candidates: how many features a sample is contrasted with, batch and queue; None for a loss without contrast.
         warmup_steps: of the learning rate; until then a loss may stand still.
-        temperature_range: what the learned temperature is clamped to.
     """
 
-    def __init__(
-        self,
-        candidates: int | None = None,
-        *,
-        warmup_steps: int = 0,
-        temperature_range: tuple[float, float] = TEMPERATURE_RANGE,
-    ) -> None:
+    def __init__(self, candidates: int | None = None, *, warmup_steps: int = 0) -> None:
         self.candidates = candidates
         self.warmup_steps = warmup_steps
-        self.temperature_range = temperature_range
         self._series: dict[str, deque[tuple[int, float]]] = {}
         self._first_mlm: list[float] = []
         self._told: dict[str, int] = {}  # findings that were told -> records since they were last made
@@ -196,7 +188,7 @@ class Doctor:
             )
 
     def _temperature(self) -> Iterator[Finding]:
-        low, high = self.temperature_range
+        low, high = TEMPERATURE_RANGE
         if self._recent("temperature", lambda value: value <= low * 1.001, 3):
             text = f"the temperature is at its lower bound {low:g}: the contrast cannot get sharper"
             yield "temperature_low", text

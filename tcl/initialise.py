@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 
 from tcl.data.captions import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
@@ -14,20 +13,13 @@ from tcl.reference import shapes
 from tcl.weights import Weights, attention_heads, open_weights, timm_weights
 
 
-def initialise(
-    model: TCL,
-    source: str | Weights,
-    *,
-    tokenizer: CaptionTokenizer | None = None,
-    allow_missing: Collection[str] = (),
-) -> KeyReport:
+def initialise(model: TCL, source: str | Weights, *, tokenizer: CaptionTokenizer | None = None) -> KeyReport:
     """Load starting weights into a model, position embeddings resampled to its grid, every key accounted for.
 
     Args:
         model: of the sizes that training wants; what the source lacks keeps its values.
         source: see `open_weights`.
         tokenizer: the vocabulary of training; the source's own, where known, has to agree with it.
-        allow_missing: prefixes of the model's keys that may be missing besides those a source of its kind never has.
 
     Raises:
         UsageError: there is no such source.
@@ -36,8 +28,7 @@ def initialise(
     """
     weights = open_weights(source) if isinstance(source, str) else source
     report = _load(model, weights)
-    allowed = tuple(allow_missing)
-    problem = report.problem(lambda name: name.startswith(allowed) or weights.lacks(name))
+    problem = report.problem(weights.lacks)
     if problem:
         raise CheckpointError(
             f"{weights.place}: its weights do not fit the recipe: {problem}",

@@ -40,8 +40,8 @@ class ModelSource:
         return path.parent.name if self.kind == "model" and path.name == "model" else path.stem
 
 
-def find_model(model: str | None = None, runs: Path = Path("runs")) -> ModelSource:
-    """The model a user names, or without a name `$TCL_MODEL`, or the newest finished one under `runs`.
+def find_model(model: str | None = None) -> ModelSource:
+    """The model a user names, or without a name `$TCL_MODEL`, or the newest finished one under `./runs`.
 
     Raises:
         UsageError: there is none; the hint holds the two commands that make one.
@@ -49,7 +49,9 @@ def find_model(model: str | None = None, runs: Path = Path("runs")) -> ModelSour
     model = model or os.environ.get("TCL_MODEL")
     if model:
         return _named(model)
-    finished = [path.parent for path in runs.glob(f"*/model/{CONFIG_FILE}") if not path.parent.parent.is_symlink()]
+    finished = [
+        path.parent for path in Path("runs").glob(f"*/model/{CONFIG_FILE}") if not path.parent.parent.is_symlink()
+    ]
     if finished:
         newest = max(finished, key=lambda path: (path / CONFIG_FILE).stat().st_mtime_ns)
         return ModelSource("model", str(newest))
@@ -59,8 +61,8 @@ def find_model(model: str | None = None, runs: Path = Path("runs")) -> ModelSour
     )
 
 
-def find_bundle(model: str | None = None, exports: Path = Path("exports")) -> ModelSource:
-    """Like `find_model`, for what runs without torch: the bundle a user names, or the newest one under `exports`.
+def find_bundle(model: str | None = None) -> ModelSource:
+    """Like `find_model`, for what runs without torch: the bundle a user names, or the newest one under `./exports`.
 
     Raises:
         UsageError: there is none, or the name means something else.
@@ -73,7 +75,7 @@ def find_bundle(model: str | None = None, exports: Path = Path("exports")) -> Mo
             f"{source.location} is no exported bundle, which this backend needs",
             hint=f"make one with `tcl export --model {source.location}`, then name it with --model",
         )
-    bundles = list(exports.glob(f"*/{BUNDLE_FILE}"))
+    bundles = list(Path("exports").glob(f"*/{BUNDLE_FILE}"))
     if bundles:
         newest = max(bundles, key=lambda path: path.stat().st_mtime_ns)
         return ModelSource("bundle", str(newest.parent))

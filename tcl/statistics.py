@@ -28,15 +28,14 @@ def feature_spread(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def duplicate_share(features: Tensor, queue: Tensor, threshold: float = SAME) -> Tensor:
+def duplicate_share(features: Tensor, queue: Tensor) -> Tensor:
     """Share of the queued negatives that are the sample's own feature over again, averaged over the batch.
 
     Args:
         features: L2-normalised [B, E]; of the teacher, whose features the queue holds.
         queue: L2-normalised columns [E, Q], as they were before this batch was added.
-        threshold: cosine from which two features count as the same.
 
     Returns:
         scalar in [0, 1], float32.
     """
-    return (features.float() @ queue.float() > threshold).float().mean()
+    return (features.float() @ queue.float() > SAME).float().mean()

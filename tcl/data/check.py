@@ -93,6 +93,6 @@ def summary(counts: Counter[int]) -> dict[str, float]:
     return {"min": values[0], **quantiles, "max": values[-1], "mean": round(mean, 2)}
 
 
-def most_common(counts: Counter[str], number: int = SHOWN) -> dict[str, int]:
+def most_common(counts: Counter[str]) -> dict[str, int]:
     """The most frequent entries, most frequent first; equal ones in the order of the alphabet."""
-    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:number])
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN])
