@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tcl.checkpoint import hash_model, read_tensors
 from tcl.config import ModelConfig, TextEncoderArgs
-from tcl.data.captions import CaptionTokenizer
+from tcl.data.captions import VOCABULARY_FILES, CaptionTokenizer
 from tcl.data.questions import read_answer_list
 from tcl.errors import CheckpointError, UsageError
 from tcl.keyreport import KeyReport, Shape, account
@@ -198,7 +198,7 @@ def reference_tokenizer(path: Path, tokenizer: str | None = None) -> CaptionToke
     Raises:
         UsageError: there is no such vocabulary, or no way to the hub.
     """
-    if tokenizer is None and any((path.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if tokenizer is None and any((path.parent / name).is_file() for name in VOCABULARY_FILES):
         return CaptionTokenizer.load(path.parent)
     try:
         return CaptionTokenizer.load(tokenizer or PUBLISHED_VOCABULARY)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tcl.checkpoint import WEIGHTS_FILE, fetch_model, read_head
 from tcl.config import ModelConfig, one_line
 from tcl.damage import damage
-from tcl.data.captions import CaptionTokenizer
+from tcl.data.captions import VOCABULARY_FILES, CaptionTokenizer
 from tcl.errors import CheckpointError, UsageError
 from tcl.hub import quiet_hub
 from tcl.layouts import Layout
@@ -30,7 +30,6 @@ TIMM = "timm:"
 BERT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 BERT_HAS = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}  # and TCL's text encoder
 WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
-VOCABULARIES = ("tokenizer.json", "vocab.txt")
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -101,7 +100,7 @@ def _open_named(source: str) -> Weights:
             f"{source}: no such weights",
             hint="a run, a model folder, a published .pth, timm:NAME, a BERT folder, or a hub id",
         )
-    names = [CONFIG_FILE, *VOCABULARIES]
+    names = [CONFIG_FILE, *VOCABULARY_FILES]
     folder = fetch_model(source, [*names, WEIGHTS_FILE])
     if not (folder / WEIGHTS_FILE).is_file():  # an older upload
         folder = fetch_model(source, [*names, BERT_FILES[1]])
@@ -184,7 +183,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _vocabulary_in(folder: Path) -> CaptionTokenizer | None:
-    there = any((folder / name).is_file() for name in VOCABULARIES)
+    there = any((folder / name).is_file() for name in VOCABULARY_FILES)
     return CaptionTokenizer.load(folder) if there else None
 
 

@@ -16,6 +16,7 @@ from tcl.errors import ConfigError, UsageError
 from tcl.hub import quiet_hub
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # of which the first that is there counts
 
 _PUNCTUATION = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _WHITESPACE_RUN = re.compile(r"\s{2,}")
@@ -203,7 +204,7 @@ def _from_vocab_txt(path: Path) -> Tokenizer:
 
 
 def _vocabulary_in(folder: Path) -> Path:
-    for name in ("tokenizer.json", "vocab.txt"):
+    for name in VOCABULARY_FILES:
         if (folder / name).is_file():
             return folder / name
     raise UsageError(f"{folder} has neither tokenizer.json nor vocab.txt", hint="name a folder of a BERT-style model")
