@@ -59,8 +59,27 @@ def test_a_wrong_command_would_be_noticed(command: str) -> None:
         check(command)
 
 
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         assert page.stat().st_size > 200, f"{page.name} says nothing"
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        for target, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(page.parent / target), f"{page.name} links to {target}#{anchor}"
+
+
+def test_tests_that_the_docs_name_exist() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in PAGES:
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in code, f"{page.name} names {name}"
+
+
+def test_every_setting_is_in_the_table_of_settings() -> None:
+    table = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name, _ in settings():
+        assert f"`{'.'.join(name.split('.')[:2])}`" in table, f"docs/recipes.md lacks {name}"
