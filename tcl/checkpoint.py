@@ -30,7 +30,7 @@ import tcl
 from tcl.atomic import atomic_folder
 from tcl.config import ModelConfig, one_line
 from tcl.damage import damage, is_of_torch
-from tcl.errors import CheckpointError, UsageError
+from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.hub import quiet_hub
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.lora import merged_state_dict
@@ -126,7 +126,7 @@ def load_model_folder(folder: Path) -> TCL:
         raise damage(folder / WEIGHTS_FILE, hint=AGAIN) from error
     except RuntimeError as error:  # from load_state_dict
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {_first_lines(error)}", hint=AGAIN
+            f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {reason_of(error)}", hint=AGAIN
         ) from error
     model.processor = Processor.load(folder)
     if model.processor.tokenizer.vocab_size > vocab_size:
@@ -177,7 +177,7 @@ def save_checkpoint(run: Path, model: TCL, state: dict[str, Any], meta: dict[str
             (temporary / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError, RuntimeError) as error:  # a full disk comes as any of the three
         raise CheckpointError(
-            f"{folder}: cannot be written: {_first_lines(error)}; earlier checkpoints are intact",
+            f"{folder}: cannot be written: {reason_of(error)}; earlier checkpoints are intact",
             hint=f"free some space, then continue with --resume --out {run}",
         ) from error
     return folder
@@ -259,14 +259,9 @@ def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:
     except Exception as error:  # the hub client raises many kinds, from its HTTP library too
         raise UsageError(
             f"{hub_id}: neither a file or folder here nor a model that could be fetched from the hub: "
-            f"{_first_lines(error)}",
+            f"{reason_of(error)}",
             hint="check the name and the network, or give a folder",
         ) from error
-
-
-def _first_lines(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) < 300 else text[:300] + " ..."
 
 
 def _model_card(model: TCL) -> str:

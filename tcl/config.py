@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tcl.errors import ConfigError
+from tcl.errors import ConfigError, reason_of
 from tcl.overrides import apply_override
 from tcl.recipe_files import find_recipe
 from tcl.strict_yaml import read_yaml
@@ -260,7 +260,7 @@ def one_line(error: Exception) -> str:
     """What is wrong with the `model` section that a model carries, in one line; other errors as they are."""
     if isinstance(error, ValidationError):
         return "; ".join(_explain(item).strip() for item in error.errors())
-    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return f"{error} is missing" if isinstance(error, KeyError) else reason_of(error)
 
 
 def settings(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tcl.atomic import atomic_file, atomic_folder
 from tcl.checkpoint import STATE_FILE, load_model_folder, read_tensors, write_model
-from tcl.errors import CheckpointError, TclError, UsageError
+from tcl.errors import CheckpointError, TclError, UsageError, reason_of
 from tcl.keyreport import KeyReport
 from tcl.layouts import Layout, tied_to
 from tcl.models.task import TaskModel
@@ -166,12 +166,12 @@ def _original_state(model: TCL, path: Path) -> dict[str, Tensor]:
         return {name: find(name) for name in json.loads(metadata["keys"])}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: damaged: {' '.join(str(error).split())}", hint="convert the published file again"
+            f"{path}: damaged: {reason_of(error)}", hint="convert the published file again"
         ) from error
 
 
 def _cannot_write(target: Path, error: Exception) -> TclError:
-    reason = " ".join(str(error).split())[:200]
+    reason = reason_of(error)
     if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
         return UsageError(f"{target}: cannot be written: {error.strerror or reason}", hint="choose another place")
     return CheckpointError(f"{target}: cannot be written: {reason}", hint="free some space; nothing of it is left")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from tcl.checkpoint import META_FILE, WEIGHTS_FILE, checkpoints, fetch_model, read_head, with_head
 from tcl.config import ModelConfig, one_line
 from tcl.damage import damage
-from tcl.errors import CheckpointError, UsageError
+from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.keyreport import KeyReport, Shape, account
 from tcl.layouts import Place
 from tcl.models.heads import HeadConfig
@@ -238,7 +238,7 @@ def _recipe_of(run: Path) -> dict[str, Any]:
         return _settings(yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(
-            f"{run / RECIPE_FILE}: cannot be read: {' '.join(str(error).split())}", hint="is it a run folder?"
+            f"{run / RECIPE_FILE}: cannot be read: {reason_of(error)}", hint="is it a run folder?"
         ) from error
 
 

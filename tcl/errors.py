@@ -55,3 +55,9 @@ class MissingExtraError(UsageError):
             f"this needs {package}, which is not installed",
             hint=f"pip install 'tcl-vision-language[{extra}]'",
         )
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, on one line of at most 300 characters; its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.atomic import atomic_file, write_whole
-from tcl.errors import DataError, UsageError
-from tcl.faiss_index import IndexReport, compare_exactly, file_hash, find_rows, load_faiss, one_line, report_file
+from tcl.errors import DataError, UsageError, reason_of
+from tcl.faiss_index import IndexReport, compare_exactly, file_hash, find_rows, load_faiss, report_file
 from tcl.search import ExactCollection
 from tcl.vector_file import VectorFile
 
@@ -138,7 +138,7 @@ def _write(faiss: Any, index: Any, out: Path, report: IndexReport) -> None:
             report_file(out).unlink(missing_ok=True)  # until the end there is no index
         write_whole(report_file(out), json.dumps(asdict(report), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise UsageError(f"{out}: cannot be written: {reason}", hint="choose another --out") from error
 
 

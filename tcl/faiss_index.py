@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.errors import DataError, MissingExtraError, UsageError
+from tcl.errors import DataError, MissingExtraError, UsageError, reason_of
 from tcl.search import ExactCollection, Found, Hit, check_width, make_hits
 from tcl.vector_file import VectorFile
 
@@ -80,7 +80,7 @@ class FaissCollection:
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if self.report.kind == "ivfpq" else 0)
         except RuntimeError as error:
-            raise DataError(f"{path}: damaged: {one_line(error)}", hint=_rebuild(self.vectors)) from error
+            raise DataError(f"{path}: damaged: {reason_of(error)}", hint=_rebuild(self.vectors)) from error
         if (self._index.ntotal, self._index.d) != (len(self.vectors), self.vectors.dim):
             raise DataError(f"{path}: damaged: {self._index.ntotal} rows", hint=_rebuild(self.vectors))
         exact = ExactCollection(self.vectors)
@@ -111,7 +111,7 @@ def read_report(path: Path) -> IndexReport:
     try:
         report = IndexReport(**json.loads(report_file(path).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{report_file(path)}: damaged: {one_line(error)}", hint="run `tcl index` again") from error
+        raise DataError(f"{report_file(path)}: damaged: {reason_of(error)}", hint="run `tcl index` again") from error
     return report
 
 
@@ -180,11 +180,6 @@ def file_hash(file: Path) -> str:
 
 def _rebuild(vectors: VectorFile) -> str:
     return f"build it again: tcl index {vectors.path} --restart"
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without its line breaks."""
-    return " ".join(str(error).split())[:300]
 
 
 def load_faiss() -> Any:

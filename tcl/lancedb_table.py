@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.errors import DataError, MissingExtraError, TclError, UsageError
+from tcl.errors import DataError, MissingExtraError, TclError, UsageError, reason_of
 from tcl.search import Hit, check_width
 from tcl.spelling import from_unicode, to_unicode
 from tcl.vector_file import VectorFile, check_hash
@@ -236,5 +236,6 @@ def _tables(database: Any) -> list[str]:
 
 
 def _failed(place: str, error: Exception) -> TclError:
-    reason = " ".join(str(error).split())[:300]
-    return TclError(f"{place}: LanceDB: {reason}", hint="what was written stays; the same command completes it")
+    return TclError(
+        f"{place}: LanceDB: {reason_of(error)}", hint="what was written stays; the same command completes it"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tcl.errors import ConfigError
+from tcl.errors import ConfigError, reason_of
 from tcl.strict_yaml import parse_yaml
 
 
@@ -28,5 +28,5 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     try:
         values[name] = parse_yaml(text) if text else None
     except yaml.YAMLError as error:
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        reason = getattr(error, "problem", None) or reason_of(error)
         raise ConfigError(f"{override!r}: the value is not valid YAML: {reason}") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tcl.best import BEST_FOLDER, count_stale, read_best
 from tcl.config import Recipe
 from tcl.data import scenes
-from tcl.data.images import ImageError, decode
+from tcl.data.images import IMAGES_HINT, ImageError, decode
 from tcl.data.index import PairIndex, Part, read_pairs
 from tcl.data.remote import is_url
 from tcl.data.storage import open_binary
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tcl.data.loader import Samples
 
 LOOKED_AT = 64  # training rows whose images are opened before a run
-HINT = "relative paths start from --images, else from the folder of the data file"
 STARTING = ("init", "pretrained")  # how a model started does not matter to a run that goes on
 CHANGING = (
     *(("data", name) for name in ("augment", "min_scale", "batch_size")),
@@ -74,7 +73,7 @@ def check_readable(images: Iterable[str]) -> None:
     if not readable:
         raise DataError(
             f"validation: none of the first {len(first)} images can be read; the last is {first[-1]}: {reason}",
-            hint=HINT,
+            hint=IMAGES_HINT,
         )
 
 
@@ -92,7 +91,9 @@ def check_present(samples: Samples, reporter: Reporter) -> None:
         found = list(pool.map(_absence, map(samples.name, rows)))
     missing = [absence for absence in found if absence]
     if len(missing) == len(rows):
-        raise DataError(f"training: none of the {len(rows)} images looked at is there; the first is {missing[0]}", HINT)
+        raise DataError(
+            f"training: none of the {len(rows)} images looked at is there; the first is {missing[0]}", IMAGES_HINT
+        )
     if missing:
         reporter.message(
             f"training: of {len(rows)} images looked at, at least {len(missing)} ({len(missing) / len(rows):.0%}) are "

@@ -15,7 +15,7 @@ from tcl.checkpoint import hash_model, read_tensors
 from tcl.config import ModelConfig, TextEncoderArgs
 from tcl.data.captions import VOCABULARY_FILES, CaptionTokenizer
 from tcl.data.questions import read_answer_list
-from tcl.errors import CheckpointError, UsageError
+from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.keyreport import KeyReport, Shape, account
 from tcl.layouts import NOT_THE_MODEL, Layout, first_fusion_layer, recognise
 from tcl.models.heads import HeadConfig, attach_head
@@ -249,7 +249,7 @@ def infer_config(state: Mapping[str, Tensor], place: str) -> tuple[ModelConfig, 
             f"{place}: no TCL or ALBEF model: {error.args[0]} is missing", hint="is it the right file?"
         ) from error
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{place}: no TCL or ALBEF model: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{place}: no TCL or ALBEF model: {reason_of(error)}") from error
     return config, words.shape[0]
 
 

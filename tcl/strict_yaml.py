@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tcl.errors import ConfigError
+from tcl.errors import ConfigError, reason_of
 
 
 def read_yaml(path: Path) -> Any:
@@ -20,7 +20,7 @@ def read_yaml(path: Path) -> Any:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: not valid YAML: {' '.join(str(error).split())}", hint="tcl recipes show demo prints a valid one"
+            f"{path}: not valid YAML: {reason_of(error)}", hint="tcl recipes show demo prints a valid one"
         ) from error
 
 

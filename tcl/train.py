@@ -23,7 +23,7 @@ from tcl.allocator import keep_freed_memory
 from tcl.checkpoint import load_state, save_checkpoint
 from tcl.config import Recipe
 from tcl.distributed import World
-from tcl.errors import ConfigError
+from tcl.errors import ConfigError, reason_of
 from tcl.footprint import Footprint, measure, time_at
 from tcl.memory import memory_budget
 from tcl.models.lora import lora_state_dict
@@ -239,7 +239,7 @@ class Training:
             self.model.load_state_dict(weights | state.get("adapters", {}))
         except RuntimeError as error:
             raise ConfigError(
-                f"{checkpoint}: its weights do not fit this run: {' '.join(str(error).split())[:200]}",
+                f"{checkpoint}: its weights do not fit this run: {reason_of(error)}",
                 hint="a resumed run keeps its model and its classes; start a new one with another --out",
             ) from error
         self.task.load_state_dict(state)

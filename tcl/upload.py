@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Condition, Thread
 from types import TracebackType
 
-from tcl.errors import TclError, UsageError
+from tcl.errors import TclError, UsageError, reason_of
 from tcl.runlog import Reporter
 
 LAST_COPIES = 600.0  # seconds that the copies still under way have when a run ends
@@ -108,8 +108,7 @@ class Uploader:
                 self._files.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
                 self._files.put_file(str(path), f"{target}/{name}")
         except Exception as error:  # every kind of storage has its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self._reporter.message(f"{folder.name} was not copied to {self._url}: {reason}")
+            self._reporter.message(f"{folder.name} was not copied to {self._url}: {reason_of(error)}")
 
     def __enter__(self) -> Uploader:
         return self

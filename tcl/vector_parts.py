@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, UsageError, reason_of
 from tcl.spelling import from_unicode
 from tcl.vectors import TOKENS_CHECKSUM, sidecar
 
@@ -110,7 +110,7 @@ class ParquetPart:
             self.width, self.dtype = int(kind.list_size), np.dtype(kind.value_type.to_pandas_dtype())
             self.file.schema_arrow.field("id")
         except (pa.ArrowException, OSError, KeyError, AttributeError, NotImplementedError) as error:
-            raise DataError(f"{path}: not vectors of `tcl embed`: {' '.join(str(error).split())}") from error
+            raise DataError(f"{path}: not vectors of `tcl embed`: {reason_of(error)}") from error
         metadata = self.file.metadata
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *counts])
@@ -177,8 +177,7 @@ class ParquetPart:
         try:
             return self.file.read_row_group(group, columns=columns)
         except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{self.path}: damaged or cut off: {reason}", hint=AGAIN) from error
+            raise DataError(f"{self.path}: damaged or cut off: {reason_of(error)}", hint=AGAIN) from error
 
 
 class Lines:
@@ -241,7 +240,7 @@ def map_npy(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise DataError(f"{path}: damaged or cut off: {reason}", hint=AGAIN) from error
     if not isinstance(array, np.ndarray):  # an archive of arrays
         raise DataError(f"{path}: holds no array", hint=AGAIN)

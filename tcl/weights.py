@@ -17,7 +17,7 @@ from tcl.checkpoint import WEIGHTS_FILE, fetch_model, read_head
 from tcl.config import ModelConfig, one_line
 from tcl.damage import damage
 from tcl.data.captions import VOCABULARY_FILES, CaptionTokenizer
-from tcl.errors import CheckpointError, UsageError
+from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.hub import quiet_hub
 from tcl.layouts import Layout
 from tcl.models.heads import HeadConfig
@@ -167,9 +167,8 @@ def timm_weights(name: str, arguments: Mapping[str, int | float] | None = None) 
         with quiet_hub():
             vit: Any = timm.create_model(name, pretrained=True, num_classes=0, **(arguments or {}))
     except Exception as error:  # the hub client raises many kinds, from its HTTP library too
-        reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"{TIMM}{name}: timm cannot load these weights: {reason}",
+            f"{TIMM}{name}: timm cannot load these weights: {reason_of(error)}",
             hint="check the name and the network, or give a file of the weights",
         ) from error
     return Weights(f"{TIMM}{name}", Layout("ViT"), dict(vit.state_dict()), (_vit_heads(vit), None))

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tcl.errors import reason_of
 from tcl_cli._console import out
 from tcl_cli._options import JsonOption
 
@@ -93,8 +94,7 @@ def _torch() -> tuple[dict[str, Any], list[str]]:
             device = torch.cuda.get_device_properties(number)
             gpus.append(f"{device.name}, {device.total_memory / 1024**3:.0f} GB")
     except Exception as error:  # a broken installation fails in many ways, and saying so is what this command is for
-        reason = " ".join(str(error).split())
-        return {"gpus": []}, [f"torch is installed but does not load: {reason}; install it again"]
+        return {"gpus": []}, [f"torch is installed but does not load: {reason_of(error)}; install it again"]
     if gpus or not _driver():
         return {"gpus": gpus, "cuda": torch.version.cuda}, []
     if torch.version.cuda is None:

@@ -18,7 +18,7 @@ from tcl.data.csv_lines import table_lines
 from tcl.data.images import IMAGE_SUFFIXES
 from tcl.data.json_list import MAX_ROW_BYTES, json_list, not_utf8, parse
 from tcl.data.natural_order import natural_key
-from tcl.errors import DataError
+from tcl.errors import DataError, reason_of
 
 IMAGE_KEYS = ("image", "image_path", "filepath", "file_name", "path")
 """Names under which a row may hold the path of its image; the first one that it has counts."""
@@ -203,7 +203,7 @@ def _malformed_parquet(error: Exception, name: str) -> Exception:
     if isinstance(error, OSError) and error.errno:  # it cannot be read; Arrow's own complaints have no number
         return error
     return DataError(
-        f"{name}: malformed Parquet: {' '.join(str(error).split())}",
+        f"{name}: malformed Parquet: {reason_of(error)}",
         hint="is it another format, or was it not written to its end?",
     )
 

@@ -21,8 +21,9 @@ from tcl.data.cache import CacheError
 from tcl.data.rgb import to_rgb
 from tcl.data.storage import NOT_A_FILE, blocks
 from tcl.data.table_cells import open_image
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, UsageError, reason_of
 
+IMAGES_HINT = "relative paths start from --images, else from the folder of the data file"
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: 0.5 GB as RGB, the limit at which Pillow suspects an attack."""
 
@@ -222,7 +223,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
     except MemoryError:  # a matter of this machine
         raise
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, ...
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise ImageError(name, reason) from error
 
 

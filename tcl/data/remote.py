@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tcl.data.cache import CacheError, cache_folder, locked, make_room, new_file, touch
-from tcl.errors import UsageError
+from tcl.errors import UsageError, reason_of
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 _CONNECT_SECONDS, _READ_SECONDS = 30, 60  # of silence, after which a server counts as gone
@@ -149,12 +149,12 @@ def _open(url: str) -> tuple[Any, str]:
         return url_to_fs(url, **_patience(scheme))
     except ImportError as error:
         package = _PACKAGES.get(scheme)
-        hint = f"pip install {package}" if package else " ".join(str(error).split())
+        hint = f"pip install {package}" if package else reason_of(error)
         raise UsageError(f"{url}: {scheme}:// needs a package that is not installed", hint=hint) from error
     except ValueError as error:
         if scheme not in fsspec.available_protocols():
             raise UsageError(f"{url}: unknown kind of URL '{scheme}'", hint="check what stands before ://") from error
-        raise OSError(f"{url}: {' '.join(str(error).split())}") from error
+        raise OSError(f"{url}: {reason_of(error)}") from error
 
 
 def _patience(scheme: str) -> dict[str, Any]:

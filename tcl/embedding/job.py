@@ -34,7 +34,7 @@ from tcl.embedding.journal import Entry, JournalWriter, Ledger, next_number
 from tcl.embedding.pipeline import Clock, Link, Pipeline
 from tcl.embedding.plan import EncoderFacts, Options, Plan, Work, fingerprint, refuse_failed
 from tcl.embedding.store import VectorStore, runs_of
-from tcl.errors import DataError, TclError
+from tcl.errors import DataError, TclError, reason_of
 from tcl.inputs import Inputs
 from tcl.vectors import check_output, partial_folder, publish, read_meta
 
@@ -279,6 +279,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TclError(
-            f"{folder}: cannot be written: {error.strerror or ' '.join(str(error).split())}",
+            f"{folder}: cannot be written: {error.strerror or reason_of(error)}",
             hint="what was done stays; make room or bring the disk back, and the same command goes on",
         ) from error

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts
 from tcl.embedding.workers import Failure, MakeEncoder, Task, unequal
-from tcl.errors import MissingExtraError, TclError, UsageError
+from tcl.errors import MissingExtraError, TclError, UsageError, reason_of
 from tcl.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ class RayWorkers:
             try:
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                text = " ".join(str(error).split())
-                raise UsageError(f"no Ray cluster: {text}", hint="check RAY_ADDRESS, or unset it") from error
+                raise UsageError(
+                    f"no Ray cluster: {reason_of(error)}", hint="check RAY_ADDRESS, or unset it"
+                ) from error
         try:
             self._make_encoder, self._examine = partial(_make_in, Path.cwd(), make_encoder), examine
             self.actors, self._device = self._place(devices)
@@ -185,7 +186,7 @@ def _lost_actors() -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         raise TclError(
-            f"a Ray actor was lost: {' '.join(str(error).split())[:300]}",
+            f"a Ray actor was lost: {reason_of(error)}",
             hint="what was done stays, and the same command goes on",
         ) from error
 

@@ -17,7 +17,7 @@ from tcl.atomic import atomic_file
 from tcl.data import scenes
 from tcl.data.remote import is_url
 from tcl.data.table_cells import container_of
-from tcl.errors import DataError
+from tcl.errors import DataError, reason_of
 from tcl.listing.strings import Strings
 
 Kind = Literal["image", "text"]
@@ -128,7 +128,7 @@ class Inputs:
             root, stamp, absent = Path(about["root"]), about["stamp"], frozenset(about["absent"])
             return cls(about["kind"], ids, values, root, warnings, saved_stamp=stamp, saved_absent=absent)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            reason = getattr(error, "strerror", None) or reason_of(error)
             raise DataError(f"cannot read the list of inputs {path}: {reason}", hint="start anew") from error
 
 

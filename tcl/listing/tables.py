@@ -15,7 +15,7 @@ from tcl.data.formats import READERS, parquet_columns, read_parquet
 from tcl.data.remote import is_url, url_path
 from tcl.data.sources import DataFile, Source
 from tcl.data.table_cells import cell_reference
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, UsageError, reason_of
 from tcl.listing.columns import Columns, InputRow, several, table_texts
 from tcl.listing.shards import shard_rows
 
@@ -181,9 +181,7 @@ def _projected(path: Path, name: str, columns: Sequence[str]) -> Iterator[dict[s
             for batch in file.iter_batches(_PARQUET_ROWS, columns=there, use_threads=False):
                 yield from batch.to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{name}: malformed Parquet: {' '.join(str(error).split())}", hint="was it written to its end?"
-        ) from error
+        raise DataError(f"{name}: malformed Parquet: {reason_of(error)}", hint="was it written to its end?") from error
 
 
 def _object(name: str, where: str, row: Any) -> dict[str, Any]:

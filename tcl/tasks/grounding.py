@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tcl.boxes import IOU_HIT, best_box, contains, inside_share, iou, peak, region_box
+from tcl.data.images import IMAGES_HINT
 from tcl.data.regions import BOX_HINT, Region
 from tcl.errors import DataError
 from tcl.explain import DETAIL, cross_attention_maps, default_layer, resample, word_spans
@@ -107,7 +108,7 @@ def evaluate_grounding(
     if not predictions:
         raise DataError(
             f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}",
-            hint="relative paths start from --images, else from the folder of the data file",
+            hint=IMAGES_HINT,
         )
     return GroundingResult(_figures(predictions), layer, predictions, bad)
 

@@ -17,6 +17,7 @@ from tcl.config import Recipe
 from tcl.data.augment import Transform, build_transform
 from tcl.data.pairs import PairBatch, PairSamples
 from tcl.distributed import World
+from tcl.doctor import TEMPERATURE_RANGE
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainLosses, PretrainObjective
 from tcl.preflight import check_readable, read_index
@@ -30,8 +31,6 @@ from tcl.task import build_loader
 from tcl.tasks.noise import Noise
 from tcl.tasks.retrieval import evaluate_retrieval
 from tcl.tasks.share import Share
-
-TEMPERATURE_RANGE = (0.001, 0.5)  # of the learned temperature, as published
 
 
 class Pretraining:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcl.data.images import IMAGES_HINT
 from tcl.data.index import PairIndex
 from tcl.errors import DataError
 from tcl.metrics import recall_at
@@ -279,5 +280,5 @@ def _too_few(images: list[str], bad: dict[int, str]) -> DataError:
     reason = f"; the first: {images[min(bad)]}: {bad[min(bad)]}" if bad else ""
     return DataError(
         f"retrieval needs at least two readable images, found {len(images) - len(bad)}{reason}",
-        hint="relative paths start from --images, else from the folder of the data file",
+        hint=IMAGES_HINT,
     )

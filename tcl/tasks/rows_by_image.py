@@ -13,8 +13,6 @@ from tcl.models.task import TaskModel
 from tcl.tasks.decoding import decode_batches
 from tcl.tasks.share import ALONE, Share
 
-IMAGES_HINT = "relative paths start from --images, else from the folder of the data file"
-
 
 class RowsOfImages(NamedTuple):
     """Some rows whose images are encoded.

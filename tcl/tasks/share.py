@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tcl.errors import TclError
+from tcl.errors import TclError, reason_of
 from tcl.runlog import Stopped
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class Share:
         if isinstance(error, Stopped):
             return (Stopped,)
         if not isinstance(error, TclError):
-            text = " ".join(str(error).split())[:300]
-            return TclError, f"process {self.rank}: {type(error).__name__}: {text}"
+            return TclError, f"process {self.rank}: {type(error).__name__}: {reason_of(error)}"
         # A subclass with arguments of its own becomes its parent.
         kind = next(each for each in type(error).__mro__ if "__init__" not in vars(each) or each is TclError)
         return kind, error.message, error.hint

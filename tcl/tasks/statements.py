@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from tcl.data.annotations import Statement
 from tcl.data.captions import clean_caption
+from tcl.data.images import IMAGES_HINT
 from tcl.errors import DataError
 from tcl.losses import distilled_targets, soft_cross_entropy
 from tcl.metrics import ClassFigures, accuracy, class_table
 from tcl.models.classifier import Classifier
 from tcl.momentum import MomentumTeacher
-from tcl.tasks.rows_by_image import IMAGES_HINT, rows_by_image
+from tcl.tasks.rows_by_image import rows_by_image
 from tcl.tasks.share import ALONE, Share
 
 MAX_WORDS = {"entailment": 30, "nlvr2": 40}  # of a text, as published

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from tcl.answers import answer_type, normalise_answer, soft_accuracy
 from tcl.data.captions import CaptionTokenizer, clean_question
+from tcl.data.images import IMAGES_HINT
 from tcl.data.questions import Question
 from tcl.errors import DataError
 from tcl.models.vqa import AskedQuestions, VqaModel
-from tcl.tasks.rows_by_image import IMAGES_HINT, rows_by_image
+from tcl.tasks.rows_by_image import rows_by_image
 from tcl.tasks.share import ALONE, Share
 
 ROWS = 512  # answers that pass through the decoder at once
