@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from export.cases import Case, in_precision
 from export.checks import Bounds, Check, Figures
 from export.formats import Graph
-from export.sessions import one_line
+from tcl.errors import reason_of
 
 
 class Session(Protocol):
@@ -55,7 +55,7 @@ class Comparison:
             try:
                 outputs = session.run(list(self.figures), feed)
             except Exception as error:  # those of runtimes share no public base class
-                self.fail("shapes", f"{case.name}: does not run: {one_line(error)}")
+                self.fail("shapes", f"{case.name}: does not run: {reason_of(error)}")
                 return
             for (name, figures), actual in zip(self.figures.items(), outputs, strict=True):
                 expected = case.expected[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,14 +121,3 @@ def matcher_of(encoder: Encoder) -> Matcher:
     from export.onnx_matcher import OnnxMatcher
 
     return OnnxMatcher(cast("OnnxEncoder | TensorRTEncoder", encoder))  # there are no others
-
-
-def open_matcher(
-    model: str | None = None,
-    backend: Literal["auto", "torch", "torch-compiled", "onnx", "trt"] = "auto",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> Matcher:
-    """The fusion encoder of the model that a command means; arguments and errors as of `open_encoder`."""
-    from export.runtime import open_encoder
-
-    return matcher_of(open_encoder(model, backend, device))

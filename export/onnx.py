@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from export.float8 import quantise_float8
 from export.formats import DEFAULT_PRECISION, OPSET, PRECISIONS, Graph, graphs
 from export.quantise import Feeds, quantise
-from tcl.errors import TclError, UsageError
+from tcl.errors import TclError, UsageError, reason_of
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -106,7 +106,7 @@ def _write(
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise TclError(f"{path.name}: the exported graph is invalid: {' '.join(str(error).split())[:300]}") from error
+        raise TclError(f"{path.name}: the exported graph is invalid: {reason_of(error)}") from error
     return entry
 
 

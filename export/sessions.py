@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
+from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError, reason_of
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -71,7 +71,9 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions share no public base class
-        raise CheckpointError(f"{path}: ONNX Runtime cannot open it: {one_line(error)}", hint="export again") from error
+        raise CheckpointError(
+            f"{path}: ONNX Runtime cannot open it: {reason_of(error)}", hint="export again"
+        ) from error
     check_provider(session.get_providers(), wanted)
     return session
 
@@ -98,8 +100,3 @@ def check_provider(found: list[str], wanted: str) -> None:
             hint="check `nvidia-smi` and that CUDA and cuDNN fit this onnxruntime-gpu, or use --device cpu",
         )
     raise TclError(f"ONNX Runtime runs on {place}, not on the CPU")
-
-
-def one_line(error: Exception) -> str:
-    """An error of a library, at most 300 characters."""
-    return " ".join(str(error).split())[:300]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from export.formats import OPSET
 from export.network import Network
 from export.quiet import quiet
-from tcl.errors import MissingExtraError, TclError
+from tcl.errors import MissingExtraError, TclError, reason_of
 
 if TYPE_CHECKING:
     from tcl.models.vision import VisionEncoder
@@ -45,8 +45,9 @@ def trace(net: Network, encoder: VisionEncoder, x: str, image_size: tuple[int, i
     except ImportError as error:
         raise MissingExtraError("onnxscript", "onnx") from error
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TclError(f"image encoder: torch cannot export this model: {reason}", hint="see --debug") from error
+        raise TclError(
+            f"image encoder: torch cannot export this model: {reason_of(error)}", hint="see --debug"
+        ) from error
     opsets = {entry.domain: entry.version for entry in traced.opset_import}
     if opsets != {"": OPSET}:
         raise TclError(f"image encoder: the exporter wrote operator sets {opsets} instead of {OPSET}")

@@ -12,8 +12,9 @@ from export.cases import Case, Samples, cases
 from export.checks import Bounds, Check
 from export.comparison import Comparison
 from export.formats import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, graphs
-from export.sessions import one_line, open_session
+from export.sessions import open_session
 from export.torch_reference import TorchReference
+from tcl.errors import reason_of
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -93,7 +94,7 @@ class _File(Comparison):
             # Types are those of the file; the rounded form has the same at its edges.
             self._look_at(self.sessions[-1])
         except Exception as error:  # ONNX Runtime and the reader of files raise many kinds
-            self.fail("names", f"cannot be opened: {one_line(error)}")
+            self.fail("names", f"cannot be opened: {reason_of(error)}")
 
     def compare(self, case: Case) -> None:
         """Compare one case."""

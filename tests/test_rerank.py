@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.matcher import TorchMatcher, open_matcher
+from export.matcher import TorchMatcher
 from export.runtime import TorchEncoder
 from tcl.errors import DataError
 from tcl.models.tcl import TCL
@@ -62,15 +61,6 @@ def test_one_image_with_many_texts_and_pairs(tiny_model: TCL, logits: NDArray[np
     ids, mask = tiny_model.processor.texts(TEXTS)
     np.testing.assert_allclose(matcher.match(ids, mask, tokens[3:4]), logits[3], atol=1e-5)
     np.testing.assert_allclose(matcher.match(ids, mask, tokens[1:4]), logits[[1, 2, 3], [0, 1, 2]], atol=1e-5)
-
-
-def test_open_matcher(tiny_model_folder: Path, logits: NDArray[np.float32], tmp_path: Path) -> None:
-    shutil.copytree(tiny_model_folder, tmp_path / "model")
-    matcher = open_matcher(str(tmp_path / "model"), device="cpu")
-    assert isinstance(matcher, TorchMatcher)
-    pixels = matcher.model.processor.images(IMAGES[:1])
-    ids, mask = matcher.model.processor.texts(TEXTS)
-    np.testing.assert_allclose(matcher.match(ids, mask, matcher.image_tokens(pixels)[1]), logits[0], atol=1e-5)
 
 
 class Images:
