@@ -125,7 +125,7 @@ def matcher_of(encoder: Encoder) -> Matcher:
 
 def open_matcher(
     model: str | None = None,
-    backend: Literal["auto", "torch", "torch-compiled", "onnx", "trt"] = "auto",
+    backend: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Matcher:
     """The fusion encoder of the model that a command means; arguments and errors as of `open_encoder`."""

@@ -230,6 +230,7 @@ def open_encoder(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Precision = "auto",
     lanes: int | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Encoder:
     """The encoder a command means.
 
@@ -241,6 +242,7 @@ def open_encoder(
         device: where it computes; without a result of `tcl bench`, `auto` runs bundles on the CPU.
         precision: see `TorchEncoder` and `OnnxEncoder`.
         lanes: of an `OnnxEncoder`; None for one, which is right for single queries, as is 1.
+        say: told in one line why a TensorRT engine is built anew.
 
     Raises:
         UsageError: there is no such model, it has no trained projections, or the backend cannot run it.
@@ -254,7 +256,7 @@ def open_encoder(
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
         if fastest is not None:
-            return open_encoder(*fastest, lanes)  # type: ignore[arg-type]
+            return open_encoder(*fastest, lanes, say)  # type: ignore[arg-type]
     if source.kind == "bundle":
         if backend.startswith("torch"):
             raise UsageError(
@@ -266,7 +268,7 @@ def open_encoder(
         if backend == "trt":
             from export.tensorrt_runtime import TensorRTEncoder
 
-            return TensorRTEncoder(source.path, precision)
+            return TensorRTEncoder(source.path, precision, say=say)
         place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
         return OnnxEncoder(source.path, precision, lanes or 1, place)
     if find_spec("torch") is None:
