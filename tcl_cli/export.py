@@ -256,7 +256,8 @@ def export(
         )
     check_engines(built)
     folder = "images/" if Path("images").is_dir() else "FOLDER"
-    console.hint(f"tcl embed {folder} --out vecs.npy --model {tar or target}")
+    backend = "" if set(precisions) & set(ONNX_RUNTIME) else " --backend trt"
+    console.hint(f"tcl embed {folder} --out vecs.npy --model {tar or target}{backend}")
 
 
 def _build(
