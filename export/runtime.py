@@ -251,7 +251,7 @@ def open_encoder(
     for name, value, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if value not in known:
             raise UsageError(f"{name} {value!r} is unknown", hint=f"one of {', '.join(known)}")
-    model = _unpacked(model or os.environ.get("TCL_MODEL"))
+    model = unpacked_model(model)
     source = find_bundle(model) if backend in ("onnx", "onnx-trt", "trt") else _find(model, bundles=backend == "auto")
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
@@ -287,11 +287,12 @@ def find_source(model: str | None = None) -> ModelSource:
     Raises:
         UsageError: there is none.
     """
-    return _find(_unpacked(model or os.environ.get("TCL_MODEL")), bundles=True)
+    return _find(unpacked_model(model), bundles=True)
 
 
-def _unpacked(model: str | None) -> str | None:
-    """The folder of a packed bundle; anything else as it is."""
+def unpacked_model(model: str | None) -> str | None:
+    """The model that a user names, or `$TCL_MODEL`; of a packed bundle, the folder that it is unpacked to."""
+    model = model or os.environ.get("TCL_MODEL")
     if model is None or not model.endswith(".tar"):
         return model
     from export.pack import unpacked

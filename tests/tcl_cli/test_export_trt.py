@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from export.cuda import Gpu
+from export.pack import pack, unpacked
 from export.sessions import open_session
 from tests.export import fake_tensorrt
 from tests.tcl_cli.conftest import Result
@@ -83,6 +84,15 @@ def test_options_of_exports_with_a_bundle(exported: Path, tcl: Tcl) -> None:
     for option in (("--out", "other"), ("--pack",), ("--calibrate", "images"), ("--no-matcher",)):
         done = tcl("export", "--trt", "--model", "exports/tiny", *option)
         assert done.code == 2 and f"{option[0]} has no effect" in done.stderr
+
+
+def test_a_packed_bundle(exported: Path, tcl: Tcl) -> None:
+    """Its engines go where `--model` unpacks it to."""
+    pack(exported, Path("tiny.tar"))
+    done = tcl("export", "--trt", "--model", "tiny.tar")
+    assert done.code == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert folder == unpacked(Path("tiny.tar")) and _engines(folder) == _engines(exported)
 
 
 def test_a_precision_that_the_bundle_lacks(exported: Path, tcl: Tcl) -> None:
