@@ -16,7 +16,7 @@ from export.bundle import Bundle, build_bundle, read_bundle
 from export.cases import Reference, Samples
 from export.checks import Bounds
 from export.engine import BuiltEngine
-from export.engine_build import build_engine, build_engines
+from export.engine_build import build_engine, build_engines, record_verification
 from export.engine_verify import VerifiedEngine, onnx_reference, verify_engines
 from export.onnx_reference import OnnxReference
 from export.profiles import Profiles
@@ -148,6 +148,18 @@ def test_a_fault_is_caught_and_written_down(mine: Bundle, monkeypatch: pytest.Mo
     assert unverified(TensorRTEncoder(mine.folder)) is None
     assert _verify(mine, moved, bounds=Bounds({"fp32": 10.0})).checks == []
     assert _verify(mine, moved).engine.sidecar.verified is False
+
+
+def test_an_engine_that_was_replaced_meanwhile_keeps_its_own_sidecar(mine: Bundle, device: Device) -> None:
+    engine = _build(mine, "text_encoder")
+    sidecar = engine.path.with_suffix(".json")
+    other = json.loads(sidecar.read_text()) | {"sha256": "0" * 64, "workspace": 1}
+    sidecar.write_text(json.dumps(other))
+    record_verification(engine, True, {})
+    assert json.loads(sidecar.read_text()) == other
+    sidecar.unlink()
+    record_verification(engine, True, {})
+    assert not sidecar.exists()
 
 
 def test_an_engine_that_does_not_load_has_failed(mine: Bundle, device: Device) -> None:
