@@ -134,6 +134,7 @@ class OnnxEncoder:
         lanes: threads that may call it at once with profit. With more than one each call uses one core; with one, a
             call uses them all. A GPU takes one.
         device: where it computes; `trt` is a GPU by ONNX Runtime's TensorRT provider.
+        say: told in one line that this provider builds an engine.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -141,7 +142,14 @@ class OnnxEncoder:
         UsageError: it lacks the precision, or ONNX Runtime does not run that there.
     """
 
-    def __init__(self, folder: Path, precision: str = "auto", lanes: int = 1, device: Place = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        precision: str = "auto",
+        lanes: int = 1,
+        device: Place = "cpu",
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
         if find_spec("onnxruntime") is None:
             raise MissingExtraError("onnxruntime", "onnx" if device == "cpu" else "onnx-gpu")
         from export.bundle import read_bundle
@@ -154,6 +162,7 @@ class OnnxEncoder:
         self.lanes = lanes if device == "cpu" else 1
         self.backend = "onnx-trt-cuda" if device == "trt" else f"onnx-{device}"
         self._device: Place = device
+        self._say = say
         self._sessions: dict[str, Any] = {}
         self._opening = Lock()
 
@@ -173,7 +182,7 @@ class OnnxEncoder:
         if self._device == "trt":
             from export.tensorrt_provider import open_provider_session
 
-            return open_provider_session(self.bundle, graph, self.precision, self.processor.max_length)
+            return open_provider_session(self.bundle, graph, self.precision, self.processor.max_length, self._say)
         path = self.bundle.graph_file(graph, self.precision)
         return open_session(path, 1 if self.lanes > 1 else None, self._device)
 
@@ -242,7 +251,7 @@ def open_encoder(
         device: where it computes; without a result of `tcl bench`, `auto` runs bundles on the CPU.
         precision: see `TorchEncoder` and `OnnxEncoder`.
         lanes: of an `OnnxEncoder`; None for one, which is right for single queries, as is 1.
-        say: told in one line why a TensorRT engine is built anew.
+        say: told in one line that a TensorRT engine is built, and why.
 
     Raises:
         UsageError: there is no such model, it has no trained projections, or the backend cannot run it.
@@ -270,7 +279,7 @@ def open_encoder(
 
             return TensorRTEncoder(source.path, precision, say=say)
         place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
-        return OnnxEncoder(source.path, precision, lanes or 1, place)
+        return OnnxEncoder(source.path, precision, lanes or 1, place, say)
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model
