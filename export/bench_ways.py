@@ -39,7 +39,8 @@ def find_ways(
         compiled: also torch's compiler; None compiles on GPUs only, as on a CPU it takes longer than the measurement.
 
     Raises:
-        UsageError: there is no GPU, and only that is to be measured.
+        UsageError: there is no GPU, and only that is to be measured; nothing here runs the precisions of the bundle.
+        MissingExtraError: neither torch nor ONNX Runtime is installed.
     """
     devices = ["cpu", *["cuda"] * bool(gpus())]
     if device == "cuda" and "cuda" not in devices:
@@ -64,6 +65,11 @@ def find_ways(
             if place == "cuda" and (bundle.folder / "engines").is_dir():
                 ways += [Way("trt", place, precision, folder, folder) for precision in bundle.precisions]
     if not ways:
+        if bundle is not None and find_spec("onnxruntime") is not None:
+            raise UsageError(
+                f"{bundle.folder}: nothing on this machine runs its precisions, {', '.join(bundle.precisions)}",
+                hint="export the model again with --precision fp32",
+            )
         missing = ("onnxruntime", "onnx") if bundle is not None else ("torch", "train")
         raise MissingExtraError(*missing)
     return ways

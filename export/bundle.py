@@ -256,9 +256,17 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def read_graphs(folder: Path) -> dict[str, Graph]:
-    """The graphs of a bundle by name, as `bundle.json` describes them."""
-    manifest: dict[str, Any] = read_json(folder / BUNDLE_FILE)
-    return {name: Graph.described(name, entry) for name, entry in manifest["graphs"].items()}
+    """The graphs of a bundle by name, as `bundle.json` describes them.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / BUNDLE_FILE
+    manifest: dict[str, Any] = read_json(path)
+    try:
+        return {name: Graph.described(name, entry) for name, entry in manifest["graphs"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged: {type(error).__name__} {error}", hint=AGAIN) from error
 
 
 def _manifest(

@@ -168,7 +168,8 @@ def engines_of(bundle: Bundle, graph: str, precision: str) -> list[BuiltEngine]:
     for path in sorted((bundle.folder / FOLDER).glob(f"*/{graph}.{precision}.json")):
         try:
             sidecar = _SIDECAR.validate_json(path.read_bytes())
-        except (OSError, ValueError):
+            sidecar.options.profiles.of(sidecar.inputs)
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         if sidecar.format_version == FORMAT_VERSION:
             found.append(BuiltEngine(path.with_suffix(".engine"), sidecar))

@@ -84,8 +84,7 @@ def build_engine(
     path = check_precision(bundle, graph, precision)
     sidecar = _describe(bundle, graph, precision, options, package, gpu)
     target = bundle.folder / FOLDER / sidecar.folder / sidecar.name
-    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:40]
-    with _writing(target), locked(f"engine-{name}"):
+    with _writing(target), locked(_lock_of(target)):
         for engine in engines_of(bundle, graph, precision):
             if engine.path == target and engine.sidecar.recipe == sidecar.recipe and _whole(engine):
                 return engine
@@ -101,6 +100,8 @@ def build_engine(
 def record_verification(engine: BuiltEngine, verified: bool | None, verification: dict[str, Any]) -> BuiltEngine:
     """Write beside an engine what its verification found; arguments as of `Sidecar`.
 
+    Where another build has replaced the engine meanwhile, its sidecar is left alone.
+
     Raises:
         UsageError: the folder cannot be written.
         TclError: the disk is full.
@@ -108,9 +109,16 @@ def record_verification(engine: BuiltEngine, verified: bool | None, verification
     sidecar = replace(engine.sidecar, verified=verified, verification=verification)
     if sidecar == engine.sidecar:  # nothing new, and the folder may be one that cannot be written
         return engine
-    with _writing(engine.path):
-        _write_sidecar(engine.path, sidecar)
+    with _writing(engine.path), locked(_lock_of(engine.path)):
+        path = engine.path.with_suffix(".json")
+        if path.is_file() and json.loads(path.read_bytes())["sha256"] == sidecar.sha256:
+            _write_sidecar(engine.path, sidecar)
     return replace(engine, sidecar=sidecar)
+
+
+def _lock_of(engine: Path) -> str:
+    """Name of the lock that is held while an engine or what is beside it is written."""
+    return f"engine-{hashlib.sha256(str(engine.resolve()).encode()).hexdigest()[:40]}"
 
 
 def _write_sidecar(engine: Path, sidecar: Sidecar) -> None:

@@ -51,7 +51,7 @@ def verify_engines(
 
     Args:
         bundle: that they belong to.
-        engines: those that were verified before, and passed, are left alone.
+        engines: those that were verified before within these bounds are left alone.
         package: that runs them.
         reference: called when there is something to compare; its `UsageError` says why there can be none.
         samples: real images and texts, compared beside random ones.
@@ -62,7 +62,9 @@ def verify_engines(
     Raises:
         UsageError: the folder cannot be written.
     """
-    pending = [engine for engine in engines if not engine.sidecar.verified]
+    bounds = bounds or Bounds()
+    passed = [engine for engine in engines if _passed(engine.sidecar, bounds)]
+    pending = [engine for engine in engines if engine not in passed]
     hindrance = _hindrance(package) if pending else None
     expected: Reference | None = None
     if pending and hindrance is None:
@@ -73,14 +75,14 @@ def verify_engines(
     graphs = read_graphs(bundle.folder)
     found = []
     for engine in engines:
-        if engine.sidecar.verified:
+        if engine in passed:
             found.append(VerifiedEngine(engine, []))
         elif expected is None:
             found.append(_not_run(engine, str(hindrance)))
         else:
             progress(f"{engine.sidecar.graph} {engine.sidecar.precision}")
             comparison = _EngineComparison(package, engine, graphs[engine.sidecar.graph], open_session or EngineSession)
-            found.append(comparison.verdict(expected, samples or Samples(expected.processor), bounds or Bounds()))
+            found.append(comparison.verdict(expected, samples or Samples(expected.processor), bounds))
     return found
 
 
@@ -88,13 +90,20 @@ def onnx_reference(bundle: Bundle) -> Reference:
     """The float32 graphs of a bundle.
 
     Raises:
-        UsageError: it has none, or nothing to run them with is installed.
+        UsageError: it has none, they were not verified, or nothing to run them with is installed.
     """
     if DEFAULT_PRECISION not in bundle.precisions:
         raise UsageError(f"the bundle has no {DEFAULT_PRECISION} graphs to compare them with")
+    if not all(entry[DEFAULT_PRECISION].get("verified", bundle.verified) for entry in bundle.graphs.values()):
+        raise UsageError(f"the {DEFAULT_PRECISION} graphs to compare them with are not verified themselves")
     if find_spec("onnxruntime") is None:
         raise UsageError("onnxruntime is not installed, which computes what to compare them with")
     return OnnxReference(bundle)
+
+
+def _passed(sidecar: Sidecar, bounds: Bounds) -> bool:
+    """Whether an engine was verified before, within the same bounds."""
+    return sidecar.verified is True and sidecar.verification.get("bounds") == bounds.to_json()["bounds"]
 
 
 def _hindrance(package: Package) -> str | None:

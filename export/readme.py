@@ -62,7 +62,8 @@ def write_readme(folder: Path, model: TCL, files: Mapping[str, Mapping[str, Mapp
             f"```python\n{usage(model, precision)}```\n",
             "Texts are lower case and without punctuation, as in training: `clean_caption` of the `tcl` package.\n",
         ]
-    parts += ["With that package:\n", "    tcl embed images/ --out vecs.npy --model THIS_FOLDER\n"]
+    backend = "" if precision in precisions else " --backend trt"
+    parts += ["With that package:\n", f"    tcl embed images/ --out vecs.npy --model THIS_FOLDER{backend}\n"]
     (folder / README).write_text("\n".join(parts), encoding="utf-8")
 
 

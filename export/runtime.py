@@ -134,6 +134,7 @@ class OnnxEncoder:
         lanes: threads that may call it at once with profit. With more than one each call uses one core; with one, a
             call uses them all. A GPU takes one.
         device: where it computes; `trt` is a GPU by ONNX Runtime's TensorRT provider.
+        say: told in one line that this provider builds an engine.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -141,7 +142,14 @@ class OnnxEncoder:
         UsageError: it lacks the precision, or ONNX Runtime does not run that there.
     """
 
-    def __init__(self, folder: Path, precision: str = "auto", lanes: int = 1, device: Place = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        precision: str = "auto",
+        lanes: int = 1,
+        device: Place = "cpu",
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
         if find_spec("onnxruntime") is None:
             raise MissingExtraError("onnxruntime", "onnx" if device == "cpu" else "onnx-gpu")
         from export.bundle import read_bundle
@@ -154,6 +162,7 @@ class OnnxEncoder:
         self.lanes = lanes if device == "cpu" else 1
         self.backend = "onnx-trt-cuda" if device == "trt" else f"onnx-{device}"
         self._device: Place = device
+        self._say = say
         self._sessions: dict[str, Any] = {}
         self._opening = Lock()
 
@@ -173,7 +182,7 @@ class OnnxEncoder:
         if self._device == "trt":
             from export.tensorrt_provider import open_provider_session
 
-            return open_provider_session(self.bundle, graph, self.precision, self.processor.max_length)
+            return open_provider_session(self.bundle, graph, self.precision, self.processor.max_length, self._say)
         path = self.bundle.graph_file(graph, self.precision)
         return open_session(path, 1 if self.lanes > 1 else None, self._device)
 
@@ -230,6 +239,7 @@ def open_encoder(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Precision = "auto",
     lanes: int | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Encoder:
     """The encoder a command means.
 
@@ -241,6 +251,7 @@ def open_encoder(
         device: where it computes; without a result of `tcl bench`, `auto` runs bundles on the CPU.
         precision: see `TorchEncoder` and `OnnxEncoder`.
         lanes: of an `OnnxEncoder`; None for one, which is right for single queries, as is 1.
+        say: told in one line that a TensorRT engine is built, and why.
 
     Raises:
         UsageError: there is no such model, it has no trained projections, or the backend cannot run it.
@@ -249,12 +260,12 @@ def open_encoder(
     for name, value, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if value not in known:
             raise UsageError(f"{name} {value!r} is unknown", hint=f"one of {', '.join(known)}")
-    model = _unpacked(model or os.environ.get("TCL_MODEL"))
+    model = unpacked_model(model)
     source = find_bundle(model) if backend in ("onnx", "onnx-trt", "trt") else _find(model, bundles=backend == "auto")
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
         if fastest is not None:
-            return open_encoder(*fastest, lanes)  # type: ignore[arg-type]
+            return open_encoder(*fastest, lanes, say)  # type: ignore[arg-type]
     if source.kind == "bundle":
         if backend.startswith("torch"):
             raise UsageError(
@@ -266,9 +277,9 @@ def open_encoder(
         if backend == "trt":
             from export.tensorrt_runtime import TensorRTEncoder
 
-            return TensorRTEncoder(source.path, precision)
+            return TensorRTEncoder(source.path, precision, say=say)
         place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
-        return OnnxEncoder(source.path, precision, lanes or 1, place)
+        return OnnxEncoder(source.path, precision, lanes or 1, place, say)
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model
@@ -285,11 +296,12 @@ def find_source(model: str | None = None) -> ModelSource:
     Raises:
         UsageError: there is none.
     """
-    return _find(_unpacked(model or os.environ.get("TCL_MODEL")), bundles=True)
+    return _find(unpacked_model(model), bundles=True)
 
 
-def _unpacked(model: str | None) -> str | None:
-    """The folder of a packed bundle; anything else as it is."""
+def unpacked_model(model: str | None) -> str | None:
+    """The model that a user names, or `$TCL_MODEL`; of a packed bundle, the folder that it is unpacked to."""
+    model = model or os.environ.get("TCL_MODEL")
     if model is None or not model.endswith(".tar"):
         return model
     from export.pack import unpacked

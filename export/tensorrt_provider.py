@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,9 @@ class ProviderSession:
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def open_provider_session(bundle: Bundle, graph: str, precision: str, max_length: int) -> ProviderSession:
+def open_provider_session(
+    bundle: Bundle, graph: str, precision: str, max_length: int, say: Callable[[str], object] = lambda text: None
+) -> ProviderSession:
     """A graph of a bundle in the TensorRT provider; building its engine takes minutes, the first time.
 
     Of several processes that want the same engine, one builds it and the others wait.
@@ -61,6 +63,7 @@ def open_provider_session(bundle: Bundle, graph: str, precision: str, max_length
         graph: its name.
         precision: of the file.
         max_length: at which the model's texts are cut.
+        say: told in one line that an engine is built.
 
     Raises:
         UsageError: the provider cannot be used here.
@@ -79,6 +82,8 @@ def open_provider_session(bundle: Bundle, graph: str, precision: str, max_length
     except OSError as error:
         raise CacheError.of(FOLDER, error) from error
     with locked(f"{FOLDER}-{digest}"):
+        if not any(folder.glob("*.engine")):
+            say(f"{path}: building its engine in ONNX Runtime's TensorRT provider, which takes minutes, once")
         session = open_session(path, device="trt", settings=settings(folder, ranges, precision))
     return ProviderSession(session, axes, ranges)
 

@@ -283,7 +283,7 @@ def open_on(model: str | None, backend: str, precision: str, device: str) -> Enc
 
     # Two lanes even on one core: each call then computes in one thread on every machine, and so the same.
     lanes = max(2, available_cores())
-    return open_encoder(model, backend, device, precision, lanes)  # type: ignore[arg-type]
+    return open_encoder(model, backend, device, precision, lanes, console.message)  # type: ignore[arg-type]
 
 
 def _output(out: str, shard_rows: int | None, format_: Format | None, engine: Engine) -> Output:

@@ -176,6 +176,7 @@ def export(
     from export.checks import Bounds
     from export.formats import ONNX_RUNTIME
     from export.onnx import check_precisions
+    from export.runtime import unpacked_model
     from tcl.errors import UsageError, VerificationError
     from tcl.resolve import find_model
 
@@ -192,7 +193,7 @@ def export(
     engines = request_engines(
         trt, precisions, profile or [], workspace, hardware_compatible, version_compatible, bounds if verify else None
     )
-    source = find_model(model)
+    source = find_model(unpacked_model(model) if trt else model)
     if engines is not None and source.kind == "bundle":
         of_exports = {
             "--out": out is not None,
@@ -256,7 +257,8 @@ def export(
         )
     check_engines(built)
     folder = "images/" if Path("images").is_dir() else "FOLDER"
-    console.hint(f"tcl embed {folder} --out vecs.npy --model {tar or target}")
+    backend = "" if set(precisions) & set(ONNX_RUNTIME) else " --backend trt"
+    console.hint(f"tcl embed {folder} --out vecs.npy --model {tar or target}{backend}")
 
 
 def _build(

@@ -167,7 +167,8 @@ def _open(model: str | None, backend: Backend, device: Device) -> Encoder:
     from export.runtime import open_encoder
     from tcl_cli.embed import warn_unverified
 
-    encoder = open_encoder(model, backend.value, device.value, lanes=1)  # one query has all cores to itself
+    # One query has all cores to itself.
+    encoder = open_encoder(model, backend.value, device.value, lanes=1, say=console.message)
     warn_unverified(encoder)
     return encoder
 

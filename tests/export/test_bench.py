@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,9 @@ def test_ways(every_precision: Bundle, tiny_model_folder: Path, monkeypatch: pyt
     assert next(way.name for way in find_ways(None, every_precision)) == "onnx-cpu fp32"
     with pytest.raises(UsageError, match="no NVIDIA GPU"):
         find_ways(model, every_precision, "cuda")
+    with pytest.raises(UsageError, match="nothing on this machine runs its precisions, fp8") as caught:
+        find_ways(None, replace(every_precision, precisions=("fp8",)))
+    assert caught.value.hint == "export the model again with --precision fp32"
     monkeypatch.setattr("export.bench_ways.gpus", lambda: ["a GPU"])
     names = [way.name for way in find_ways(model, every_precision, "cuda")]
     assert names[0] == "torch-cpu fp32", "the reference stays"

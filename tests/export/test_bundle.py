@@ -15,7 +15,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from export.bundle import Bundle, build_bundle, read_bundle
+from export.bundle import Bundle, build_bundle, read_bundle, read_graphs
 from export.runtime import OnnxEncoder
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 from tcl.models.tcl import TCL
@@ -187,6 +187,15 @@ def test_damaged_manifest(copied: Path, content: str) -> None:
     (copied / "bundle.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"bundle\.json"):
         read_bundle(copied)
+
+
+@pytest.mark.parametrize("inputs", [None, [], {"input_ids": 7}, {"input_ids": {"dtype": "int64"}}])
+def test_damaged_descriptions_of_graphs(copied: Path, inputs: object) -> None:
+    manifest = json.loads((copied / "bundle.json").read_text())
+    manifest["graphs"]["text_encoder"]["inputs"] = inputs
+    (copied / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"bundle\.json: damaged"):
+        read_graphs(copied)
 
 
 def test_the_lines_in_the_readme_run_without_this_package(copied: Path) -> None:

@@ -16,7 +16,7 @@ from export.bundle import Bundle, build_bundle, read_bundle
 from export.cases import Reference, Samples
 from export.checks import Bounds
 from export.engine import BuiltEngine
-from export.engine_build import build_engine, build_engines
+from export.engine_build import build_engine, build_engines, record_verification
 from export.engine_verify import VerifiedEngine, onnx_reference, verify_engines
 from export.onnx_reference import OnnxReference
 from export.profiles import Profiles
@@ -106,7 +106,7 @@ def test_without_torch_against_the_float32_graphs(
     task: Task | None,
 ) -> None:
     model = tiny_model if task is None else fine_tuned(task)
-    bundle = build_bundle(model, tmp_path / "bundle", ["fp16", "fp32"], matcher=task is None, check=False)
+    bundle = build_bundle(model, tmp_path / "bundle", ["fp16", "fp32"], matcher=task is None)
     fake_tensorrt.install_for(bundle.folder, monkeypatch)
     for graph in [task] if task else list(bundle.graphs):
         engine = build_engine(bundle, graph, "fp16", BuildOptions(Profiles.parse([], 25)), _package(bundle))
@@ -146,6 +146,20 @@ def test_a_fault_is_caught_and_written_down(mine: Bundle, monkeypatch: pytest.Mo
     moved = _verify(mine, _build(mine, "text_encoder"), bounds=Bounds({"fp32": 10.0})).engine
     assert moved.sidecar.verified and moved.sidecar.verification["moved"] == ["fp32"]
     assert unverified(TensorRTEncoder(mine.folder)) is None
+    assert _verify(mine, moved, bounds=Bounds({"fp32": 10.0})).checks == []
+    assert _verify(mine, moved).engine.sidecar.verified is False
+
+
+def test_an_engine_that_was_replaced_meanwhile_keeps_its_own_sidecar(mine: Bundle, device: Device) -> None:
+    engine = _build(mine, "text_encoder")
+    sidecar = engine.path.with_suffix(".json")
+    other = json.loads(sidecar.read_text()) | {"sha256": "0" * 64, "workspace": 1}
+    sidecar.write_text(json.dumps(other))
+    record_verification(engine, True, {})
+    assert json.loads(sidecar.read_text()) == other
+    sidecar.unlink()
+    record_verification(engine, True, {})
+    assert not sidecar.exists()
 
 
 def test_an_engine_that_does_not_load_has_failed(mine: Bundle, device: Device) -> None:
@@ -197,6 +211,18 @@ def test_nothing_to_compare_it_with(
     monkeypatch.setattr("export.engine_verify.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="onnxruntime is not installed"):
         onnx_reference(mine)
+
+
+def test_graphs_that_were_not_verified_prove_nothing(mine: Bundle, device: Device) -> None:
+    path = mine.folder / "bundle.json"
+    manifest = json.loads(path.read_text()) | {"verified": False}
+    manifest["graphs"]["matcher"]["precisions"]["fp32"]["verified"] = False
+    path.write_text(json.dumps(manifest))
+    bundle = read_bundle(mine.folder)
+    found = _verify(bundle, _build(bundle, "text_encoder"))
+    assert found.engine.sidecar.verified is None and found.checks == []
+    reason = "the fp32 graphs to compare them with are not verified themselves"
+    assert found.engine.sidecar.verification == {"not_run": reason}
 
 
 @pytest.mark.gpu

@@ -160,3 +160,5 @@ def test_alone_it_leaves_no_other_precision_behind(tiny_model: TCL, tmp_path: Pa
         "image_encoder.fp8.onnx",
         "text_encoder.fp8.onnx",
     ]
+    readme = (bundle.folder / "README.md").read_text()
+    assert "```python" not in readme and "--model THIS_FOLDER --backend trt\n" in readme

@@ -114,6 +114,15 @@ def test_a_damaged_sidecar_counts_as_none(mine: Bundle, package: Package, conten
     assert caught.value.hint == f"tcl export --trt --model {mine.folder} --precision fp32"
 
 
+@pytest.mark.parametrize("profiles", [{}, {"image": [1, 2]}, {"text": [1, 2, 4]}])
+def test_a_sidecar_whose_profile_is_not_that_of_its_inputs_counts_as_none(
+    mine: Bundle, profiles: dict[str, list[int]]
+) -> None:
+    path = _engine(mine).path.with_suffix(".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"profiles": profiles}))
+    assert engines_of(mine, GRAPH, "fp32") == []
+
+
 def _sidecar(bundle: Bundle, **changes: Any) -> Sidecar:
     for_h200 = {"flavour": "tensorrt", "version": "11.4.0.106", "gpu": H200.name, "compute_capability": "9.0"}
     return replace(_engine(bundle).sidecar, **{**for_h200, **changes})

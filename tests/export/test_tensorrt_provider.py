@@ -77,6 +77,16 @@ def test_what_the_provider_is_told(every_precision: Bundle, opened: Opened) -> N
     assert folder.is_dir() and folder.parent == cache_folder() / "onnxruntime-tensorrt"
 
 
+def test_that_an_engine_is_built_is_said(every_precision: Bundle, opened: Opened) -> None:
+    said: list[str] = []
+    for _ in range(2):  # the stand-in keeps none
+        OnnxEncoder(every_precision.folder, device="trt", say=said.append).encode_image(PIXELS)
+    assert len(said) == 2 and "image_encoder.fp16.onnx: building its engine" in said[0]
+    (Path(opened.providers[-1][0][1]["trt_engine_cache_path"]) / "kept.engine").touch()
+    OnnxEncoder(every_precision.folder, device="trt", say=said.append).encode_image(PIXELS)
+    assert len(said) == 2
+
+
 def test_half_precision_only_where_the_graph_has_it(tmp_path: Path) -> None:
     ranges = Profiles.parse([], 25).of({"pixel_values": ("batch", 3, 32, 32)})
     found = settings(tmp_path, ranges, "fp32")

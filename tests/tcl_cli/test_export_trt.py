@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from export.cuda import Gpu
+from export.pack import pack, unpacked
 from export.sessions import open_session
+from tests.export import fake_tensorrt
 from tests.tcl_cli.conftest import Result
 
 Tcl = Callable[..., Result]
@@ -84,6 +86,15 @@ def test_options_of_exports_with_a_bundle(exported: Path, tcl: Tcl) -> None:
         assert done.code == 2 and f"{option[0]} has no effect" in done.stderr
 
 
+def test_a_packed_bundle(exported: Path, tcl: Tcl) -> None:
+    """Its engines go where `--model` unpacks it to."""
+    pack(exported, Path("tiny.tar"))
+    done = tcl("export", "--trt", "--model", "tiny.tar")
+    assert done.code == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert folder == unpacked(Path("tiny.tar")) and _engines(folder) == _engines(exported)
+
+
 def test_a_precision_that_the_bundle_lacks(exported: Path, tcl: Tcl) -> None:
     done = tcl("export", "--trt", "--model", "exports/tiny", "--precision", "fp16")
     assert done.code == 2 and "has no fp16 graphs" in done.stderr
@@ -146,6 +157,22 @@ def test_an_engine_that_is_off(exported: Path, tcl: Tcl, monkeypatch: pytest.Mon
     assert sidecar["verified"] is False and sidecar["verification"]["checks"][-1]["passed"] is False
     assert tcl("export", "--trt", "--model", "exports/tiny", "--no-verify").code == 3, "it is still marked"
     assert tcl("export", "--trt", "--model", "exports/tiny", "--bound", "fp32=3").code == 0
+    assert tcl("export", "--trt", "--model", "exports/tiny").code == 3, "what a moved bound let pass is compared again"
+
+
+def test_commands_say_why_an_engine_is_built_anew(workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tcl("export", "--no-matcher").code == 0
+    fake_tensorrt.install_for(Path("exports/tiny"), monkeypatch)
+    reason = "exports/tiny: has no engine of image_encoder fp32; building it from the ONNX file, which takes minutes"
+    embedded = ("embed", "images", "--out", "v.npy", "--model", "exports/tiny", "--backend", "trt")
+    done = tcl(*embedded)
+    assert done.code == 0 and done.stderr.count(reason) == 1, done.stderr
+    (sidecar,) = Path("exports/tiny/engines").glob("*/image_encoder.fp32.json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"version": "10.7.0"}))
+    done = tcl(*embedded, "--restart")
+    assert done.code == 0 and done.stderr.count("was built by TensorRT 10.7.0, and here is TensorRT 11.4.0.106") == 1
+    done = tcl("search", "a red circle", "--index", "v.npy", "--model", "exports/tiny", "--backend", "trt")
+    assert done.code == 0 and "has no engine of text_encoder fp32; building it" in done.stderr
 
 
 def test_8_bit_floats(workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
