@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from benchmarks.report import environment, write
 from export.bundle import build_bundle
 from export.onnx import export_onnx
 from export.runtime import OnnxEncoder, TorchEncoder
@@ -56,18 +57,21 @@ def build(seed: int = 0) -> TCL:
     return model
 
 
-def speed(threads: int, rounds: int) -> bool:
-    """Print times of all sides; is each as many times as fast as torch as wanted, and int8 near enough?"""
+def speed(threads: int, rounds: int, figures: dict[str, Any]) -> bool:
+    """Print times of all sides; is each as many times as fast as torch as wanted, and int8 near enough?
+
+    `figures` receives the ratios.
+    """
     torch.set_num_threads(threads)
     model = build()
     with tempfile.TemporaryDirectory() as folder:
         bundle = build_bundle(model, Path(folder) / "base", ["fp32", "int8"], matcher=False, check=False)
         sides: dict[str, Any] = {"torch": TorchEncoder(model)}
         sides |= {precision: OnnxEncoder(bundle.folder, precision) for precision in ("fp32", "int8")}
-        return _compare(model, sides, threads, rounds)
+        return _compare(model, sides, threads, rounds, figures)
 
 
-def _compare(model: TCL, sides: dict[str, Any], threads: int, rounds: int) -> bool:
+def _compare(model: TCL, sides: dict[str, Any], threads: int, rounds: int, figures: dict[str, Any]) -> bool:
     draw = np.random.default_rng(0)
     good = True
     print(f"{threads} threads, median of {rounds} rounds in turn")
@@ -101,11 +105,18 @@ def _compare(model: TCL, sides: dict[str, Any], threads: int, rounds: int) -> bo
         )
         near = cosine >= COSINE and difference <= 1e-5
         good &= near and all(ratio >= least for ratio, least in zip(ratios, wanted, strict=True))
+        figures[case] = {
+            "fp32": round(ratios[0], 2),
+            "int8": round(ratios[1], 2),
+            "wanted": wanted,
+            "int8_mean_cosine": round(cosine, 4),
+            "fp32_max_difference": difference,
+        }
     return good
 
 
-def cost(precisions: str, matcher: bool) -> bool:
-    """Print seconds and peak memory of loading and exporting; are they as little as wanted?"""
+def cost(precisions: str, matcher: bool, figures: dict[str, Any]) -> bool:
+    """Print seconds and peak memory of loading and exporting; are they as little as wanted? `figures` receives them."""
     with tempfile.TemporaryDirectory() as folder:
         build().save_pretrained(Path(folder) / "model")
         command = [sys.executable, __file__, "--measure", folder, "--precision", precisions, *["--matcher"] * matcher]
@@ -114,6 +125,7 @@ def cost(precisions: str, matcher: bool) -> bool:
         f"export of {found['graphs']} in {precisions}: {found['seconds']:.1f} s, of which loading the model "
         f"{found['loading']:.1f} s; peak memory {found['gibibytes']:.1f} GiB; {found['megabytes']:.0f} MB on disk"
     )
+    figures["cost"] = found | {"precisions": precisions}
     small = precisions == "fp32" and not matcher  # what the wanted figures are about
     return not small or (found["seconds"] <= EXPORT_SECONDS and found["gibibytes"] <= EXPORT_GIBIBYTES)
 
@@ -145,13 +157,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--matcher", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, options.precision, options.matcher)
         return
-    cheap = options.only == "speed" or cost(options.precision, options.matcher)
-    fast = options.only == "cost" or speed(options.threads, options.rounds)
+    figures: dict[str, Any] = {**environment(), "threads": options.threads}
+    cheap = options.only == "speed" or cost(options.precision, options.matcher, figures)
+    fast = options.only == "cost" or speed(options.threads, options.rounds, figures)
+    if options.out:
+        write(figures, options.out)
     if not cheap or not fast:
         sys.exit("export costs more than wanted" if not cheap else "not as fast, or not as near, as wanted")
 
