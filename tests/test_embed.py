@@ -86,12 +86,13 @@ def test_workers_change_nothing(folder: Path, encoder: TorchEncoder, tmp_path: P
 def test_unreadable_images_are_listed(folder: Path, encoder: TorchEncoder, tmp_path: Path) -> None:
     (folder / "1.png").write_bytes(b"not an image")
     (folder / "3.png").write_bytes((folder / "10.png").read_bytes()[:300])
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic")  # an image, whoever can decode it
     report = embed(list_inputs(str(folder)), encoder, tmp_path / "v.npy", batch_size=2)
-    assert (report.count, report.failed) == (4, 2)
+    assert (report.count, report.failed) == (4, 3)
     assert _ids(tmp_path / "v.ids.jsonl") == NAMES[1:]
     errors = _lines(tmp_path / "v.errors.jsonl")
-    assert [error["id"] for error in errors] == ["1.png", "3.png"]
-    assert "not an image" in errors[0]["reason"]
+    assert [error["id"] for error in errors] == ["1.png", "3.png", "phone.HEIC"]
+    assert "not an image" in errors[0]["reason"] and "unknown format" in errors[2]["reason"]
     with pytest.raises(DataError, match=r"1\.png: "):
         embed(list_inputs(str(folder)), encoder, tmp_path / "w.npy", on_error="fail")
     assert not list(tmp_path.glob("w.*"))

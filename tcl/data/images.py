@@ -27,7 +27,8 @@ IMAGES_HINT = "relative paths start from --images, else from the folder of the d
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: 0.5 GB as RGB, the limit at which Pillow suspects an attack."""
 
-# Formats that Pillow decodes by itself and their suffixes. Others are left out on purpose: EPS starts Ghostscript.
+# Formats that Pillow decodes and their suffixes. HEIF takes a plugin; without it such a file is an image that cannot be
+# read, and not left out unsaid. Others are left out on purpose: EPS starts Ghostscript.
 _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -37,6 +38,7 @@ _FORMATS = {
     "DIB": (".dib",),
     "TIFF": (".tif", ".tiff"),
     "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif"),
     "JPEG2000": (".jp2", ".j2k", ".jpx"),
     "MPO": (".mpo",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),

@@ -179,8 +179,7 @@ def _attempt(url: str, action: Callable[[], _Result]) -> _Result:
             if isinstance(failure, OSError) and failure.errno in _NO_SPACE:
                 raise
             if pause is None or isinstance(failure, _FINAL) or _status(failure) in _FORBIDDEN:
-                reason = " ".join(str(failure).split()) or type(failure).__name__
-                raise OSError(f"{url}: {reason}") from error
+                raise OSError(f"{url}: {_reason(failure)}") from error
             time.sleep(pause)
     raise AssertionError("unreachable")
 
@@ -190,6 +189,11 @@ def _failure(url: str, error: Exception) -> Exception:
     cause = error.__cause__
     web = isinstance(error, FileNotFoundError) and url.startswith(("http://", "https://"))
     return cause if web and isinstance(cause, Exception) and _status(cause) not in _GONE else error
+
+
+def _reason(failure: Exception) -> str:
+    unsaid = "timed out" if isinstance(failure, TimeoutError) else type(failure).__name__
+    return " ".join(str(failure).split()) or unsaid
 
 
 def _status(error: Exception) -> int | None:

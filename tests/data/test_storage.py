@@ -289,9 +289,8 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(remote, "_PAUSES", ())
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken, and never answered
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/cat.jpg"
-        with pytest.raises(ImageError, match=r"[Tt]imeout") as caught:
+        with pytest.raises(ImageError, match=f"{url}: timed out"):
             decode(url)
-    assert caught.value.reason
 
 
 def test_a_server_that_cannot_be_reached_is_not_a_path_that_is_wrong() -> None:
