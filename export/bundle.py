@@ -20,6 +20,7 @@ from export.checks import Bounds, Check
 from export.formats import DEFAULT_PRECISION, OPSET, Graph, graphs
 from tcl.atomic import atomic_folder
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
+from tcl.models.untrained import read_untrained
 from tcl.resolve import BUNDLE_FILE, read_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Bundle:
         verified: True only after a verification in which every check passed.
         graphs: by graph and precision, what `bundle.json` says of the file, `file` at least.
         hashes: SHA-256 of each file.
+        untrained: parts of the model that hold random numbers, see `tcl.models.untrained`.
         checks: of that verification; empty when there was none, or when the bundle was read from disk.
     """
 
@@ -52,6 +54,7 @@ class Bundle:
     verified: bool
     graphs: Mapping[str, Mapping[str, Mapping[str, Any]]]
     hashes: Mapping[str, str]
+    untrained: tuple[str, ...] = ()
     checks: list[Check] = field(default_factory=list)
 
     def graph_file(self, graph: str, precision: str) -> Path:
@@ -163,8 +166,9 @@ def build_bundle(
             raise UsageError(f"{target}: cannot be written: it has appeared meanwhile", hint="choose another --out")
         manifest = _manifest(model, folder, precisions, matcher, files, checks, bounds, verified)
         (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    hashes, untrained = manifest["files"], tuple(model.untrained)
     return Bundle(
-        target, model.model_hash, model.config.embed_dim, precisions, verified, files, manifest["files"], checks
+        target, model.model_hash, model.config.embed_dim, precisions, verified, files, hashes, untrained, checks
     )
 
 
@@ -240,6 +244,7 @@ def read_bundle(folder: Path) -> Bundle:
             bool(manifest["verified"]),
             found,
             {str(name): str(digest) for name, digest in manifest["files"].items()},
+            read_untrained(manifest),
         )
         if unknown := [name for name in names if name is not None and name not in bundle.hashes]:
             raise CheckpointError(f"{path}: damaged: lists no hash of {unknown[0]}", hint=AGAIN)
@@ -298,6 +303,7 @@ def _manifest(
         "opset": OPSET,
         "graphs": described,
         "task": {"name": head.task, "labels": head.labels} if head is not None else None,
+        "untrained": list(model.untrained),
         "preprocessing": model.processor.settings(),
         "verified": verified,
         "verification": {**bounds.to_json(), "checks": [item.to_json() for item in checks]} if checks else None,

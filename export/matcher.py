@@ -116,7 +116,7 @@ def matcher_of(encoder: Encoder) -> Matcher:
     if isinstance(encoder, TorchEncoder):
         from tcl.models.untrained import check_trained
 
-        check_trained(encoder.model, "the model", "match scores")
+        check_trained(encoder.model.untrained, "the model", "match scores")
         return TorchMatcher(encoder.model)
     from export.onnx_matcher import OnnxMatcher
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.formats import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, graphs
+from tcl.models.untrained import lacking
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -47,7 +48,6 @@ def write_readme(folder: Path, model: TCL, files: Mapping[str, Mapping[str, Mapp
 
     found = [graph for graph in graphs(sizes_of(model)) if graph.name in files]
     precisions = list(files["image_encoder"])
-    precision = next((name for name in precisions if name in ONNX_RUNTIME), DEFAULT_PRECISION)
     parts = [
         f"# Graphs of TCL model `{model.model_hash[:12]}`\n",
         f"Precisions: {', '.join(precisions)}; float32 has the plain file names, another is `GRAPH.PRECISION.onnx`.\n",
@@ -55,16 +55,25 @@ def write_readme(folder: Path, model: TCL, files: Mapping[str, Mapping[str, Mapp
         "Pixels are the bytes of an RGB image of this size; scaling and normalisation are in the graphs. Vectors are "
         "L2-normalised: their product is the cosine. `image_key_values` of one image go with any number of texts.\n",
     ]
-    if precision in precisions:
+    if missing := lacking(model.untrained, "vectors"):
+        parts.append(f"The model has no trained {' or '.join(missing)}: its vectors mean nothing.\n")
+    else:
+        parts += _use(model, precisions)
+    (folder / README).write_text("\n".join(parts), encoding="utf-8")
+
+
+def _use(model: TCL, precisions: list[str]) -> list[str]:
+    precision = next((name for name in precisions if name in ONNX_RUNTIME), None)
+    parts = []
+    if precision is not None:
         parts += [
             "## Use\n",
             "`pip install onnxruntime tokenizers pillow`, then in this folder:\n",
             f"```python\n{usage(model, precision)}```\n",
             "Texts are lower case and without punctuation, as in training: `clean_caption` of the `tcl` package.\n",
         ]
-    backend = "" if precision in precisions else " --backend trt"
-    parts += ["With that package:\n", f"    tcl embed images/ --out vecs.npy --model THIS_FOLDER{backend}\n"]
-    (folder / README).write_text("\n".join(parts), encoding="utf-8")
+    backend = " --backend trt" if precision is None else ""
+    return [*parts, "With that package:\n", f"    tcl embed images/ --out vecs.npy --model THIS_FOLDER{backend}\n"]
 
 
 def _row(graph: Graph) -> str:

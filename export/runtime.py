@@ -22,6 +22,7 @@ from export.sessions import Place, open_session
 from tcl.devices import choose_device
 from tcl.embed import Encoder
 from tcl.errors import MissingExtraError, UsageError
+from tcl.models.untrained import check_trained
 from tcl.processor import Processor
 from tcl.resolve import ModelSource, find_bundle, find_model
 
@@ -277,16 +278,18 @@ def open_encoder(
         if backend == "trt":
             from export.tensorrt_runtime import TensorRTEncoder
 
-            return TensorRTEncoder(source.path, precision, say=say)
-        place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
-        return OnnxEncoder(source.path, precision, lanes or 1, place, say)
+            encoder: TensorRTEncoder | OnnxEncoder = TensorRTEncoder(source.path, precision, say=say)
+        else:
+            place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
+            encoder = OnnxEncoder(source.path, precision, lanes or 1, place, say)
+        check_trained(encoder.bundle.untrained, source.location, "vectors")
+        return encoder
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model
-    from tcl.models.untrained import check_trained
 
     loaded = load_model(source.location)
-    check_trained(loaded, source.location, "vectors")
+    check_trained(loaded.untrained, source.location, "vectors")
     return TorchEncoder(loaded, choose_device(device), precision, backend == "torch-compiled")
 
 

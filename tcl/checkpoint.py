@@ -269,7 +269,7 @@ def _model_card(model: TCL) -> str:
     height, width = model.processor.image_size
     task = f"Fine-tuned for {model.head.task}. " if isinstance(model, TaskModel) else ""
     use = "    tcl embed images/ --out vecs.npy --model THIS_FOLDER\n    tcl export --model THIS_FOLDER\n"
-    if parts := lacking(model, "vectors"):
+    if parts := lacking(model.untrained, "vectors"):
         use = f"It has no trained {' or '.join(parts)}: it is for its task, and gives no vectors.\n"
     return (
         f"# A TCL model\n\n{task}"

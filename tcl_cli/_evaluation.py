@@ -85,7 +85,7 @@ def load(location: str, device: str, image_size: str | None, *uses: Use) -> TCL:
     from tcl.checkpoint import load_model
 
     loaded = _place(location, load_model, device, image_size)
-    check_trained(loaded, location, *uses)
+    check_trained(loaded.untrained, location, *uses)
     return loaded
 
 

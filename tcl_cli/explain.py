@@ -109,7 +109,7 @@ def _load(model: str | None, device: Device) -> tuple[str, Any]:
 
     source = find_model(model)
     loaded = load_model(source.location)
-    check_trained(loaded, source.location, "match scores")  # whose gradient the maps are
+    check_trained(loaded.untrained, source.location, "match scores")  # whose gradient the maps are
     return source.location, loaded.to(choose_device(device.value))
 
 

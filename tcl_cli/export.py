@@ -223,11 +223,16 @@ def export(
     texts = real_texts(calibrate_texts) if calibrate_texts is not None else []
 
     from tcl.checkpoint import load_model
-    from tcl.models.untrained import Use, check_trained
+    from tcl.models.task import TaskModel
+    from tcl.models.untrained import Use, check_trained, lacking
 
     loaded = load_model(source.location)
     uses: tuple[Use, ...] = ("vectors", "match scores") if matcher else ("vectors",)
-    check_trained(loaded, source.location, *uses)
+    if isinstance(loaded, TaskModel) and (parts := lacking(loaded.untrained, *uses)):
+        console.warning(f"{source.location} has no trained {' or '.join(parts)}: the bundle is for its task")
+        matcher = matcher and not lacking(loaded.untrained, "match scores")
+    else:
+        check_trained(loaded.untrained, source.location, *uses)
     console.message(
         f"Exporting {source.location} to {target} in {', '.join(precisions)}" + (" and verifying it" if verify else "")
     )
@@ -256,6 +261,8 @@ def export(
             hint="the bundle is kept for inspection and marked unverified; do not deploy it",
         )
     check_engines(built)
+    if bundle.untrained:
+        return
     folder = "images/" if Path("images").is_dir() else "FOLDER"
     backend = "" if set(precisions) & set(ONNX_RUNTIME) else " --backend trt"
     console.hint(f"tcl embed {folder} --out vecs.npy --model {tar or target}{backend}")

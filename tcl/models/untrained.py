@@ -6,7 +6,7 @@ from one these are random, and `untrained` in its `config.json` names them, unti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from tcl.errors import UsageError
@@ -48,16 +48,16 @@ def left_untrained(model: TCL) -> tuple[str, ...]:
     )
 
 
-def lacking(model: TCL, *uses: Use) -> list[str]:
-    """What a model would have to have learned for these uses, in people's words."""
-    return [PARTS[part] for use in uses for part in NEEDS[use] if part in model.untrained]
+def lacking(untrained: Collection[str], *uses: Use) -> list[str]:
+    """What of its untrained parts a model would have to have learned for these uses, in people's words."""
+    return [PARTS[part] for use in uses for part in NEEDS[use] if part in untrained]
 
 
-def check_trained(model: TCL, place: str, *uses: Use) -> None:
-    """Refuse a model that would give noise.
+def check_trained(untrained: Collection[str], place: str, *uses: Use) -> None:
+    """Refuse a model or a bundle that would give noise.
 
     Args:
-        model: that is to be used.
+        untrained: its untrained parts.
         place: where it is, for the message.
         uses: what is wanted of it.
 
@@ -65,9 +65,9 @@ def check_trained(model: TCL, place: str, *uses: Use) -> None:
         UsageError: naming the parts that it lacks.
     """
     for use in uses:
-        if parts := lacking(model, use):
+        if parts := lacking(untrained, use):
             raise UsageError(
                 f"{place} gives no {use}: it has no trained {' or '.join(parts)}",
-                hint="take a model of pre-training or retrieval, or make one of it: "
-                f"tcl finetune retrieval --model {place} --data PAIRS",
+                hint="take a model of pre-training or retrieval, or make one of this model: "
+                "tcl finetune retrieval --model MODEL --data PAIRS",
             )

@@ -37,8 +37,6 @@ def converted(workplace: Path, tcl: Any) -> Path:
     [
         (["embed", "images", "--out", "new.npy"], PROJECTIONS),
         (["search", "a dog", "--index", "vecs.npy"], PROJECTIONS),
-        (["export"], PROJECTIONS),
-        (["export", "--no-matcher"], PROJECTIONS),
         (["eval", "retrieval", "--data", "scenes:val:3"], PROJECTIONS),
         (["eval", "retrieval", "--data", "scenes:val:3", "--k", "0"], PROJECTIONS),
         (["eval", "classification", "--data", "classes"], PROJECTIONS),
@@ -58,8 +56,20 @@ def test_a_converted_model_of_a_task_is_for_its_task(
     result = tcl(*command, "--model", "ve")
     assert result.code == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 2, result.stderr
     assert result.stderr.startswith("Error: ve gives no ") and missing in result.stderr
-    assert "tcl finetune retrieval --model ve" in result.stderr
+    assert "tcl finetune retrieval --model MODEL" in result.stderr
     assert sorted(Path().iterdir()) == before
+
+
+def test_its_head_is_exported_and_its_bundle_gives_no_vectors(converted: Path, tcl: Any) -> None:
+    result = tcl("export", "--model", "ve", "--out", "bundle")
+    assert result.code == 0, result.stderr
+    assert "no trained image projection" in result.stderr and "tcl embed" not in result.stderr
+    manifest = json.loads(Path("bundle/bundle.json").read_text())
+    assert manifest["verified"] and manifest["untrained"] == WITHOUT
+    assert "entailment" in manifest["graphs"] and "matcher" not in manifest["graphs"]
+    assert "vectors mean nothing" in Path("bundle/README.md").read_text()
+    result = tcl("embed", "images", "--out", "vecs.npy", "--model", "bundle")
+    assert result.code == 2 and PROJECTIONS in result.stderr and not Path("vecs.npy").exists()
 
 
 @pytest.mark.parametrize("task", ["entailment", "nlvr2", "vqa"])
