@@ -72,6 +72,8 @@ def check_output(out: Path, restart: bool = False, continued: bool = False) -> N
                 f"{path}: exists, and shares its sidecar files with {out.name}",
                 hint="choose another name, or move it away with the files beside it",
             )
+    if out.exists() and not sidecar(out, "meta.json").exists():
+        raise UsageError(f"{out}: exists, and is not the work of `tcl embed`", hint="choose another name")
     for path in () if restart or continued else (out, *file_names(out)):
         if path.exists():
             raise UsageError(f"{path}: exists", hint="choose another name, or add --restart to replace it")

@@ -156,13 +156,14 @@ def check_images(images: str | None) -> None:
         raise UsageError(f"no such folder of images: {images}", hint="check --images")
 
 
-def check_output(option: str, path: Path | None, sources: Iterable[str]) -> None:
+def check_output(option: str, path: Path | None, sources: Iterable[str], suffix: str | None = None) -> None:
     """Find out what cannot be written before the work begins.
 
     Args:
         option: for the message.
         path: what will be written, if anything.
         sources: the data, which it must not replace.
+        suffix: that its name must have, so that nothing else is replaced by a slip.
 
     Raises:
         UsageError: it cannot be written.
@@ -177,6 +178,8 @@ def check_output(option: str, path: Path | None, sources: Iterable[str]) -> None
         raise UsageError(f"{option} {path}: {path.parent} may not be written to", hint="choose another place")
     if path.exists() and any(path.samefile(name) for source in sources for name in _files(source)):
         raise UsageError(f"{option} {path} is the data itself", hint="choose another name")
+    if suffix is not None and path.suffix != suffix:
+        raise UsageError(f"{option} {path}: its name must end in {suffix}", hint=f"for example {path.stem}{suffix}")
 
 
 def _files(source: str) -> list[str]:

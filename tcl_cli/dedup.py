@@ -76,8 +76,8 @@ def dedup(
     if out is not None and out == html:
         raise UsageError(f"--out and --html are both {out}", hint="choose another name for one of them")
     opened = VectorFile.open(vectors)
-    for option, path in (("--out", out), ("--html", html)):
-        check_output(option, path, [str(file) for file in opened.belongings])
+    for option, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
+        check_output(option, path, [str(file) for file in opened.belongings], suffix)
     with console.progress("Comparing", len(opened)) as advance:
         first = find_groups(opened, threshold, advance)
     counts = {"rows": len(opened)} | _write_groups(groups_of(opened, first), out, print_them=not json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -135,7 +136,8 @@ def finetune(
         with agree(device.value, plan) as (world, made):
             with Share.of(world).agree():  # the first process has read it already
                 held_out = held_out or read_held_out(made.recipe, test)
-            again, auto = f"tcl finetune {task} --resume --out {made.run}", batch_size == AUTO
+            tests = "".join(f" --test {shlex.quote(source)}" for source in test or [])
+            again, auto = f"tcl finetune {task} --resume --out {made.run}{tests}", batch_size == AUTO
             check = held_out.check if held_out else lambda model: None
             train(made, world, again=again, resume=resume, dry_run=dry_run, auto=auto, check=check)
             if dry_run:

@@ -129,8 +129,8 @@ def search(
         raise UsageError("--images is for --rerank and --html", hint="leave it out")
     asked = [parse_query(query)] if query is not None else read_queries(queries)  # type: ignore[arg-type]
     collection = open_collection(index, ann, centre)
-    for option, path in (("--out", out), ("--html", html)):
-        check_output(option, path, [str(file) for file in collection.files])
+    for option, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
+        check_output(option, path, [str(file) for file in collection.files], suffix)
     run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device))
     found = run(asked)
     if queries is None:

@@ -8,8 +8,10 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from pyarrow import parquet
 
 from export.runtime import TorchEncoder
 from tcl_cli.main import run
@@ -37,6 +39,17 @@ def test_vectors_of_one_format_are_not_lost_to_the_other(workplace: Path, capsys
     for path in workplace.glob("v.*"):
         path.unlink()
     assert run(["embed", "images", "--out", "v.parquet"]) == 0
+
+
+def test_a_file_that_embed_did_not_write_is_never_replaced(workplace: Path, capsys: Capture) -> None:
+    """Not by --restart either, and not when it is the very table that is read."""
+    parquet.write_table(pa.table({"id": ["1", "2"], "text": ["a dog", "a cat"], "price": [1, 2]}), "data.parquet")
+    before = Path("data.parquet").read_bytes()
+    for options in ([], ["--restart"]):
+        assert run(["embed", "data.parquet", "--out", "data.parquet", *options]) == 2
+        message = capsys.readouterr().err
+        assert "is not the work of `tcl embed`" in message and "--restart" not in message
+    assert Path("data.parquet").read_bytes() == before
 
 
 def test_names_and_texts_that_are_no_unicode(workplace: Path, capsys: Capture) -> None:
