@@ -316,7 +316,10 @@ def test_dedup(vectors: Path, tcl: Tcl, tiny_model: TCL) -> None:
         "rows": 3, "groups": 1, "duplicates": 1, "threshold": 0.9999, "out": "groups.jsonl"
     }  # fmt: skip
     assert json.loads(Path("groups.jsonl").read_text()) == group
-    assert json.loads(tcl("dedup", "texts.npy", "--threshold", "1", "--json").stdout)["groups"] == 0
+    alone = json.loads(tcl("dedup", "vecs.npy", "-t", "0.9999", "--json").stdout)
+    assert (alone["groups"], alone["duplicates"], alone["entries"], alone["out"]) == (1, 1, [group], None)
+    none = json.loads(tcl("dedup", "texts.npy", "--threshold", "1", "--json").stdout)
+    assert (none["groups"], none["entries"]) == (0, [])
 
 
 @pytest.mark.parametrize(
