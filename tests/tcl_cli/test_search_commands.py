@@ -259,6 +259,18 @@ def test_bad_input(vectors: Path, tcl: Tcl, arguments: list[str], code: int, mes
     assert not Path("o.jsonl").exists()
 
 
+def test_images_of_queries_that_cannot_be_read(vectors: Path, tcl: Tcl) -> None:
+    """They are named with the file and the line they stand in."""
+    Path("broken.png").write_bytes(b"nonsense")
+    for second, reason in (('{"image": "gone.png"}', "no such file"), ('{"query": "broken.png"}', "not an image")):
+        Path("q.jsonl").write_text(f'{{"text": "a dog"}}\n{second}\n')
+        found = tcl("search", "--queries", "q.jsonl", "--index", "vecs.npy")
+        assert found.code == 1 and reason in found.stderr
+        assert found.stderr.startswith("Error: q.jsonl line 2: cannot read image ")
+    alone = tcl("search", "broken.png", "--index", "vecs.npy")
+    assert alone.code == 1 and "Error: cannot read image broken.png: not an image" in alone.stderr
+
+
 def test_vectors_of_another_model(vectors: Path, tcl: Tcl) -> None:
     meta = json.loads(Path("vecs.meta.json").read_text())
     Path("vecs.meta.json").write_text(json.dumps(meta | {"model_hash": "0" * 64}))
