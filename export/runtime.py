@@ -219,17 +219,19 @@ def _choose(bundle: Bundle, precision: str, device: str) -> str:
     known: Sequence[str] = PREFERRED[device]
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"--precision {precision}: no such precision", hint=f"one of auto, {', '.join(PRECISIONS)}")
+    runs = next((name for name in known if name in bundle.precisions), None)
+    leave = f"leave out --precision, which then is {runs}" if runs else ""
     if precision != "auto" and precision not in bundle.precisions:
+        again = f"export the model again with --precision {precision if precision in known else known[0]}"
         raise UsageError(
-            f"{bundle.folder}: has no {precision} graphs, only {', '.join(bundle.precisions)}",
-            hint=f"export the model again with --precision {precision}",
+            f"{bundle.folder}: has no {precision} graphs, only {', '.join(bundle.precisions)}", hint=leave or again
         )
     found = [name for name in known if name in bundle.precisions and precision in ("auto", name)]
     if not found:
         wanted = precision if precision != "auto" else ", ".join(bundle.precisions)
         raise UsageError(
             f"{bundle.folder}: ONNX Runtime does not run {wanted} graphs {_BY[device]}",
-            hint=f"use --backend trt, or export the model again with --precision {known[0]}",
+            hint=f"use --backend trt, or {leave or f'export the model again with --precision {known[0]}'}",
         )
     return found[0]
 
