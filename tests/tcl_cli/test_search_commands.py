@@ -209,6 +209,7 @@ def test_page(vectors: Path, tcl: Tcl) -> None:
         (["...", "--index", "vecs.npy"], 2, "holds no words"),
         (["x", "--index", "vecs.npy", "--top", "0"], 2, "--top"),
         (["x", "--index", "vecs.npy", "--rerank", "0"], 2, "--rerank"),
+        (["x", "--index", "vecs.npy", "--backend", "onnxtrt"], 2, "for '--backend': 'onnxtrt' is not one of 'auto',"),
         (["missing.jpg", "--index", "vecs.npy"], 2, "missing.jpg: no such image"),
         (["x", "--index", "texts.npy", "--rerank", "2"], 2, "query and vectors are both texts"),
         (["queries.txt", "--index", "vecs.npy"], 1, "cannot read image queries.txt"),
