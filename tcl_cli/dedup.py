@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcl.errors import UsageError
+from tcl_cli._console import counted
 from tcl_cli._console import out as console
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL
 
@@ -86,7 +87,8 @@ def dedup(
         first = find_groups(opened, threshold, advance)
     entries: list[dict[str, Any]] | None = [] if json and out is None else None
     counts = {"rows": len(opened)} | _write_groups(groups_of(opened, first), out, entries)
-    summary = f"{counts['duplicates']} near-duplicates in {counts['groups']} groups, among {counts['rows']} inputs"
+    summary = f"{counted(counts['duplicates'], 'near-duplicates')} in {counted(counts['groups'], 'groups')}"
+    summary += f", among {counted(counts['rows'], 'inputs')}"
     console.message(summary)
     if html is not None:
         root = Path(str(opened.meta.get("root", ""))) if images is None else images

@@ -318,7 +318,7 @@ def test_dedup(vectors: Path, tcl: Tcl, tiny_model: TCL) -> None:
     found[2] = found[0]
     np.save("vecs.npy", found)
     done = tcl("dedup", "vecs.npy", "--threshold", "0.9999", "--html", "d.html")
-    assert done.code == 0 and "1 near-duplicates in 1 groups, among 3 inputs" in done.stderr
+    assert done.code == 0 and "1 near-duplicate in 1 group, among 3 inputs" in done.stderr
     [group] = [json.loads(line) for line in done.stdout.splitlines()]
     assert group["kept"] == {"row": 0, "id": "1.png"}
     assert [hit["id"] for hit in group["duplicates"]] == ["10.png"]
