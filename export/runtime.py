@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -263,12 +264,13 @@ def open_encoder(
     for name, value, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if value not in known:
             raise UsageError(f"{name} {value!r} is unknown", hint=f"one of {', '.join(known)}")
+    named = model or os.environ.get("TCL_MODEL")
     model = unpacked_model(model)
     source = find_bundle(model) if backend in ("onnx", "onnx-trt", "trt") else _find(model, bundles=backend == "auto")
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
         if fastest is not None:
-            return open_encoder(*fastest, lanes, say)  # type: ignore[arg-type]
+            return _known_as(named, open_encoder(*fastest, lanes, say))  # type: ignore[arg-type]
     if source.kind == "bundle":
         if backend.startswith("torch"):
             raise UsageError(
@@ -285,7 +287,7 @@ def open_encoder(
             place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
             encoder = OnnxEncoder(source.path, precision, lanes or 1, place, say)
         check_trained(encoder.bundle.untrained, source.location, "vectors")
-        return encoder
+        return _known_as(named, encoder)
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model
@@ -293,6 +295,14 @@ def open_encoder(
     loaded = load_model(source.location)
     check_trained(loaded.untrained, source.location, "vectors")
     return TorchEncoder(loaded, choose_device(device), precision, backend == "torch-compiled")
+
+
+def _known_as(named: str | None, encoder: Encoder) -> Encoder:
+    """An encoder whose errors name the packed bundle that a user gave, rather than the folder in the cache."""
+    bundle: Bundle | None = getattr(encoder, "bundle", None)
+    if bundle is not None and named is not None and named.endswith(".tar"):
+        encoder.bundle = replace(bundle, packed=Path(named))  # type: ignore[attr-defined]
+    return encoder
 
 
 def find_source(model: str | None = None) -> ModelSource:
