@@ -205,6 +205,7 @@ def test_page(vectors: Path, tcl: Tcl) -> None:
         (["x", "--index", "lancedb:none"], 2, "no table"),
         (["x", "--index", "vecs.npy", "--ann"], 2, "vecs.faiss"),
         (["x", "--index", "vecs.npy", "--ann", "--centre"], 2, "--centre compares every vector"),
+        (["x", "--index", "vecs.npy", "--ann", "--exact"], 2, "--ann and --exact exclude each other"),
         (["", "--index", "vecs.npy"], 2, "holds no words"),
         (["...", "--index", "vecs.npy"], 2, "holds no words"),
         (["x", "--index", "vecs.npy", "--top", "0"], 2, "--top"),
