@@ -45,6 +45,7 @@ class Bundle:
         hashes: SHA-256 of each file.
         untrained: parts of the model that hold random numbers, see `tcl.models.untrained`.
         checks: of that verification; empty when there was none, or when the bundle was read from disk.
+        packed: the `.tar` that the folder was unpacked from, which is the name that a user knows.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Bundle:
     hashes: Mapping[str, str]
     untrained: tuple[str, ...] = ()
     checks: list[Check] = field(default_factory=list)
+    packed: Path | None = None
 
     def graph_file(self, graph: str, precision: str) -> Path:
         """The file of a graph, compared with its recorded hash.
@@ -64,11 +66,13 @@ class Bundle:
             UsageError: the bundle has no such graph or precision.
             CheckpointError: it is not the file that was exported.
         """
+        name = self.packed or self.folder
         if graph not in self.graphs:
-            raise UsageError(f"{self.folder}: has no {graph} graph", hint=AGAIN + ", without --no-matcher")
+            matcher = "" if "matcher" in self.graphs else " and no matcher, as with --no-matcher"
+            raise UsageError(f"{name}: has no {graph} graph{matcher}", hint=AGAIN + ", without --no-matcher")
         if precision not in self.graphs[graph]:
             raise UsageError(
-                f"{self.folder}: has no {precision} graphs, only {', '.join(self.graphs[graph])}",
+                f"{name}: has no {precision} graphs, only {', '.join(self.graphs[graph])}",
                 hint=f"export the model again with --precision {precision}",
             )
         entry = self.graphs[graph][precision]

@@ -160,9 +160,9 @@ class Figures:
         if not self.finite:
             detail = f"{output} is not finite at {self.worst['finite']}"
         elif kind == "cosine":
-            detail = f"{output}: smallest cosine {self.smallest:.7f} (bound {bound:g}) at {at}"
+            detail = f"{output}: smallest cosine {self.smallest:.10g} (bound {bound:.10g}) at {at}"
         else:
-            detail = f"{output}: max |difference| {self.difference:.1e} (bound {bound:.0e}) at {at}"
+            detail = f"{output}: max |difference| {self.difference:.1e} (bound {bound:.10g}) at {at}"
         return Check(
             graph,
             precision,
@@ -174,7 +174,7 @@ class Figures:
             self.difference,
             *self._cosines(),
             self._neighbours() if self.finite else None,
-            f"{kind} {bound:g}",
+            f"{kind} {bound:.10g}",
             runtime,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -219,17 +220,19 @@ def _choose(bundle: Bundle, precision: str, device: str) -> str:
     known: Sequence[str] = PREFERRED[device]
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"--precision {precision}: no such precision", hint=f"one of auto, {', '.join(PRECISIONS)}")
+    runs = next((name for name in known if name in bundle.precisions), None)
+    leave = f"leave out --precision, which then is {runs}" if runs else ""
     if precision != "auto" and precision not in bundle.precisions:
+        again = f"export the model again with --precision {precision if precision in known else known[0]}"
         raise UsageError(
-            f"{bundle.folder}: has no {precision} graphs, only {', '.join(bundle.precisions)}",
-            hint=f"export the model again with --precision {precision}",
+            f"{bundle.folder}: has no {precision} graphs, only {', '.join(bundle.precisions)}", hint=leave or again
         )
     found = [name for name in known if name in bundle.precisions and precision in ("auto", name)]
     if not found:
         wanted = precision if precision != "auto" else ", ".join(bundle.precisions)
         raise UsageError(
             f"{bundle.folder}: ONNX Runtime does not run {wanted} graphs {_BY[device]}",
-            hint=f"use --backend trt, or export the model again with --precision {known[0]}",
+            hint=f"use --backend trt, or {leave or f'export the model again with --precision {known[0]}'}",
         )
     return found[0]
 
@@ -261,12 +264,13 @@ def open_encoder(
     for name, value, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if value not in known:
             raise UsageError(f"{name} {value!r} is unknown", hint=f"one of {', '.join(known)}")
+    named = model or os.environ.get("TCL_MODEL")
     model = unpacked_model(model)
     source = find_bundle(model) if backend in ("onnx", "onnx-trt", "trt") else _find(model, bundles=backend == "auto")
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
         if fastest is not None:
-            return open_encoder(*fastest, lanes, say)  # type: ignore[arg-type]
+            return _known_as(named, open_encoder(*fastest, lanes, say))  # type: ignore[arg-type]
     if source.kind == "bundle":
         if backend.startswith("torch"):
             raise UsageError(
@@ -283,7 +287,7 @@ def open_encoder(
             place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
             encoder = OnnxEncoder(source.path, precision, lanes or 1, place, say)
         check_trained(encoder.bundle.untrained, source.location, "vectors")
-        return encoder
+        return _known_as(named, encoder)
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from tcl.checkpoint import load_model
@@ -291,6 +295,14 @@ def open_encoder(
     loaded = load_model(source.location)
     check_trained(loaded.untrained, source.location, "vectors")
     return TorchEncoder(loaded, choose_device(device), precision, backend == "torch-compiled")
+
+
+def _known_as(named: str | None, encoder: Encoder) -> Encoder:
+    """An encoder whose errors name the packed bundle that a user gave, rather than the folder in the cache."""
+    bundle: Bundle | None = getattr(encoder, "bundle", None)
+    if bundle is not None and named is not None and named.endswith(".tar"):
+        encoder.bundle = replace(bundle, packed=Path(named))  # type: ignore[attr-defined]
+    return encoder
 
 
 def find_source(model: str | None = None) -> ModelSource:

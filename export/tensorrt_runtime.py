@@ -146,8 +146,10 @@ def choose_precision(bundle: Bundle, precision: str) -> str:
         raise UsageError(f"--precision {precision}: no such precision", hint=f"one of auto, {', '.join(PRECISIONS)}")
     found = [name for name in PREFERRED if name in bundle.precisions and precision in ("auto", name)]
     if not found:
+        runs = next((name for name in PREFERRED if name in bundle.precisions), None)
+        again = f"export the model again with --precision {precision}"
         raise UsageError(
             f"{bundle.folder}: has no {precision} graphs, only {', '.join(bundle.precisions)}",
-            hint=f"export the model again with --precision {precision}",
+            hint=f"leave out --precision, which then is {runs}" if runs else again,
         )
     return found[0]

@@ -92,8 +92,10 @@ class Embedder:
 
         Raises:
             ImageError: an image cannot be read; the message says which one.
-            UsageError: something else than an image, or an unknown precision.
+            UsageError: something else than an image, an unknown precision, or no worker.
         """
+        if workers < 1:
+            raise UsageError(f"workers is {workers}, at least 1 is needed")
         items = [images] if _is_single(images) else list(images)  # type: ignore[arg-type]
         with ThreadPoolExecutor(workers) as readers:
 

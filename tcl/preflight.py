@@ -184,7 +184,8 @@ def check_same_model(recipe: Recipe, saved: Mapping[str, Any], checkpoint: Path)
         before, after = saved.get(section, {}).get(key, defaults[section][key]), now[section][key]
         if before != after:
             raise ConfigError(
-                f"{section}.{key} is {after} now, but {before} in {checkpoint}: a resumed run keeps its model",
+                f"{section}.{key} is {_as_written(after)} now, but {_as_written(before)} in {checkpoint}: "
+                "a resumed run keeps its model",
                 hint="drop the change, or start a new run with another --out",
             )
 
@@ -198,4 +199,10 @@ def changed_batches(recipe: Recipe, meta: Mapping[str, Any], samples_per_step: i
         changes.append((f"{section}.{key}", before, now[section][key]))
     for name, before, after in changes:
         if before != after:
-            yield f"{name} is {after} now, but was {before}: an uninterrupted run would go on differently"
+            now_is, was = _as_written(after), _as_written(before)
+            yield f"{name} is {now_is} now, but was {was}: an uninterrupted run would go on differently"
+
+
+def _as_written(value: object) -> object:
+    """A setting as a recipe has it."""
+    return "null" if value is None else value

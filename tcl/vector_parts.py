@@ -239,9 +239,10 @@ def map_npy(path: Path) -> NDArray[Any]:
     """
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = getattr(error, "strerror", None) or reason_of(error)
-        raise DataError(f"{path}: damaged or cut off: {reason}", hint=AGAIN) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or reason_of(error)}", hint=AGAIN) from error
+    except (ValueError, EOFError) as error:  # numpy's text is for programmers: it names allow_pickle and mmap
+        raise DataError(f"{path}: damaged or cut off, or no array of numbers", hint=AGAIN) from error
     if not isinstance(array, np.ndarray):  # an archive of arrays
         raise DataError(f"{path}: holds no array", hint=AGAIN)
     return array

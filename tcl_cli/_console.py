@@ -113,6 +113,11 @@ def format_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def counted(count: int, things: str) -> str:
+    """`2 images`, and `1 image` of `images`."""
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
+
+
 def format_seconds(seconds: float) -> str:
     """`0:42`, `12:05` or `3:07:20`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tcl_cli._console import Advance
+from tcl_cli._console import Advance, counted
 from tcl_cli._console import out as console
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def show_progress(inputs: Inputs, facts: EncoderFacts, done: int, state: Callabl
     """Say what is about to be done, show its progress, and on Ctrl-C how to go on."""
     if facts.unverified:
         say_unverified(facts.unverified)
-    console.message(f"{len(inputs)} {inputs.kind}s with model {facts.model_hash[:12]} on {facts.backend}")
+    console.message(f"{counted(len(inputs), f'{inputs.kind}s')} with model {facts.model_hash[:12]} on {facts.backend}")
     if done:
         console.message(f"Continuing: {state()}")
     try:
@@ -38,9 +38,9 @@ def print_report(report: EmbedReport, output: Output, table: bool) -> None:
 
     if report.bottleneck:
         rates = ", ".join(f"{stage} {rate:.0f}/s" for stage, rate in report.rates.items())
-        now = f", {report.resumed} inputs done before" if report.resumed else ""
+        now = f", {counted(report.resumed, 'inputs')} done before" if report.resumed else ""
         console.message(
-            f"{report.count} vectors{now}, in {report.seconds:.1f} s with opening the model; "
+            f"{counted(report.count, 'vectors')}{now}, in {report.seconds:.1f} s with opening the model; "
             f"each stage by itself: {rates}; the bottleneck is {report.bottleneck}"
         )
     if report.recall_at_10 is not None:
@@ -50,7 +50,7 @@ def print_report(report: EmbedReport, output: Output, table: bool) -> None:
         )
     if report.failed:
         errors = output.path / "part-*.errors.jsonl" if output.parts else sidecar(output.path, "errors.jsonl")
-        console.warning(f"{report.failed} inputs could not be read; see {errors}")
+        console.warning(f"{counted(report.failed, 'inputs')} could not be read; see {errors}")
     if table:
         for line in profile_lines(report):
             console.message(line)

@@ -124,22 +124,23 @@ def request_engines(
     return EngineRequest(package, tuple(profile), memory, hardware_compatible, version_compatible, bounds)
 
 
-def check_ranges(what: str, real_inputs: bool) -> None:
+def check_ranges(what: str, missing: Sequence[str]) -> None:
     """Refuse graphs that need ranges in them, and would have none, before they are written.
 
     Args:
         what: they are.
-        real_inputs: whether there are images and texts to find the ranges on.
+        missing: options that give the images and texts to find the ranges on, and were not given.
 
     Raises:
-        UsageError: there are not.
+        UsageError: one is missing.
     """
     from tcl.errors import UsageError
 
-    if not real_inputs:
+    if missing:
+        names = " and ".join(option.partition(" ")[0] for option in missing)
         raise UsageError(
-            f"{what} finds its ranges on real images and texts",
-            hint=f"name some by --calibrate IMAGES --calibrate-texts TEXTS, or leave {what.split()[0]} out",
+            f"{what} finds its ranges on real images and texts: without {names} there are none",
+            hint=f"add {' '.join(missing)}, or leave {what.split()[0]} out",
         )
 
 

@@ -19,7 +19,7 @@ from tcl.launch import launched
 from tcl.models.untrained import Use, check_trained
 from tcl.resolve import find_model
 from tcl.tasks.share import ALONE, Share
-from tcl_cli._console import out
+from tcl_cli._console import counted, out
 from tcl_cli._options import Device
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def list_bad(bad: Sequence[dict[str, str]]) -> None:
     """Name the images that could not be read."""
     if not bad:
         return
-    out.warning(f"{len({entry['image'] for entry in bad})} images left out:")
+    out.warning(f"{counted(len({entry['image'] for entry in bad}), 'images')} left out:")
     for entry in bad[:SHOWN]:
         place = f"{entry['row']}: " if "row" in entry else ""
         out.message(f"  {place}{entry['image']}: {entry['reason']}")

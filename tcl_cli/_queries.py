@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tcl.embed import Encoder
+    from tcl.processor import Processor
     from tcl.search import Collection
 
 SUFFIXES = (".txt", ".jsonl", ".npy")
@@ -32,6 +33,7 @@ class Query:
         id: of the row it comes from, where that has one.
         vector: float32 [E], L2-normalised, where it is one.
         model_hash: of the model that made the vector, where that is known.
+        place: file and line that it stands in, as errors begin with them; empty on the command line.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Query:
     id: str | None = None
     vector: NDArray[np.float32] | None = None
     model_hash: str | None = None
+    place: str = ""
 
 
 def parse_query(text: str) -> Query:
@@ -81,7 +84,7 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
 
     Raises:
         UsageError: a vector was made by another model than the collection's.
-        ImageError: an image cannot be read.
+        DataError: an image cannot be read.
     """
     import numpy as np
 
@@ -91,12 +94,13 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
     for kind in ("text", "image"):
         rows = [row for row, query in enumerate(queries) if query.kind == kind]
         if rows and encoder is not None:
-            names = [queries[row].name for row in rows]
             if kind == "text":
+                names = [queries[row].name for row in rows]
                 vectors[rows] = encoder.encode_text(*encoder.processor.texts(names))
             else:
                 # Read as the collection was, so that an image finds itself.
-                vectors[rows] = encoder.encode_image(reading_processor(encoder).images(names))
+                processor = reading_processor(encoder)
+                vectors[rows] = encoder.encode_image(np.stack([_pixels(queries[row], processor) for row in rows]))
     for row, query in enumerate(queries):
         if query.vector is not None:
             if query.model_hash is not None:
@@ -107,13 +111,22 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
     return vectors
 
 
+def _pixels(query: Query, processor: Processor) -> NDArray[np.uint8]:
+    from tcl.data.images import ImageError
+
+    try:
+        return processor.image(query.name)
+    except ImageError as error:
+        raise DataError(f"{query.place}{error.message}", error.hint) from error
+
+
 def _text_or_image(text: str, row_id: str | None = None, place: str = "") -> Query:
     from tcl.data.images import IMAGE_SUFFIXES
     from tcl.data.remote import is_url
     from tcl.data.scenes import PREFIX
 
     if text.startswith(PREFIX) or is_url(text) or os.path.isfile(text):
-        return Query(text, "image", row_id)
+        return Query(text, "image", row_id, place=place)
     if Path(text).suffix.lower() in IMAGE_SUFFIXES:
         raise UsageError(f"{place}{text}: no such image", hint="a query is a text, or the path of an image that exists")
     if text.endswith(".npy"):
@@ -153,7 +166,7 @@ def _objects(path: Path) -> Iterator[Query]:
         elif key == "text":
             yield _text(row[key], row_id, place)
         elif row[key].strip():
-            yield Query(row[key], "image", row_id)
+            yield Query(row[key], "image", row_id, place=place)
         else:
             raise DataError(f"{place}names no image", hint="give its path")
 

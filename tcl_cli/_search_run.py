@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcl.errors import UsageError
-from tcl_cli._console import format_value
+from tcl_cli._console import counted, format_value
 from tcl_cli._queries import Query, encode_queries
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class SearchRun:
         if self._encoder is not None:
             where = f"{self._encoder.backend} ({self._encoder.precision})"
             parts.append(f"encoded on {where} in {_time(self.seconds['encode'])}")
-        parts.append(f"{len(self.collection)} vectors searched in {_time(self.seconds['search'])}")
+        parts.append(f"{counted(len(self.collection), 'vectors')} searched in {_time(self.seconds['search'])}")
         if "rerank" in self.seconds:
             parts.append(f"re-ranked in {_time(self.seconds['rerank'])}")
         return (f"{self.count} queries: " if self.count > 1 else "") + ", ".join(parts)

@@ -14,7 +14,7 @@ import typer
 
 from tcl.errors import TclError, UsageError
 from tcl_cli._batch_size import AUTO, choose_batch_size
-from tcl_cli._console import out
+from tcl_cli._console import counted, out
 from tcl_cli._run_reporter import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -193,7 +193,14 @@ def describe(training: Training, footprint: Footprint) -> None:
     out.message(f"Model      {total / 1e6:.1f} M parameters{some}, {size} px, {training.precision}, {where}")
     steps, samples = loader.steps_per_epoch, loader.samples_per_step
     out.message(f"Data       {training.task.rows} {rows}, {steps} steps of {samples} per epoch")
-    epochs = training.total_steps / steps
     for line in footprint.describe(loader.batch_size, steps * samples, world.size, rows):
         out.message(line)
-    out.message(f"Training   {training.total_steps} steps ({epochs:.3g} epochs)")
+    out.message(f"Training   {counted(training.total_steps, 'steps')} ({_epochs(training.total_steps / steps)})")
+
+
+def _epochs(number: float) -> str:
+    """Three digits, and never an exponent."""
+    if number < 0.001:
+        return "under 0.001 epochs"
+    text = f"{number:.3g}" if number < 100 else f"{number:.0f}"
+    return f"{text} epoch{'' if text == '1' else 's'}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcl.memory import format_bytes
+from tcl_cli._console import counted
 from tcl_cli._console import out as console
 from tcl_cli._data_table import table_rows
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
@@ -231,18 +232,18 @@ def pack(
         index = read_pairs(sources, images, progress=advance)
     work = Pack(index, out, PackSettings(size, quality, shard_rows))
     if index.skipped:
-        console.warning(f"{index.skipped} rows have no image or caption; the first is {index.skipped_reasons[0]}")
+        console.warning(
+            f"{counted(index.skipped, 'rows')} without image or caption; the first is {index.skipped_reasons[0]}"
+        )
     if work.shards_done:
         console.message(f"{out}: continues after {work.shards_done} of {len(work.shards)} shards")
     with console.progress("Packing", len(index), work.rows_done) as advance:
         report = work.write(workers or available_cores(), advance)
     before, after = (format_bytes(number) for number in (report.bytes_before, report.bytes_after))
-    console.message(
-        f"{report.images} images in {report.shards} shards, {report.copied} copied as they were; {before} before, "
-        f"{after} after"
-    )
+    packed = f"{counted(report.images, 'images')} in {counted(report.shards, 'shards')}"
+    console.message(f"{packed}, {report.copied} copied as they were; {before} before, {after} after")
     if report.failed:
-        console.warning(f"{report.failed} images could not be read; see {out / ERRORS}")
+        console.warning(f"{counted(report.failed, 'images')} could not be read; see {out / ERRORS}")
     if json:
         console.json({"out": str(out)} | asdict(report))
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcl.errors import UsageError
+from tcl_cli._console import counted
 from tcl_cli._console import out as console
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL
 
@@ -61,7 +62,11 @@ def dedup(
     ] = None,
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print one JSON object with the counts instead.", rich_help_panel=OUTPUT_PANEL),
+        typer.Option(
+            "--json",
+            help="Print one JSON object instead: the counts and, without --out, the groups as entries.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
     ] = False,
 ) -> None:
     """Find groups of near-duplicates."""
@@ -80,20 +85,23 @@ def dedup(
         check_output(option, path, [str(file) for file in opened.belongings], suffix)
     with console.progress("Comparing", len(opened)) as advance:
         first = find_groups(opened, threshold, advance)
-    counts = {"rows": len(opened)} | _write_groups(groups_of(opened, first), out, print_them=not json)
-    summary = f"{counts['duplicates']} near-duplicates in {counts['groups']} groups, among {counts['rows']} inputs"
+    entries: list[dict[str, Any]] | None = [] if json and out is None else None
+    counts = {"rows": len(opened)} | _write_groups(groups_of(opened, first), out, entries)
+    summary = f"{counted(counts['duplicates'], 'near-duplicates')} in {counted(counts['groups'], 'groups')}"
+    summary += f", among {counted(counts['rows'], 'inputs')}"
     console.message(summary)
     if html is not None:
         root = Path(str(opened.meta.get("root", ""))) if images is None else images
         _write_html(html, groups_of(opened, first), summary, opened.kind, root)
     if json:
-        console.json(counts | {"threshold": threshold, "out": None if out is None else str(out)})
+        given = {} if entries is None else {"entries": entries}
+        console.json(counts | {"threshold": threshold, "out": None if out is None else str(out)} | given)
     elif out is not None:
         console.data(str(out))
 
 
-def _write_groups(groups: Iterator[Group], out: Path | None, print_them: bool) -> dict[str, int]:
-    """Write a line per group to `out`, or print it; how many groups and duplicates there were."""
+def _write_groups(groups: Iterator[Group], out: Path | None, entries: list[dict[str, Any]] | None) -> dict[str, int]:
+    """Write a line per group to `out`, add it to `entries`, or print it; how many groups and duplicates there were."""
     from tcl_cli._evaluation import write_lines
 
     counts = {"groups": 0, "duplicates": 0}
@@ -106,10 +114,11 @@ def _write_groups(groups: Iterator[Group], out: Path | None, print_them: bool) -
 
     if out is not None:
         write_lines(out, rows())
+    elif entries is not None:
+        entries.extend(rows())
     else:
         for row in rows():
-            if print_them:
-                console.json(row)
+            console.json(row)
     return counts
 
 

@@ -13,7 +13,7 @@ import typer
 from tcl.models.untrained import Use
 from tcl.protocols import RETRIEVAL, Published, RetrievalProtocol, find_protocol
 from tcl.resolve import find_model
-from tcl_cli._console import Advance, out
+from tcl_cli._console import Advance, counted, out
 from tcl_cli._evaluation import check_output, list_bad, load, processes, write_lines
 from tcl_cli._options import (
     INPUT_PANEL,
@@ -135,7 +135,8 @@ def _report(
         out.json(values | (_protocol_values(protocol, differences) if protocol else {}))
     else:
         model = about["model"]
-        out.message(f"{model}: {result.images} images, {result.texts} texts; TR image to text, IR text to image, %")
+        sizes = f"{counted(result.images, 'images')}, {counted(result.texts, 'texts')}"
+        out.message(f"{model}: {sizes}; TR image to text, IR text to image, %")
         out.table(["", "TR R@1", "R@5", "R@10", "IR R@1", "R@5", "R@10"], _rows(result, candidates, protocol))
         if protocol and any(row.to_verify for row in protocol.rows):
             out.message("? has not been compared with the paper")
@@ -150,7 +151,7 @@ def _read(data: list[str], images: str | None) -> PairIndex:
     with out.progress("Reading data") as advance:
         index = read_pairs(data, images, progress=advance)
     if index.skipped:
-        out.warning(f"{index.skipped} rows skipped; the first: {index.skipped_reasons[0]}")
+        out.warning(f"{counted(index.skipped, 'rows')} skipped; the first: {index.skipped_reasons[0]}")
     return index
 
 

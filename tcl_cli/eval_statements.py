@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tcl.resolve import find_model
-from tcl_cli._console import out
+from tcl_cli._console import counted, out
 from tcl_cli._evaluation import check_images, check_output, list_bad, load_for, percent, processes, write_lines
 from tcl_cli._options import (
     INPUT_PANEL,
@@ -126,7 +126,7 @@ def _evaluate(
             values |= {"accuracy": result.accuracy, "classes": [asdict(figures) for figures in result.classes]}
             out.json(values | {"bad": result.bad, "predictions": predictions and str(predictions)})
         else:
-            out.message(f"{location}: {len(result.predictions)} rows")
+            out.message(f"{location}: {counted(len(result.predictions), 'rows')}")
             _table(result)
         if predictions:
             write_lines(predictions, result.predictions)

@@ -207,11 +207,14 @@ def export(
         }
         add_engines(source.path, precisions, engines, [name for name, given in of_exports.items() if given], json)
         return
-    both = calibrate is not None and calibrate_texts is not None
+    real = {"--calibrate IMAGES": calibrate, "--calibrate-texts TEXTS": calibrate_texts}
+    missing = [option for option, given in real.items() if given is None]
     if engines is not None and "int8" in precisions:
-        check_ranges("int8 for TensorRT", both and int8 is not Int8.dynamic)
+        if int8 is Int8.dynamic:
+            raise UsageError("--trt: int8 for TensorRT has its ranges in the graph", hint="leave out --int8 dynamic")
+        check_ranges("int8 for TensorRT", missing)
     if "fp8" in precisions:
-        check_ranges("fp8", both)
+        check_ranges("fp8", missing)
     target = out or _free_name(source.name)
     tar = target.with_name(f"{target.name}.tar") if pack else None
     if triton is not None and triton in (target, tar):

@@ -13,7 +13,7 @@ import typer
 
 from tcl.tasks.share import Share
 from tcl_cli._batch_size import AUTO
-from tcl_cli._console import out
+from tcl_cli._console import counted, out
 from tcl_cli._options import (
     INPUT_PANEL,
     MODEL_PANEL,
@@ -209,7 +209,7 @@ def report(run: Path, result: HeldOutResult) -> None:
 
     if result.bad:
         first = result.bad[0]
-        out.warning(f"{len(result.bad)} images left out; the first: {first['image']}: {first['reason']}")
+        out.warning(f"{counted(len(result.bad), 'images')} left out; the first: {first['image']}: {first['reason']}")
     if result.predictions:
         lines = [json.dumps(row, ensure_ascii=False) for row in result.predictions]
         write_whole(run / PREDICTIONS_FILE, "\n".join(lines) + "\n")

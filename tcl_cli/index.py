@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tcl.errors import UsageError
+from tcl_cli._console import counted
 from tcl_cli._console import out as console
 from tcl_cli._options import OUTPUT_PANEL, JsonOption
 
@@ -95,10 +96,12 @@ def _to_file(source: Path, out: Path | None, kind: Kind, restart: bool, json: bo
     if target.exists() and not restart:
         raise UsageError(f"{target}: exists", hint="choose another --out, or add --restart to replace it")
     chosen = choose_kind(len(vectors)) if kind is Kind.auto else kind.value
-    console.message(f"{chosen} index of {len(vectors)} vectors of {vectors.dim} entries")
+    console.message(f"{chosen} index of {counted(len(vectors), 'vectors')} of {vectors.dim} entries")
     with console.progress("Indexing", len(vectors)) as advance:
         report = build_index(vectors, target, kind.value, advance)
-    console.message(f"recall@10 against exact search: {report.recall_at_10:.3f}, of {report.queries} rows as queries")
+    console.message(
+        f"recall@10 against exact search: {report.recall_at_10:.3f}, of {counted(report.queries, 'rows')} as queries"
+    )
     if json:
         console.json({"out": str(target)} | asdict(report))
     else:
@@ -112,7 +115,7 @@ def _to_table(source: Path, place: str, json: bool) -> None:
     vectors = VectorFile.open(source)
     with console.progress("Writing", len(vectors)) as advance:
         written, total = write_table(vectors, place, advance)
-    console.message(f"{written} rows written, {total} in the table")
+    console.message(f"{counted(written, 'rows')} written, {total} in the table")
     if json:
         console.json({"out": place, "written": written, "rows": total, "model_hash": vectors.meta.get("model_hash")})
     else:

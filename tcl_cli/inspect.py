@@ -64,6 +64,8 @@ def _show(description: Description, keys: bool) -> None:
         facts["temperature"] = description.temperature
     facts |= {f"parameters, {part}": f"{count:,}" for part, count in description.parameters.items()}
     facts |= description.training | description.bundle
+    if "graphs" in facts:
+        facts["graphs"] = _graphs(facts["graphs"])
     console.table(["what", "value"], [[name.replace("_", " "), _text(value)] for name, value in facts.items()])
     if description.keys is None:
         return
@@ -72,6 +74,14 @@ def _show(description: Description, keys: bool) -> None:
     else:
         for line in description.keys.lines():
             console.data(line)
+
+
+def _graphs(graphs: object) -> object:
+    """Graphs of a bundle and the precisions of each; the rest of what `bundle.json` says of them is for --json."""
+    try:
+        return {name: " ".join(entry["precisions"]) for name, entry in graphs.items()}  # type: ignore[attr-defined]
+    except (AttributeError, KeyError, TypeError):  # of the first format, or damaged
+        return list(graphs) if isinstance(graphs, dict) else graphs
 
 
 def _text(value: object) -> str:

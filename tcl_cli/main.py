@@ -138,7 +138,8 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False, prog_name="tcl")
     except typer.TyperException as error:  # wrong options and arguments, found by typer
         if type(error).__name__ != "NoArgsIsHelpError":  # that one has printed the help already
-            out.error(error.format_message(), hint=_help_hint(error))
+            message = error.format_message().replace(": Value error, ", ": ")  # pydantic's, before a wrong choice
+            out.error(message, hint=_help_hint(error))
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tcl_cli._console import counted
 from tcl_cli._console import out as console
 from tcl_cli._options import OUTPUT_PANEL
 
@@ -46,7 +47,7 @@ def scenes(
 ) -> None:
     """Render built-in scenes to PNG files with their captions."""
     number = write_scenes(spec, out, labels=labels)
-    console.message(f"{number} images, with captions in {CAPTIONS_FILE}")
+    console.message(f"{counted(number, 'images')}, with captions in {CAPTIONS_FILE}")
     if labels:
         console.message(f"Labels in {STATEMENTS_FILE} and {REGIONS_FILE}")
     console.data(str(out))

@@ -85,15 +85,17 @@ def search(
         ),
     ] = False,
     ann: Annotated[
-        bool | None,
+        bool,
         typer.Option(
-            "--ann/--exact",
-            help="Search by the .faiss index beside the vectors, or compare every vector. Default: by the index above "
-            "3 million vectors, where there is one.",
+            "--ann",
+            help="Search by the .faiss index beside the vectors, as is the default above 3 million of them.",
             rich_help_panel=MODEL_PANEL,
-            show_default=False,
         ),
-    ] = None,
+    ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Compare every vector, and use no .faiss index.", rich_help_panel=MODEL_PANEL),
+    ] = False,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="Hits to show.", rich_help_panel=OUTPUT_PANEL)] = 10,
     rerank: Annotated[
         int | None,
@@ -127,8 +129,10 @@ def search(
     _check_options(query, queries, out, html, json)
     if images is not None and rerank is None and html is None:
         raise UsageError("--images is for --rerank and --html", hint="leave it out")
+    if ann and exact:
+        raise UsageError("--ann and --exact exclude each other", hint="leave one of them out")
     asked = [parse_query(query)] if query is not None else read_queries(queries)  # type: ignore[arg-type]
-    collection = open_collection(index, ann, centre)
+    collection = open_collection(index, ann if ann or exact else None, centre)
     for option, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
         check_output(option, path, [str(file) for file in collection.files], suffix)
     run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device))

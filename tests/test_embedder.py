@@ -151,6 +151,11 @@ def test_bad_images(embedder: Embedder, images: list, error: type[TclError], mes
         embedder.encode_images(images)
 
 
+def test_no_workers(embedder: Embedder, paths: list[Path]) -> None:
+    with pytest.raises(UsageError, match="workers is 0, at least 1 is needed"):
+        embedder.encode_images(paths, workers=0)
+
+
 def test_bad_texts(embedder: Embedder) -> None:
     with pytest.raises(DataError, match="text 1 holds no words"):
         embedder.encode_texts(["a dog", "..."])

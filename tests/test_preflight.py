@@ -10,11 +10,12 @@ import fsspec
 import pytest
 from PIL import Image
 
+from tcl.config import Recipe
 from tcl.data import storage
 from tcl.data.index import Part, read_pairs
 from tcl.distributed import World
 from tcl.errors import DataError, UsageError
-from tcl.preflight import LOOKED_AT, _spread, check_present
+from tcl.preflight import LOOKED_AT, _spread, changed_batches, check_present
 from tcl.runlog import Reporter
 from tcl.train import Training
 from tests.tasks.finetuning import recipe_for, write_rows
@@ -131,3 +132,10 @@ def test_members_of_a_local_shard_are_there(tmp_path: Path) -> None:
     (tmp_path / "shard.tar").write_bytes(b"")
     with pytest.raises(DataError, match="is cut off"):
         look_at(pair.image)
+
+
+def test_a_setting_that_was_not_set_is_null_as_in_a_recipe() -> None:
+    meta = {"samples_per_step": 8, "recipe": Recipe().model_dump()}
+    recipe = Recipe.model_validate({"train": {"steps": 60}})
+    [change] = changed_batches(recipe, meta, samples_per_step=8)
+    assert change.startswith("train.steps is 60 now, but was null: ")

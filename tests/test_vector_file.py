@@ -84,6 +84,10 @@ def test_tokens(tmp_path: Path, suffix: str, dtype: str) -> None:
     np.testing.assert_array_equal(found, tokens[[19, 0, 8]])
     assert file.tokens([]) is None
     assert write(tmp_path / f"none{suffix}", unit(3)).tokens([2]) is None
+    for damage in (_cut, _empty, _pickle):
+        damage(tmp_path / "parts" / "part-00000.tokens.npy")
+        with pytest.raises(DataError, match=r"tokens\.npy: damaged or cut off, or no array of numbers$"):
+            file.tokens([0])
     np.save(tmp_path / "parts" / "part-00000.tokens.npy", tokens[:3])
     with pytest.raises(DataError, match="not the tokens of 8 images"):
         file.tokens([0])

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import Bundle
+from export.bundle import Bundle, build_bundle
+from export.matcher import matcher_of
 from export.pack import pack, unpacked
 from export.runtime import OnnxEncoder, open_encoder
 from tcl.data.cache import cache_folder
 from tcl.errors import CheckpointError, UsageError
+from tcl.models.tcl import TCL
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
 
@@ -31,6 +33,15 @@ def test_it_is_used_like_the_folder(bundle: Bundle, packed: Path, monkeypatch: p
     assert np.array_equal(encoder.encode_image(PIXELS), OnnxEncoder(bundle.folder).encode_image(PIXELS))
     monkeypatch.setenv("TCL_MODEL", str(packed))
     assert open_encoder(backend="onnx").model_hash == bundle.model_hash
+
+
+def test_without_matcher_the_file_is_named_and_not_the_cache(tiny_model: TCL, tmp_path: Path) -> None:
+    made = build_bundle(tiny_model, tmp_path / "small", matcher=False, check=False)
+    pack(made.folder, tmp_path / "small.tar")
+    with pytest.raises(UsageError) as caught:
+        matcher_of(open_encoder(str(tmp_path / "small.tar")))
+    assert caught.value.message.startswith(f"{tmp_path / 'small.tar'}: has no image_key_values graph and no matcher")
+    assert "without --no-matcher" in str(caught.value.hint)
 
 
 def test_it_is_unpacked_once(packed: Path, tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_precisions_that_cannot_be_had(
         open_encoder(model, device="cpu", precision=precision)  # type: ignore[arg-type]
 
 
+def test_a_precision_that_runs_is_named_where_the_one_asked_for_does_not(
+    bundle: Bundle, every_precision: Bundle
+) -> None:
+    for precision in ("fp16", "bf16"):
+        with pytest.raises(UsageError) as caught:
+            OnnxEncoder(bundle.folder, precision)
+        assert caught.value.hint == "leave out --precision, which then is fp32"
+    with pytest.raises(UsageError) as caught:
+        OnnxEncoder(every_precision.folder, "bf16")
+    assert caught.value.hint == "use --backend trt, or leave out --precision, which then is fp32"
+
+
 def test_the_precision_asked_for_is_the_one_that_runs(every_precision: Bundle, bundle: Bundle) -> None:
     assert OnnxEncoder(every_precision.folder).precision == "fp32"
     exact = OnnxEncoder(bundle.folder).encode_image(PIXELS)

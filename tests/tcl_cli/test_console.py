@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tcl_cli import _console
-from tcl_cli._console import format_seconds, out
+from tcl_cli._console import counted, format_seconds, out
 
 
 def test_streams(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +21,10 @@ def test_streams(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == 'row\n{"ü": 1}\n'
     assert captured.err == "doing\n  -> next\nWarning: odd\nError: bad\n  -> do this\n"
+
+
+def test_one_of_many_things() -> None:
+    assert [counted(number, "images") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
 
 
 def test_tables_are_tab_separated_where_no_one_looks(capsys: pytest.CaptureFixture[str]) -> None:

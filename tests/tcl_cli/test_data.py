@@ -101,8 +101,8 @@ def test_wrong_arguments_of_check(tcl: Callable, pairs: Path, arguments: list[st
 def test_pack_says_what_it_did_and_what_is_next(tcl: Callable, pairs: Path) -> None:
     result = tcl("data", "pack", "pairs.jsonl", "packed", "--size", "20", "-w", "1")
     assert (result.code, result.stdout) == (0, "packed\n")
-    assert "1 rows have no image or caption; the first is" in result.stderr
-    assert "2 images in 1 shards, 0 copied as they were; " in result.stderr
+    assert "1 row without image or caption; the first is" in result.stderr
+    assert "2 images in 1 shard, 0 copied as they were; " in result.stderr
     assert "2 images could not be read; see packed/errors.jsonl" in result.stderr
     assert "  -> tcl pretrain --data 'packed/*.tar'\n" in result.stderr
     again = tcl("data", "pack", "pairs.jsonl", "packed", "--size", "20")

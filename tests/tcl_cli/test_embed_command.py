@@ -78,7 +78,7 @@ def test_embed_json(workplace: Path, capsys: Capture) -> None:
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert (result["count"], result["failed"], result["out"]) == (3, 1, "deep/vecs.parquet")
-    assert "Warning: 1 inputs could not be read; see deep/vecs.errors.jsonl" in captured.err
+    assert "Warning: 1 input could not be read; see deep/vecs.errors.jsonl" in captured.err
 
 
 @pytest.mark.parametrize(

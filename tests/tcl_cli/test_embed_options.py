@@ -85,7 +85,7 @@ def test_columns_by_name(workplace: Path, tcl: Tcl) -> None:
 def test_a_list_with_missing_files(workplace: Path, tcl: Tcl) -> None:
     Path("list.lst").write_text("images/1.png\nimages/nowhere.png\nimages/2.png\n")
     result = tcl("embed", "list.lst", "--out", "v.npy")
-    assert result.code == 0 and "1 inputs could not be read; see v.errors.jsonl" in result.stderr
+    assert result.code == 0 and "1 input could not be read; see v.errors.jsonl" in result.stderr
     error = json.loads(Path("v.errors.jsonl").read_text())
     assert error["id"] == "images/nowhere.png" and error["reason"] == "no such file"
 

@@ -115,7 +115,7 @@ def test_an_empty_split(place: Path, tcl: Any, source: str) -> None:
 def test_images_that_cannot_be_read(place: Path, tcl: Any) -> None:
     rows = [*ROWS, ROWS[0] | {"image": "gone.png"}]
     result = tcl("eval", "entailment", "--model", "ve", "--data", write_rows("rows.jsonl", rows), "--json")
-    assert result.code == 0 and "1 images left out:\n  rows.jsonl line 5: " in result.stderr
+    assert result.code == 0 and "1 image left out:\n  rows.jsonl line 5: " in result.stderr
     assert json.loads(result.stdout)["rows"] == 4 and json.loads(result.stdout)["bad"][0]["image"].endswith("gone.png")
     result = tcl("eval", "entailment", "--model", "ve", "--data", write_rows("rows.jsonl", rows[4:]))
     assert result.code == 1 and "no image can be read; the first: " in result.stderr and "--images" in result.stderr

@@ -91,7 +91,7 @@ def test_what_is_missing_of_a_submission(place: Path, tcl: Any) -> None:
     source = write_rows("rows.jsonl", [*ROWS, ROWS[0] | {"question_id": 11, "image": "gone.png"}])
     result = tcl("eval", "vqa", "--model", "vqa", "--data", source, "--submission", "result.json")
     assert result.code == 0 and "result.json lacks 1 questions" in result.stderr
-    assert "1 images left out:\n  rows.jsonl line 5: " in result.stderr
+    assert "1 image left out:\n  rows.jsonl line 5: " in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_regions_that_cannot_be_used(
 def test_regions_of_images_that_cannot_be_read(workplace: Path, tcl: Any) -> None:
     gone = BOX | {"image": "gone.png"}
     result = tcl("eval", "grounding", "--data", write_rows("rows.jsonl", [BOX, gone]))
-    assert result.code == 0 and "1 images left out:\n  rows.jsonl line 2: " in result.stderr
+    assert result.code == 0 and "1 image left out:\n  rows.jsonl line 2: " in result.stderr
     result = tcl("eval", "grounding", "--data", write_rows("rows.jsonl", [gone]))
     assert result.code == 1 and "no image can be read" in result.stderr
     result = tcl("eval", "grounding", "--data", write_rows("rows.jsonl", []))

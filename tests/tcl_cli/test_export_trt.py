@@ -66,9 +66,12 @@ def test_the_whole_command(exported: Path, tcl: Tcl) -> None:
         (("--trt", "--hardware-compatible"), "--hardware-compatible: TensorRT for RTX"),
         (("--trt", "--version-compatible"), "--version-compatible: TensorRT for RTX"),
         (("--trt", "--precision", "int8"), "int8 for TensorRT finds its ranges on real images and texts"),
-        (("--trt", "--precision", "int8", "--int8", "dynamic", "--calibrate", "images"), "int8 for TensorRT"),
+        (("--trt", "--precision", "int8", "--int8", "dynamic", "--calibrate", "images"), "leave out --int8 dynamic"),
+        (("--trt", "--precision", "int8", "--calibrate", "images"), "without --calibrate-texts there are none"),
         (("--trt", "--precision", "fp8"), "fp8 finds its ranges on real images and texts"),
-        (("--precision", "fp8", "--calibrate", "images"), "fp8 finds its ranges on real images and texts"),
+        (("--precision", "fp8", "--calibrate", "images"), "without --calibrate-texts there are none"),
+        (("--precision", "fp8", "--calibrate-texts", "t.txt"), "-> add --calibrate IMAGES, or leave fp8 out"),
+        (("--precision", "fp8"), "without --calibrate and --calibrate-texts there are none"),
     ],
 )
 def test_refused_before_anything_is_written(

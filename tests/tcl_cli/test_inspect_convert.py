@@ -102,6 +102,14 @@ def test_inspect_a_bundle(tcl: Any, workplace: Path) -> None:
     Path("bundle/bundle.json").write_text(json.dumps(manifest))
     values = json.loads(tcl("inspect", "bundle", "--json").stdout)
     assert values["kind"] == "bundle" and values["model_hash"] == "abc" and values["bundle"]["verified"] is True
+    graph = {"inputs": [], "precisions": {"fp32": {"file": "a.onnx"}, "fp16": {"file": "b.onnx"}}}
+    for graphs, row in (
+        ({"image_encoder": graph, "text_encoder": graph}, "image_encoder fp32 fp16, text_encoder fp32 fp16"),
+        ({"image_encoder": {"file": "a.onnx"}}, "image_encoder"),  # of the first format
+    ):
+        Path("bundle/bundle.json").write_text(json.dumps(manifest | {"graphs": graphs}))
+        assert f"graphs\t{row}\n" in tcl("inspect", "bundle").stdout
+        assert json.loads(tcl("inspect", "bundle", "--json").stdout)["bundle"]["graphs"] == graphs
     Path("bundle/bundle.json").write_text("{")
     result = tcl("inspect", "bundle")
     assert result.code == 1 and "bundle.json: cannot be read" in result.stderr

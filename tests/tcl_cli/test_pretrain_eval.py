@@ -221,7 +221,7 @@ def test_evaluation_leaves_out_what_it_cannot_read(
     pairs = write_pairs(tmp_path / "data")
     (tmp_path / "data/2.png").write_bytes(b"\x89PNG no more")
     result = tcl("eval", "retrieval", "--model", str(tiny_model_folder), "--data", str(pairs))
-    assert result.code == 0 and "1 images left out" in result.stderr and "2.png" in result.stderr
+    assert result.code == 0 and "1 image left out" in result.stderr and "2.png" in result.stderr
     assert "re-ranked" in result.stdout
     for row in range(5):
         (tmp_path / f"data/{row}.png").unlink()

@@ -205,10 +205,12 @@ def test_page(vectors: Path, tcl: Tcl) -> None:
         (["x", "--index", "lancedb:none"], 2, "no table"),
         (["x", "--index", "vecs.npy", "--ann"], 2, "vecs.faiss"),
         (["x", "--index", "vecs.npy", "--ann", "--centre"], 2, "--centre compares every vector"),
+        (["x", "--index", "vecs.npy", "--ann", "--exact"], 2, "--ann and --exact exclude each other"),
         (["", "--index", "vecs.npy"], 2, "holds no words"),
         (["...", "--index", "vecs.npy"], 2, "holds no words"),
         (["x", "--index", "vecs.npy", "--top", "0"], 2, "--top"),
         (["x", "--index", "vecs.npy", "--rerank", "0"], 2, "--rerank"),
+        (["x", "--index", "vecs.npy", "--backend", "onnxtrt"], 2, "for '--backend': 'onnxtrt' is not one of 'auto',"),
         (["missing.jpg", "--index", "vecs.npy"], 2, "missing.jpg: no such image"),
         (["x", "--index", "texts.npy", "--rerank", "2"], 2, "query and vectors are both texts"),
         (["queries.txt", "--index", "vecs.npy"], 1, "cannot read image queries.txt"),
@@ -261,6 +263,18 @@ def test_bad_input(vectors: Path, tcl: Tcl, arguments: list[str], code: int, mes
     assert not Path("o.jsonl").exists()
 
 
+def test_images_of_queries_that_cannot_be_read(vectors: Path, tcl: Tcl) -> None:
+    """They are named with the file and the line they stand in."""
+    Path("broken.png").write_bytes(b"nonsense")
+    for second, reason in (('{"image": "gone.png"}', "no such file"), ('{"query": "broken.png"}', "not an image")):
+        Path("q.jsonl").write_text(f'{{"text": "a dog"}}\n{second}\n')
+        found = tcl("search", "--queries", "q.jsonl", "--index", "vecs.npy")
+        assert found.code == 1 and reason in found.stderr
+        assert found.stderr.startswith("Error: q.jsonl line 2: cannot read image ")
+    alone = tcl("search", "broken.png", "--index", "vecs.npy")
+    assert alone.code == 1 and "Error: cannot read image broken.png: not an image" in alone.stderr
+
+
 def test_vectors_of_another_model(vectors: Path, tcl: Tcl) -> None:
     meta = json.loads(Path("vecs.meta.json").read_text())
     Path("vecs.meta.json").write_text(json.dumps(meta | {"model_hash": "0" * 64}))
@@ -307,7 +321,7 @@ def test_dedup(vectors: Path, tcl: Tcl, tiny_model: TCL) -> None:
     found[2] = found[0]
     np.save("vecs.npy", found)
     done = tcl("dedup", "vecs.npy", "--threshold", "0.9999", "--html", "d.html")
-    assert done.code == 0 and "1 near-duplicates in 1 groups, among 3 inputs" in done.stderr
+    assert done.code == 0 and "1 near-duplicate in 1 group, among 3 inputs" in done.stderr
     [group] = [json.loads(line) for line in done.stdout.splitlines()]
     assert group["kept"] == {"row": 0, "id": "1.png"}
     assert [hit["id"] for hit in group["duplicates"]] == ["10.png"]
@@ -318,7 +332,10 @@ def test_dedup(vectors: Path, tcl: Tcl, tiny_model: TCL) -> None:
         "rows": 3, "groups": 1, "duplicates": 1, "threshold": 0.9999, "out": "groups.jsonl"
     }  # fmt: skip
     assert json.loads(Path("groups.jsonl").read_text()) == group
-    assert json.loads(tcl("dedup", "texts.npy", "--threshold", "1", "--json").stdout)["groups"] == 0
+    alone = json.loads(tcl("dedup", "vecs.npy", "-t", "0.9999", "--json").stdout)
+    assert (alone["groups"], alone["duplicates"], alone["entries"], alone["out"]) == (1, 1, [group], None)
+    none = json.loads(tcl("dedup", "texts.npy", "--threshold", "1", "--json").stdout)
+    assert (none["groups"], none["entries"]) == (0, [])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,11 @@ def test_a_dry_run_does_not_mind_the_run_that_goes_on(recipe: str, tcl: Any) -> 
         result = tcl("pretrain", recipe, "--out", "run", "--dry-run")
     assert result.code == 0, result.stderr
     assert tcl("pretrain", recipe, "--out", "run", "train.steps=1").code == 0  # of a killed start only the lock is left
+
+
+def test_many_epochs_are_a_plain_number(recipe: str, tcl: Any) -> None:
+    told = tcl("pretrain", recipe, "--out", "run", "--dry-run", "train.steps=100000").stderr
+    assert re.search(r"^Training   100000 steps \(\d{3,} epochs\)$", told, re.MULTILINE), told
 
 
 def test_a_finished_run_says_so_at_once(recipe: str, tcl: Any) -> None:
