@@ -130,9 +130,13 @@ def test_parquet(folder: Path, encoder: TorchEncoder, tmp_path: Path) -> None:
 def test_output_in_the_way(folder: Path, encoder: TorchEncoder, tmp_path: Path) -> None:
     inputs = list_inputs(str(folder))
     (tmp_path / "v.npy").write_bytes(b"before")
-    with pytest.raises(UsageError, match="exists"):
-        embed(inputs, encoder, tmp_path / "v.npy")
+    for restart in (False, True):  # it is not the work of `embed`
+        with pytest.raises(UsageError, match=r"v\.npy: exists, and is not"):
+            embed(inputs, encoder, tmp_path / "v.npy", restart=restart)
     assert (tmp_path / "v.npy").read_bytes() == b"before"
+    (tmp_path / "v.meta.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"v\.npy: exists"):
+        embed(inputs, encoder, tmp_path / "v.npy")
     (tmp_path / "v.errors.jsonl").write_text("of the run before")
     embed(inputs, encoder, tmp_path / "v.npy", restart=True)
     assert np.load(tmp_path / "v.npy").shape == (5, 16)
