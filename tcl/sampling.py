@@ -62,13 +62,26 @@ def negative_weights(sim: Tensor) -> Tensor:
 
 
 def sample_negatives(sim: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One hard negative for each row of `sim` [B, B], by `negative_weights`: indices [B], never the row's own.
+    """One hard negative for each row of `sim` [B, B], by `negative_weights`: indices [B], never the row's own."""
+    return draw_by_weight(negative_weights(sim), generator)[:, 0]
 
-    The first arrival of exponential ones at these rates is the same draw as `torch.multinomial`, which makes the host
+
+def draw_by_weight(weights: Tensor, generator: torch.Generator | None = None, count: int = 1) -> Tensor:
+    """Columns of each row, drawn by its weights and without replacement, in the order of the draws.
+
+    The first arrivals of exponential ones at these rates are the same draw as `torch.multinomial`, which makes the host
     wait for the device, and raises on what is not finite ahead of the check that names the samples.
+
+    Args:
+        weights: rates, not negative [B, K].
+        generator: on their device.
+        count: how many; at most K.
+
+    Returns:
+        int64 [B, count].
     """
-    weights = negative_weights(sim)
-    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=1)
+    arrivals = weights / torch.empty_like(weights).exponential_(generator=generator)
+    return arrivals.topk(count, dim=1).indices
 
 
 def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:

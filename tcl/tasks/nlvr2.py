@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl.models.nlvr import TextAssigner
-from tcl.sampling import negative_weights
+from tcl.sampling import draw_by_weight, negative_weights
 from tcl.tasks.statements import ClassifierLosses
 
 TEMPERATURE = 0.07  # of the similarities that negatives are drawn by; fixed, unlike the learned one of pre-training
@@ -58,10 +58,7 @@ def draw_assignment(image_feat: Tensor, generator: torch.Generator | None = None
         generator: on its device.
     """
     size, device = len(image_feat), image_feat.device
-    weights = assignment_weights(image_feat)
-    # The first two arrivals of exponential ones at these rates: a draw without replacement that waits for no device.
-    arrivals = weights / torch.empty_like(weights).exponential_(generator=generator)
-    negatives = arrivals.topk(2, dim=1).indices
+    negatives = draw_by_weight(assignment_weights(image_feat), generator, count=2)
     draws = torch.rand(2, size, generator=generator, device=device)
     return assign(negatives, (draws[0] > 1 / 3) | (size == 2), draws[1] > 0.5)
 

@@ -12,6 +12,7 @@ from tcl.losses import cma_loss, imc_loss, itm_loss, lmi_loss
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainObjective, Similarities
+from tcl.sampling import draw_by_weight
 
 NO_IMAGE = -100
 """Id of queue entries that belong to no image yet."""
@@ -189,9 +190,8 @@ def other_image_weights(sim: Tensor, same: Tensor) -> Tensor:
 
 
 def sample_other_images(sim: Tensor, same: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One hard negative for each row, by `other_image_weights`: indices [B]; see `tcl.sampling.sample_negatives`."""
-    weights = other_image_weights(sim, same)
-    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=1)
+    """One hard negative for each row, by `other_image_weights`: indices [B]."""
+    return draw_by_weight(other_image_weights(sim, same), generator)[:, 0]
 
 
 def pool_to_cells(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
