@@ -36,7 +36,7 @@ sys.exit(main.run(sys.argv[1:]))
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, env=environment, text=True, capture_output=True, timeout=200)
+    return subprocess.run(line, env=environment, text=True, capture_output=True)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def torchrun(*command: str, plan: str = "") -> subprocess.CompletedProcess[str]:
     Path("script.py").write_text(SCRIPT)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PLAN": plan}
-    return subprocess.run([*line, *command], env=environment, text=True, capture_output=True, timeout=200)
+    return subprocess.run([*line, *command], env=environment, text=True, capture_output=True)
 
 
 @pytest.fixture

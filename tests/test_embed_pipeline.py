@@ -86,7 +86,7 @@ def test_rows_of_texts_are_in_order_whatever_shared_a_batch(texts: Path, process
 
 def test_as_many_calls_at_once_as_there_are_lanes(images: Path, processor: Any, tmp_path: Path) -> None:
     running, most = [0], [0]
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3)
 
     class Counting(ProjectionEncoder):
         def encode_image(self, pixel_values: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,6 +103,11 @@ def plain_losses(
     return torch.stack([torch.stack(terms).mean(), itm, mlm])
 
 
+def layer_of(name: str) -> str:
+    layer = re.match(r".*\.(layer|blocks)\.\d+", name)
+    return layer[0] if layer else name.rpartition(".")[0]
+
+
 CASES = [
     (2, 3, [4, 4]),
     (3, 7, [5, 2, 3]),
@@ -134,9 +141,13 @@ def test_fast_path_equals_the_plain_formulas(size: int, queue_size: int, lengths
     parameters = {n: p for n, p in objective.model.named_parameters() if not n.endswith(("key.bias", "qkv.bias"))}
     fast_gradients = torch.autograd.grad(losses.total, list(parameters.values()), allow_unused=True)
     plain_gradients = torch.autograd.grad(plain.sum(), list(parameters.values()), allow_unused=True)
+    largest: dict[str, float] = {}  # gradient of each layer: attention over a single token has none but rounding
+    for name, b in zip(parameters, plain_gradients, strict=True):
+        if b is not None:
+            largest[layer_of(name)] = max(largest.get(layer_of(name), 0.0), b.abs().max().item())
     for name, a, b in zip(parameters, fast_gradients, plain_gradients, strict=True):
         a, b = (torch.zeros(()) if gradient is None else gradient for gradient in (a, b))
-        assert (a - b).abs().max() <= 2e-4 * b.abs().max() + 1e-7, name
+        assert (a - b).abs().max() <= 2e-4 * b.abs().max() + 1e-6 * largest.get(layer_of(name), 0.0), name
 
 
 def test_a_batch_of_one_has_finite_losses_and_gradients() -> None:

@@ -59,13 +59,10 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        timeout=60,
     )
     children = [int(child) for child in done.stdout.split()]
     assert done.returncode == -9 and len(children) >= 2
-    until = time.monotonic() + 20
-    while any(_runs(child) for child in children):
-        assert time.monotonic() < until, "a worker is left behind"
+    while any(_runs(child) for child in children):  # one that is left behind ends the test by pytest's own time-out
         time.sleep(0.05)
 
 

@@ -11,7 +11,7 @@ from tcl.tasks.share import Share
 
 def in_processes(world_size: int, work: Callable[[Share], Any]) -> list[Any]:
     """What `work` gives, or raises, in each of them, by rank."""
-    barrier = threading.Barrier(world_size, timeout=60)
+    barrier = threading.Barrier(world_size)
     told: list[Any] = [None] * world_size
     results: list[Any] = [None] * world_size
 
@@ -32,5 +32,5 @@ def in_processes(world_size: int, work: Callable[[Share], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     return results

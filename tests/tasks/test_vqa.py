@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tcl.models.tcl import TCL
 from tcl.models.vqa import AskedQuestions, VqaModel, decoder_state
 from tcl.tasks import vqa
 from tcl.tasks.vqa import AnswerList, VqaObjective, rank_answers, tokenize_answers
-from tests.conftest import CAPTIONS
+from tests.conftest import CAPTIONS, GOLDEN
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 
 ANSWERS = ["yes", "no", "a small red circle", "small green", "blue", "yes a star", "two"]
@@ -78,7 +79,7 @@ def test_loss(case: TaskCase) -> None:
     assert case.trained() == case.recorded_trained()
 
 
-@pytest.mark.parametrize("top_k", [2, 10, 20])
+@pytest.mark.parametrize("top_k", json.loads((GOLDEN / "vqa.json").read_text())["rank_k"])
 @pytest.mark.parametrize(("rows", "tokens"), [(512, 2048), (4, 3)])
 def test_ranking(case: TaskCase, top_k: int, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vqa, "ROWS", rows)

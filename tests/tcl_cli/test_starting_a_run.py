@@ -53,7 +53,6 @@ def test_a_folder_that_is_taken_is_the_first_thing_to_be_said(recipe: str, comma
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
         )
     assert done.returncode == 2 and "Error: run: another process trains in this folder" in done.stderr
 
