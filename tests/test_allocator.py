@@ -16,11 +16,10 @@ from tcl.allocator import keep_freed_memory
 assert {keep} is False or keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
+    for _ in range(4):
         torch.ones(16 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+print(min(faults() for _ in range(5)))  # the first round fetches, and the system may take idle pages away in another
 """
 
 
@@ -30,5 +29,5 @@ def test_a_freed_tensor_is_not_fetched_from_the_system_again():
         command = [sys.executable, "-c", PROBE.format(keep=keep)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    # Eight tensors of 64 MB: 16,384 pages each, or at least 32 when the system hands out huge ones.
-    assert faults(keep=True) < 32 <= faults(keep=False)
+    # Four tensors of 64 MB: 16,384 pages each, or at least 32 when the system hands out huge ones.
+    assert faults(keep=True) < 4 * 32 <= faults(keep=False)
