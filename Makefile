@@ -1,6 +1,7 @@
 # make demo    the whole chain on built-in data, minutes on two CPU cores
 # make test    the test suite
 # make check   lint, formatting, types, layers
+# make mutants  change the code in thousands of places and see whether the tests notice, FILES="tcl/losses.py" in one
 # make smoke   the three commands of the README in an empty folder
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(abspath $(VENV))/bin
 # pip works everywhere; with `make INSTALL="uv pip install --python .venv/bin/python"` it takes seconds instead of minutes.
 INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: venv demo test check smoke clean
+.PHONY: venv demo test check mutants smoke clean
 
 venv: $(VENV)/installed
 
@@ -31,6 +32,9 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutants: venv
+	$(BIN)/python tests/mutation/run.py $(FILES)
 
 smoke: venv
 	PATH="$(BIN):$$PATH" bash .ci/smoke
