@@ -41,10 +41,10 @@ class FeatureQueue(nn.Module):
     text_queue: Tensor  # [E, Q]
     queue_ptr: Tensor  # [1]
 
-    def __init__(self, embed_dim: int, queue_size: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, embed_dim: int, queue_size: int) -> None:
         super().__init__()
         for name in ("image_queue", "text_queue"):
-            features = torch.randn(embed_dim, queue_size, generator=generator)
+            features = torch.randn(embed_dim, queue_size)
             self.register_buffer(name, F.normalize(features, dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 

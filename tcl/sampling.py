@@ -100,5 +100,5 @@ def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
     cells = [int(side**0.5) for side in grid_size]
     window = [side // count for side, count in zip(grid_size, cells, strict=True)]
     grid = patches.transpose(1, 2).unflatten(2, grid_size)
-    pooled = F.avg_pool2d(grid, window, stride=window)[:, :, : cells[0], : cells[1]]
+    pooled = F.avg_pool2d(grid, window)[:, :, : cells[0], : cells[1]]
     return pooled.flatten(2).transpose(1, 2)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tcl.losses import cma_loss, imc_loss, lmi_loss, mlm_loss, soft_cross_entropy
+from tcl.losses import cma_loss, imc_loss, itm_loss, lmi_loss, mlm_loss, soft_cross_entropy
 
 
 def plain_lmi(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:
@@ -66,6 +66,17 @@ def test_lmi_without_anything_to_contrast_is_zero_with_a_gradient(shape: tuple[i
     assert loss.item() == 0 and global_feat.grad is not None and not global_feat.grad.any()
 
 
+def test_lmi_is_the_mean_over_samples_with_local_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    feat, local, temperature = features(generator, 3, 8), features(generator, 3, 2, 8), torch.tensor(0.07)
+    none = torch.zeros(3, 2, dtype=torch.bool)
+    assert lmi_loss(feat, local, temperature, none).item() == 0
+    # A caption of [CLS] alone changes nothing for the others, and does not count.
+    two = lmi_loss(feat[:2], local[:2], temperature)
+    mask = torch.tensor([[True, True], [True, True], [False, False]])
+    torch.testing.assert_close(lmi_loss(feat, local, temperature, mask), two)
+
+
 def test_lmi_when_only_one_caption_has_words() -> None:
     generator = torch.Generator().manual_seed(0)
     global_feat = features(generator, 3, 8).requires_grad_()
@@ -90,9 +101,32 @@ def test_cma_is_the_distilled_cross_entropy(size: int, queue: int, alpha: float,
 
 
 def test_the_teacher_gets_no_gradient() -> None:
-    sim, sim_m = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
-    cma_loss(sim, sim_m, torch.eye(3, 5), 0.4).backward()
-    assert sim.grad is not None and sim_m.grad is None
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, requires_grad=True)
+
+    labels = torch.tensor([1, 4, 0])
+    for loss in (
+        lambda online, teacher: cma_loss(online, teacher, torch.eye(3, 5), 0.4),
+        lambda online, teacher: mlm_loss(online, teacher, labels, 0.4),
+        lambda online, teacher: lmi_loss(online, teacher[:, None], torch.tensor(0.07)),
+    ):
+        online, teacher = drawn(3, 5), drawn(3, 5)
+        loss(online, teacher).backward()
+        assert online.grad is not None and online.grad.any() and teacher.grad is None
+
+
+def test_losses_of_bf16_are_computed_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = ((torch.randn(4, 4, generator=generator) * 9).bfloat16() for _ in range(2))
+    labels, positives = torch.tensor([1, 0, 1, 3]), torch.eye(4)
+    for loss in (
+        lambda x, y: cma_loss(x, y, positives, 0.4),
+        lambda x, y: imc_loss(x, positives),
+        lambda x, y: lmi_loss(x, y[:, None], torch.tensor(0.07)),
+        lambda x, y: itm_loss(x, labels),
+        lambda x, y: mlm_loss(x, y, labels, 0.4),
+    ):
+        assert torch.equal(loss(a, b), loss(a.float(), b.float()))
 
 
 @settings(max_examples=20, deadline=None)

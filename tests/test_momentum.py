@@ -44,6 +44,10 @@ def test_queue_equals_a_deque(size: int, batches: list[int]) -> None:
         assert queue.image_queue[0, newest] == number - 1 and queue.text_queue[0, newest] == 1 - number
 
 
-def test_queue_starts_with_unit_features() -> None:
+def test_queue_starts_with_unit_features_and_takes_no_gradient() -> None:
     queue = FeatureQueue(8, 5)
     torch.testing.assert_close(queue.image_queue.norm(dim=0), torch.ones(5))
+    torch.testing.assert_close(queue.text_queue.norm(dim=0), torch.ones(5))
+    assert not torch.equal(queue.image_queue, queue.text_queue)
+    queue.enqueue(*torch.ones(2, 3, 8, requires_grad=True))
+    assert not queue.image_queue.requires_grad and not queue.text_queue.requires_grad

@@ -56,8 +56,8 @@ class ImageIdQueue(FeatureQueue):
 
     idx_queue: Tensor  # [1, Q], the published shape
 
-    def __init__(self, embed_dim: int, queue_size: int, generator: torch.Generator | None = None) -> None:
-        super().__init__(embed_dim, queue_size, generator)
+    def __init__(self, embed_dim: int, queue_size: int) -> None:
+        super().__init__(embed_dim, queue_size)
         self.register_buffer("idx_queue", torch.full((1, queue_size), NO_IMAGE))
 
     @torch.no_grad()
@@ -205,5 +205,5 @@ def pool_to_cells(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """
     window = [max(side // CELLS, 1) for side in grid_size]
     grid = patches.transpose(1, 2).unflatten(2, grid_size)
-    pooled = F.avg_pool2d(grid, window, stride=window)[:, :, :CELLS, :CELLS]
+    pooled = F.avg_pool2d(grid, window)[:, :, :CELLS, :CELLS]
     return pooled.flatten(2).transpose(1, 2)
