@@ -1,6 +1,6 @@
-"""What is changed in the code: the mutants of a file, by operators of cosmic-ray and a few of our own.
+"""The mutants of a file: operators of cosmic-ray, and a few of our own where it has none.
 
-Left out as noise: annotations, messages, logging, and arguments that change speed or devices alone.
+Left out as noise: annotations, messages, decorators whose loss breaks the import, and what changes speed alone.
 """
 
 from __future__ import annotations
@@ -8,147 +8,112 @@ from __future__ import annotations
 import ast
 import difflib
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import parso
 from cosmic_ray.ast import ast_nodes, get_ast, is_number
 from cosmic_ray.operators.operator import Operator
-from cosmic_ray.plugins import get_operator
+from cosmic_ray.plugins import get_operator, operator_names
+from parso.python.tree import Name
 
-Position = tuple[tuple[int, int], tuple[int, int]]
+Changes = Iterator[Callable[[], Any]]  # each gives what comes in place of the node; None deletes it
 
-# One replacement for each operator; those left out fail wherever these do.
-OF_COSMIC_RAY = """
-    ReplaceTrueWithFalse ReplaceFalseWithTrue ReplaceAndWithOr ReplaceOrWithAnd
-    ReplaceBreakWithContinue ReplaceContinueWithBreak ExceptionReplacer RemoveDecorator ZeroIterationForLoop
-    ReplaceUnaryOperator_USub_UAdd ReplaceUnaryOperator_Delete_Not ReplaceUnaryOperator_Delete_Invert
-    ReplaceComparisonOperator_Eq_NotEq ReplaceComparisonOperator_NotEq_Eq
-    ReplaceComparisonOperator_Lt_LtE ReplaceComparisonOperator_LtE_Lt
-    ReplaceComparisonOperator_Gt_GtE ReplaceComparisonOperator_GtE_Gt
-    ReplaceComparisonOperator_Is_IsNot ReplaceComparisonOperator_IsNot_Is
-    ReplaceBinaryOperator_Add_Sub ReplaceBinaryOperator_Sub_Add ReplaceBinaryOperator_Mul_Div
-    ReplaceBinaryOperator_Div_Mul ReplaceBinaryOperator_FloorDiv_Div ReplaceBinaryOperator_Mod_FloorDiv
-    ReplaceBinaryOperator_Pow_Mul ReplaceBinaryOperator_BitOr_BitAnd ReplaceBinaryOperator_BitAnd_BitOr
-    ReplaceBinaryOperator_LShift_RShift ReplaceBinaryOperator_RShift_LShift
-""".split()
-DROPPED_METHODS = set(
-    "detach float double half long clamp clamp_ clone abs masked_fill sort tolist strip lower".split()
+# One replacement for each operator: a test that misses the others misses this one.
+OF_COSMIC_RAY = re.compile(
+    r"""core/( Replace(True|False|And|Or|Break|Continue)With\w+ | ExceptionReplacer | RemoveDecorator
+    | ZeroIterationForLoop | ReplaceUnaryOperator_(USub_UAdd|Delete_Not|Delete_Invert)
+    | ReplaceComparisonOperator_(Eq_NotEq|NotEq_Eq|Lt_LtE|LtE_Lt|Gt_GtE|GtE_Gt|Is_IsNot|IsNot_Is)
+    | ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Div|Mod_FloorDiv|Pow_Mul|BitOr_BitAnd|BitAnd_BitOr
+    |LShift_RShift|RShift_LShift) )""",
+    re.VERBOSE,
 )
-SYMMETRIC = set("max min isinstance getattr hasattr transpose logaddexp".split())
-MESSAGES = set("warn warning info debug message print damage one_line".split())
-CONDITIONAL = set("if elif while".split())
-TURNED = set("== != is".split()) | {"is not"}
-QUIET_KEYWORDS = set("device non_blocking pin_memory fused strict encoding hint flush".split())
-TELLING_DECORATORS = ("no_grad", "inference_mode")  # the others only fail when they are gone
+TURNED = re.compile(r"==|!=|is|is not")  # by cosmic-ray
+DROPPED = re.compile(r"\.(detach|float|double|half|long|clamp_?|clone|abs|masked_fill|sort|tolist|strip|lower)")
+SYMMETRIC = re.compile(r"max|min|isinstance|getattr|hasattr|transpose|logaddexp")
+QUIET = re.compile(r"device|non_blocking|pin_memory|fused|strict|encoding|hint|flush")  # keyword arguments
+MESSAGES = re.compile(r"warn|warning|info|debug|message|print|damage|one_line")  # calls
+TELLING = re.compile(r"no_grad|inference_mode")  # decorators whose loss only a test can notice
 
 
-class OwnOperator(Operator):
-    """Changes the node at the places that `changes` yields, each with the function that does it."""
+def of_cosmic_ray(operator: Operator) -> Callable[[Any], Changes]:
+    def changes(node: Any) -> Changes:
+        for index, _ in enumerate(operator.mutation_positions(node)):
+            yield lambda index=index: operator.mutate(node, index)
 
-    def changes(self, node: Any) -> Iterator[Any]:
-        raise NotImplementedError
-
-    def mutation_positions(self, node: Any) -> Iterator[Position]:
-        for _ in self.changes(node):
-            yield node.start_pos, node.end_pos
-
-    def mutate(self, node: Any, index: int) -> Any:
-        return list(self.changes(node))[index]()
-
-    @classmethod
-    def examples(cls) -> tuple[()]:
-        return ()
+    return changes
 
 
-class Negate(OwnOperator):
-    """The condition of an `if`, a `while` or a conditional expression; `==` and the like are turned round elsewhere."""
-
-    def changes(self, node: Any) -> Iterator[Any]:
-        places = []
-        if node.type in ("if_stmt", "while_stmt", "test", "comp_if"):  # "test" is a conditional expression
-            places = [i + 1 for i, child in enumerate(node.children) if child.get_code().strip() in CONDITIONAL]
-        for i in places:
-            condition = node.children[i]
-            turned = condition.type == "comparison" and condition.children[1].get_code().strip() in TURNED
-            if condition.type != "not_test" and not turned:
-                yield lambda i=i, condition=condition: with_child(
-                    node, i, name(f"not ({condition.get_code().strip()})", " ")
-                )
+def negate_condition(node: Any) -> Changes:
+    if node.type in ("if_stmt", "while_stmt", "test", "comp_if"):  # "test" is a conditional expression
+        for i, word in enumerate(node.children[:-1]):
+            condition = node.children[i + 1]
+            turned = condition.type == "comparison" and TURNED.fullmatch(text(condition.children[1]))
+            if text(word) in ("if", "elif", "while") and condition.type != "not_test" and not turned:
+                yield lambda i=i, it=condition: put(node, i + 1, [Name(f"not ({text(it)})", (0, 0), " ")])
 
 
-class ChangeNumber(OwnOperator):
-    """Whole numbers up and down by one, zero up alone; others twice and half."""
-
-    def changes(self, node: Any) -> Iterator[Any]:
-        if is_number(node):
-            value = ast.literal_eval(node.value)
-            if isinstance(value, int):
-                changed = (value + 1, value - 1) if value else (1,)
-            else:
-                changed = (value * 2, value / 2) if value else (1.0,)
-            for number in changed:
-                yield lambda number=number: name(str(number), node.prefix)
+def change_number(node: Any) -> Changes:
+    """Whole numbers by one, others twice and half."""
+    if is_number(node):
+        value = ast.literal_eval(node.value)
+        whole = isinstance(value, int)
+        others = [value + 1 if whole else value * 2 or 1.0, *([value - 1 if whole else value / 2] if value else [])]
+        for number in others:
+            yield lambda number=number: Name(str(number), (0, 0), node.prefix)
 
 
-class DeleteStatement(OwnOperator):
-    """A call for its effect, and a change of an attribute or an element."""
-
-    def changes(self, node: Any) -> Iterator[Any]:
-        if node.parent is None or node.parent.type != "simple_stmt" or function_of(node).endswith("__init__"):
-            return
-        is_call = node.type == "atom_expr" and node.children[-1].get_code().startswith("(")
-        is_update = node.type == "expr_stmt" and (
-            node.children[0].type == "atom_expr" or getattr(node.children[1], "value", "=") != "="
-        )
-        if is_call or (is_update and node.children[1].type != "annassign"):
-            yield lambda: name("pass", node.get_first_leaf().prefix)
+def delete_statement(node: Any) -> Changes:
+    """A call for its effect, a `del`, an update, the setting of an attribute or element; not in `__init__`."""
+    if node.parent is None or node.parent.type != "simple_stmt" or function_of(node).endswith("__init__"):
+        return
+    called_for_effect = node.type == "atom_expr" and is_call(node.children[-1])
+    sets = node.type == "expr_stmt" and node.children[0].type == "atom_expr" and node.children[1].type != "annassign"
+    updates = node.type == "expr_stmt" and node.children[1].type == "operator" and text(node.children[1]) != "="
+    if called_for_effect or sets or updates or node.type == "del_stmt":
+        yield lambda: Name("pass", (0, 0), node.get_first_leaf().prefix)
 
 
-class SwapArguments(OwnOperator):
-    """The first two positional arguments of a call."""
-
-    def changes(self, node: Any) -> Iterator[Any]:
-        if node.type != "arglist" or not is_call(node.parent) or called(node.parent) in SYMMETRIC:
-            return
-        first, comma, second, *rest = node.children
+def swap_arguments(node: Any) -> Changes:
+    """The first two positional ones."""
+    if node.type == "arglist" and is_call(node.parent) and not SYMMETRIC.fullmatch(called(node.parent)):
+        first, _, second = node.children[:3]
         literals = [child.type in ("number", "string") for child in (first, second)]
         if "argument" not in (first.type, second.type) and literals[0] == literals[1]:
-            yield lambda: replace(node, [bare(second, ""), comma, bare(first, " "), *rest])
+            yield lambda: put(put(node, 0, [Name(text(second), (0, 0))]), 2, [Name(text(first), (0, 0), " ")])
 
 
-class DropKeyword(OwnOperator):
-    """A keyword argument of a call with several."""
-
-    def changes(self, node: Any) -> Iterator[Any]:
-        if node.type == "arglist" and is_call(node.parent):
-            for i, child in enumerate(node.children):
-                if is_keyword(child) and child.children[0].value not in QUIET_KEYWORDS:
-                    rest = node.children[: i - 1] + node.children[i + 1 :] if i else node.children[2:]
-                    yield lambda rest=rest: replace(node, rest)
+def drop_keyword(node: Any) -> Changes:
+    """A keyword argument, where there are others."""
+    if node.type == "arglist" and is_call(node.parent):
+        for i, child in enumerate(node.children):
+            if i and is_keyword(child) and not QUIET.fullmatch(child.children[0].value):
+                yield lambda i=i: put(node, i - 1, [], 2)
 
 
-class DropMethod(OwnOperator):
-    """A method that passes on its tensor changed: x.detach() becomes x."""
-
-    def changes(self, node: Any) -> Iterator[Any]:
-        if node.type == "atom_expr":
-            for i in range(1, len(node.children) - 1):
-                name = node.children[i].get_code().strip()
-                if name.startswith(".") and name[1:] in DROPPED_METHODS and is_call(node.children[i + 1]):
-                    yield lambda i=i: replace(node, node.children[:i] + node.children[i + 2 :])
+def drop_method(node: Any) -> Changes:
+    """`x.detach()` becomes `x`."""
+    if node.type == "atom_expr":
+        for i in range(1, len(node.children) - 1):
+            if DROPPED.fullmatch(text(node.children[i])) and is_call(node.children[i + 1]):
+                yield lambda i=i: put(node, i, [], 2)
 
 
-OWN = (Negate, ChangeNumber, DeleteStatement, SwapArguments, DropKeyword, DropMethod)
+OWN = (negate_condition, change_number, delete_statement, swap_arguments, drop_keyword, drop_method)
+OPERATORS = {own.__name__: own for own in OWN} | {
+    name.removeprefix("core/"): of_cosmic_ray(get_operator(name)())
+    for name in operator_names()
+    if OF_COSMIC_RAY.fullmatch(name)
+}
 
 
-def name(text: str, prefix: str) -> Any:
-    return parso.python.tree.Name(text, (0, 0), prefix)
+def text(node: Any) -> str:
+    return node.get_code().strip()
 
 
-def with_child(node: Any, position: int, child: Any) -> Any:
-    node.children[position] = child
+def put(node: Any, position: int, children: list[Any], count: int = 1) -> Any:
+    node.children[position : position + count] = children
     return node
 
 
@@ -156,63 +121,49 @@ def is_call(node: Any) -> bool:
     return node.type == "trailer" and node.children[0].value == "("
 
 
-def called(trailer: Any) -> str:
-    """The last name before the brackets of a call."""
-    leaf = trailer.get_previous_leaf()
-    return leaf.value if leaf is not None else ""
+def called(brackets: Any) -> str:
+    return text(brackets.get_previous_leaf())
 
 
 def is_keyword(node: Any) -> bool:
-    return node.type == "argument" and node.children[1].type == "operator" and node.children[1].value == "="
+    return node.type == "argument" and text(node.children[1]) == "="
 
 
-def replace(node: Any, children: list[Any]) -> Any:
-    node.children = children
-    return node
-
-
-def bare(node: Any, prefix: str) -> Any:
-    node.get_first_leaf().prefix = prefix
-    return node
-
-
-def parents(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Each node above, and its child on the way down."""
-    while node.parent is not None:
-        yield node.parent, node
-        node = node.parent
+def upwards(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Each node from this one up, and its child on the way."""
+    child = node
+    while node is not None:
+        yield node, child
+        node, child = node.parent, node
 
 
 def function_of(node: Any) -> str:
-    """`Class.method`, or the empty string outside of both."""
-    node = node.parent.children[-1].name if node.type == "decorator" else node
-    names = [up.name.value for up, _ in parents(node) if up.type in ("funcdef", "classdef")]
+    """`Class.method`; the empty string outside of functions and classes."""
+    if node.type == "decorator":
+        node = node.parent.children[-1].name
+    names = [up.name.value for up, _ in upwards(node) if up.type in ("funcdef", "classdef")]
     return ".".join(reversed(names))
 
 
 def is_noise(node: Any) -> bool:
     if node.type == "decorator":
-        return not any(name in node.get_code() for name in TELLING_DECORATORS)
+        return not TELLING.search(text(node))
+    if node.type == "factor" and is_number(node.children[1]):
+        return True  # -1: the number itself is changed
     if node.type == "operator" and node.parent.type in ("parameters", "lambdef", "param"):
-        return True  # keyword-only
-    if "TYPE_CHECKING" in (node.children[1].get_code().strip() if node.type == "if_stmt" else ""):
-        return True
-    if node.type == "factor" and is_number(node.children[1]) and "-" in node.children[0].value:
-        return True  # the number itself is changed
-    if node.type == "operator" and node.value == "/" and any("_FILE" in n.get_code() for n in node.parent.children):
+        return True  # the mark of keyword-only parameters
+    if node.type == "operator" and text(node) == "/" and re.search(r"_FILE|_FOLDER|['\"]", node.parent.get_code()):
         return True  # a path
-    for parent, child in [(node, node), *parents(node)]:
-        if parent.type in ("raise_stmt", "fstring", "tfpdef"):
-            return True
-        if parent.type == "funcdef" and child is parent.annotation:
-            return True
-        if parent.type == "annassign" and child is parent.children[1]:
-            return True
-        if parent.type == "atom_expr" and any(is_call(c) and called(c) in MESSAGES for c in parent.children):
-            return True
-        if is_keyword(parent) and parent.children[0].value in QUIET_KEYWORDS:
-            return True
-    return False
+    if node.type == "if_stmt" and text(node.children[1]) == "TYPE_CHECKING":
+        return True
+    return any(
+        up.type in ("raise_stmt", "fstring", "tfpdef")
+        or (up.type == "funcdef" and child is up.annotation)
+        or (up.type == "annassign" and child is up.children[1])
+        or (up.type == "atom_expr" and any(is_call(c) and MESSAGES.fullmatch(called(c)) for c in up.children))
+        or (is_keyword(up) and QUIET.fullmatch(text(up.children[0])))
+        for up, child in upwards(node)
+    )
 
 
 @dataclass(frozen=True)
@@ -226,42 +177,39 @@ class Mutant:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What it is called in the list of accepted ones: stays when code moves."""
+        """What `accepted.txt` calls it; stays when code moves."""
         return (self.function or "module", *(f"- {line}" for line in self.old), *(f"+ {line}" for line in self.new))
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """All different mutants that compile, by operator and from top to bottom."""
+    """All that compile and differ, by operator and from top to bottom."""
     seen = {ast.dump(ast.parse(source))}
-    nodes = list(ast_nodes(get_ast(source)))
-    for operator in [get_operator(f"core/{name}")() for name in OF_COSMIC_RAY] + [own() for own in OWN]:
-        for place, node in enumerate(nodes):
-            for index, _ in enumerate(operator.mutation_positions(node)):
-                if is_noise(node):
-                    continue
-                code = mutated(source, operator, place, index)
+    for place, node in enumerate(ast_nodes(get_ast(source))):
+        if is_noise(node):
+            continue
+        for operator, changes in OPERATORS.items():
+            for index, _ in enumerate(changes(node)):
+                code = mutated(source, changes, place, index)
                 try:
                     meaning = ast.dump(ast.parse(code))
                 except SyntaxError:
                     continue
                 if meaning not in seen:
                     seen.add(meaning)
-                    yield Mutant(type(operator).__name__, function_of(node), *changed_lines(source, code), code)
+                    yield Mutant(operator, function_of(node), *changed_lines(source, code), code)
 
 
-def mutated(source: str, operator: Operator, place: int, index: int) -> str:
-    tree = get_ast(source)  # anew, for operators change it in place
+def mutated(source: str, changes: Callable[[Any], Changes], place: int, index: int) -> str:
+    tree = get_ast(source)  # anew, for it is changed in place
     node = next(itertools.islice(ast_nodes(tree), place, None))
-    siblings = node.parent.children
-    position = next(i for i, sibling in enumerate(siblings) if sibling is node)
-    changed = operator.mutate(node, index)
-    siblings[position : position + 1] = [] if changed is None else [changed]
+    position = next(i for i, sibling in enumerate(node.parent.children) if sibling is node)
+    changed = list(changes(node))[index]()
+    put(node.parent, position, [] if changed is None else [changed])
     return tree.get_code()
 
 
 def changed_lines(before: str, after: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """The number of the first one, how they were, and how they are."""
     place, *diff = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[2:]
-    line = int(place.split()[1].strip("-").split(",")[0])
     old, new = (tuple(line[1:].strip() for line in diff if line[0] == sign and line[1:].strip()) for sign in "-+")
-    return line, old, new
+    return int(re.findall(r"\d+", place)[0]), old, new
