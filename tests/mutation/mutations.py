@@ -6,8 +6,8 @@ Left out as noise: annotations, messages, decorators whose loss breaks the impor
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
-import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -182,14 +182,15 @@ class Mutant:
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """All that compile and differ, by operator and from top to bottom."""
+    """All that compile and differ, from top to bottom."""
     seen = {ast.dump(ast.parse(source))}
-    for place, node in enumerate(ast_nodes(get_ast(source))):
+    tree = get_ast(source)
+    for node in list(ast_nodes(tree)):
         if is_noise(node):
             continue
         for operator, changes in OPERATORS.items():
-            for index, _ in enumerate(changes(node)):
-                code = mutated(source, changes, place, index)
+            for change in list(changes(node)):
+                code = mutated(tree, node, change)
                 try:
                     meaning = ast.dump(ast.parse(code))
                 except SyntaxError:
@@ -199,13 +200,19 @@ def mutants(source: str) -> Iterator[Mutant]:
                     yield Mutant(operator, function_of(node), *changed_lines(source, code), code)
 
 
-def mutated(source: str, changes: Callable[[Any], Changes], place: int, index: int) -> str:
-    tree = get_ast(source)  # anew, for it is changed in place
-    node = next(itertools.islice(ast_nodes(tree), place, None))
-    position = next(i for i, sibling in enumerate(node.parent.children) if sibling is node)
-    changed = list(changes(node))[index]()
-    put(node.parent, position, [] if changed is None else [changed])
-    return tree.get_code()
+def mutated(tree: Any, node: Any, change: Callable[[], Any]) -> str:
+    """The code with the change, which is then taken back."""
+    siblings = node.parent.children
+    before = [(part, "children" if hasattr(part, "children") else "value") for part in ast_nodes(node)]
+    values = [copy.copy(getattr(part, name)) for part, name in before]
+    position = next(i for i, sibling in enumerate(siblings) if sibling is node)
+    changed = change()
+    siblings[position : position + 1] = [] if changed is None else [changed]
+    code = tree.get_code()
+    siblings[position : position + (changed is not None)] = [node]
+    for (part, name), value in zip(before, values, strict=True):
+        setattr(part, name, value)
+    return code
 
 
 def changed_lines(before: str, after: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
