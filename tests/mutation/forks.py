@@ -90,8 +90,9 @@ def run_all(runs: Iterable[tuple[T, Run]], at_once: int) -> Iterator[tuple[T, in
                     yield what, code, time.monotonic() - start, output
             time.sleep(0.02)
     finally:
-        for pid in running:
+        for pid, (_, folder, _, _) in running.items():
             _end(pid)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fork(run: Run, folder: Path) -> int:
