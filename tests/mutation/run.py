@@ -50,8 +50,9 @@ class File:
     def __init__(self, name: str, tests: list[str]) -> None:
         self.name, self.path, self.tests = name, ROOT / name, [f"tests/{test}" for test in tests]
         self.source = self.path.read_text(encoding="utf-8")
-        support = [ROOT / test for test in self.tests] + sorted((ROOT / "tests").rglob("conftest.py"))
-        self.tests_hash = short_hash(*(path.read_text(encoding="utf-8") for path in support))
+        helpers = (path for path in sorted((ROOT / "tests").rglob("*.py")) if not path.name.startswith("test_"))
+        read = [ROOT / test for test in self.tests] + [path for path in helpers if path.parent != HERE]
+        self.tests_hash = short_hash(*(path.read_text(encoding="utf-8") for path in read))
         stem = name.removesuffix(".py").replace("/", ".")
         self.journal, self.reach_file = RESULTS / f"{stem}.jsonl", RESULTS / f"{stem}.reach.json"
         lines = self.journal.read_text(encoding="utf-8").splitlines() if self.journal.exists() else ()
