@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tcl.losses import cma_loss, imc_loss, itm_loss, lmi_loss, mlm_loss
+from tcl.models.rows import take_rows
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
 from tcl.models.tokens import Tokens
 from tcl.momentum import FeatureQueue, MomentumTeacher
@@ -186,7 +187,7 @@ class PretrainObjective(nn.Module):
         own, own_mask = text.text_embeds, mask
         if negatives is not None:
             image_of_text, text_of_image = negatives
-            own = torch.cat([own, own[text_of_image]])
+            own = torch.cat([own, take_rows(own, text_of_image)])
             own_mask = torch.cat([mask, mask[text_of_image]])
         first = Tokens.first(own_mask)
         captions, captions_mask = torch.cat([own, masked_embeds]), torch.cat([own_mask, mask])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tcl.models.rows import take_rows
 from tcl.models.tokens import Tokens
 
 
@@ -21,7 +22,10 @@ class KeyValue(NamedTuple):
 
     def select(self, rows: Tensor | slice) -> KeyValue:
         """The same for the images `rows`; those of a slice are not copied."""
-        return KeyValue(self.key[rows], self.value[rows])
+        if isinstance(rows, slice):
+            return KeyValue(self.key[rows], self.value[rows])
+        # As they lie in memory, [B, N, H, Dh]: whole rows are copied then.
+        return KeyValue(*(take_rows(part.transpose(1, 2), rows).transpose(1, 2) for part in self))
 
 
 class ResidualOutput(nn.Module):

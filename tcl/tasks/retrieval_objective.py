@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcl.losses import cma_loss, imc_loss, itm_loss, lmi_loss
+from tcl.models.rows import take_rows
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainObjective, Similarities
@@ -159,7 +160,7 @@ def itm_logits(model: TCL, image: ImageOutput, text: TextOutput, negatives: tupl
     """ITM logits [3B, 2]: positives, texts with a negative image, images with a negative text."""
     image_of_text, text_of_image = negatives
     images, mask = model.image_key_values(image.image_embeds), text.attention_mask
-    own = torch.cat([text.text_embeds, text.text_embeds[text_of_image]])
+    own = torch.cat([text.text_embeds, take_rows(text.text_embeds, text_of_image)])
     positive, negative_text = model.fuse(own, torch.cat([mask, mask[text_of_image]]), images).chunk(2)
     negative_image = model.fuse(text.text_embeds, mask, [image.select(image_of_text) for image in images])
     return model.itm_head(torch.cat([positive[:, 0], negative_image[:, 0], negative_text[:, 0]]))
