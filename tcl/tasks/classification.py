@@ -65,7 +65,7 @@ class LabelledImages:
             )
         classes = [class_name(name) for name in names]
         for row, name in enumerate(classes):
-            if not clean_caption(name).strip():
+            if not clean_caption(name):
                 raise DataError(f"{root / names[row]}: this name holds no words", hint="name folders after classes")
             if name in classes[:row]:
                 first = names[classes.index(name)]
@@ -136,12 +136,7 @@ def check_templates(templates: Sequence[str]) -> None:
 
 @torch.inference_mode()
 def class_vectors(model: TCL, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """One vector per class [classes, E]: the mean of its captions' vectors, normalised again.
-
-    Raises:
-        UsageError: a template has no place for the class name.
-    """
-    check_templates(templates)
+    """One vector per class [classes, E]: the mean of its captions' vectors, normalised again."""
     captions = [template.replace("{}", name) for name in classes for template in templates]
     vectors = [
         model.encode_text(*model.processor.texts(captions[start : start + TEXTS])).text_feat

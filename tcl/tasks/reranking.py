@@ -93,17 +93,16 @@ def rank_by_vectors(image_feat: Tensor, text_feat: Tensor, image_of_text: Tensor
     Raises:
         DataError: a similarity is not a number.
     """
-    device, images, texts = image_feat.device, len(image_feat), len(text_feat)
+    device, texts = image_feat.device, len(text_feat)
     image_of_text = image_of_text.to(device)
-    i2t = torch.zeros(images, dtype=torch.long, device=device)
-    of_image, image_scores, own = [], [], torch.zeros(texts, device=device)
+    i2t, of_image, image_scores, own = [], [], [], torch.zeros(texts, device=device)
     best = torch.empty(texts, 0, device=device)
     of_text = torch.empty(texts, 0, dtype=torch.long, device=device)
     for start, sims in _similarities(image_feat, text_feat):
         rows = torch.arange(start, start + len(sims), device=device)
         positive = image_of_text == rows[:, None]
         highest = sims.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
-        i2t[rows] = ((sims >= highest) & ~positive).sum(dim=1)
+        i2t.append(((sims >= highest) & ~positive).sum(dim=1))
         columns = positive.any(dim=0).nonzero().squeeze(1)
         own[columns] = sims[image_of_text[columns] - start, columns]
         nearest = sims.topk(min(top_k, texts), dim=1)
@@ -117,8 +116,8 @@ def rank_by_vectors(image_feat: Tensor, text_feat: Tensor, image_of_text: Tensor
     t2i = torch.full((texts,), -1, device=device)  # the own image is not ahead of itself
     for _, sims in _similarities(image_feat, text_feat):
         t2i += (sims >= own).sum(dim=0)
-    lists = (torch.cat(of_image), of_text, torch.cat(image_scores), best)
-    return VectorRanking(i2t.cpu(), t2i.cpu(), *(of_all.cpu() for of_all in lists))
+    everything = (torch.cat(i2t), t2i, torch.cat(of_image), of_text, torch.cat(image_scores), best)
+    return VectorRanking(*(of_all.cpu() for of_all in everything))
 
 
 def _similarities(image_feat: Tensor, text_feat: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -258,7 +257,7 @@ def _score(model: TCL, image_embeds: Tensor, packed: PackedTexts, rows: Tensor, 
     order = packed.lengths[places].argsort()
     image = model.image_key_values(image_embeds[None])
     logits = [match_logits(model, *packed.padded(chunk), image) for chunk in places[order].split(at_once)]
-    return torch.cat(logits).float().cpu()[order.argsort()]
+    return torch.cat(logits).cpu()[order.argsort()]
 
 
 def match_logits(model: TCL, states: Tensor, mask: Tensor, images: Sequence[KeyValue]) -> Tensor:

@@ -134,7 +134,6 @@ def evaluate_retrieval(
     image_feat = images.encode(memory, progress)
     pairs = everything.only(images.readable)
     image_of_text = torch.from_numpy(pairs.image_of_text)
-    wanted = own_scores = torch.empty(0)
     with share.agree():
         # Every process encodes all texts: its images need the token states of nearly all of them.
         texts = _Texts(model, pairs.texts, batch_size, memory)
@@ -143,9 +142,11 @@ def evaluate_retrieval(
             own_ranking = rank_by_vectors(image_feat, texts.text_feat, image_of_text, max(rerank, LISTED))
     # One for all: rounding differs between devices, and with it which pairs are among the nearest.
     ranking: VectorRanking = share.collect(own_ranking)[0]
+    ranked = RankedSet(pairs.images, pairs.texts, image_of_text, ranking, (ranking.i2t, ranking.t2i))
     if rerank:
         with share.agree():
-            wanted = ranking.first(rerank).pairs()
+            candidates = ranking.first(rerank)
+            wanted = candidates.pairs()
             total = len(images.own) + int(images.wants(wanted, len(pairs.texts), share.rank).sum())
             own_scores = score_pairs(
                 model,
@@ -155,10 +156,7 @@ def evaluate_retrieval(
                 len(pairs.texts),
                 lambda done: progress(done, total=total),
             )
-    ranked = RankedSet(pairs.images, pairs.texts, image_of_text, ranking, (ranking.i2t, ranking.t2i))
-    if rerank:
         scores = images.join_scores(wanted, own_scores, len(pairs.texts))
-        candidates = ranking.first(rerank)
         ranked.candidate_scores = candidates.spread(wanted, scores)
         ranked.reranked = reranked_ranks(candidates, wanted, scores, image_of_text)
     bad = [{"image": everything.images[row], "reason": reason} for row, reason in sorted(images.bad.items())]
@@ -204,7 +202,7 @@ class _Images:
             for rows, batch in self._decoded(self.own):
                 if batch.rows:
                     output = model.encode_image(batch.pixels)
-                    found.append((rows, output.image_feat.float().cpu().numpy()))
+                    found.append((rows, output.image_feat.cpu().numpy()))
                     memory -= output.image_embeds.nbytes
                     if memory >= 0:
                         self._tokens.append((rows, output.image_embeds))
@@ -238,8 +236,6 @@ class _Images:
 
     def join_scores(self, pairs: Tensor, own: Tensor, texts: int) -> Tensor:
         """The scores [P] of all processes, of whom each has those of its images; `own` [P] are this one's."""
-        if self.share.world_size == 1:
-            return own
         mine = own[self.wants(pairs, texts, self.share.rank)].numpy()
         for rank, scores in enumerate(self.share.collect(mine)):
             own[self.wants(pairs, texts, rank)] = torch.from_numpy(scores)

@@ -75,7 +75,7 @@ class ClassifierObjective(nn.Module):
             with torch.no_grad():
                 logits_m = _logits(self.teacher.model, images, input_ids, attention_mask)  # type: ignore[arg-type]
             targets = distilled_targets(logits_m, targets, alpha)
-        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
         return ClassifierLosses(soft_cross_entropy(logits, targets), accuracy)
 
 

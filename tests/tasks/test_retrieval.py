@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tcl.tasks.reranking import PackedTexts, match_logits, rank_by_vectors, scor
 from tcl.tasks.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval, reranked_ranks
 from tcl.tasks.share import ALONE, Share
 from tests.conftest import make_tiny_model
-from tests.plain_metrics import retrieval_metrics
+from tests.plain_metrics import positive_ranks, retrieval_metrics
 from tests.tasks.shares import in_processes
 from tests.test_parity import _same_metrics, close, load_case, pixels
 
@@ -114,25 +115,55 @@ def test_same_metrics_as_the_plain_evaluation(tiny_model: TCL, index: PairIndex,
     vectors, reranked = plain_evaluation(tiny_model, index, top_k)
     assert result.vectors == pytest.approx(vectors) and result.reranked == pytest.approx(reranked)
     assert (result.images, result.texts, result.bad) == (9, 18, [])
+    assert result.figures() == pytest.approx(reranked | {f"vectors_{name}": vectors[name] for name in vectors})
+    assert json.loads(json.dumps(result.to_dict())) == {
+        "vectors": result.vectors, "reranked": result.reranked, "images": 9, "texts": 18, "bad": []
+    }  # fmt: skip
+    assert len(repr(result)) < 1000  # without the rankings
 
 
-def test_part_of_the_images_kept(tiny_model: TCL, index: PairIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """How many images and texts are encoded in each batch from now on."""
+    sizes: dict[str, list[int]] = {"images": [], "texts": []}
+    encode_image, encode_text = TCL.encode_image, TCL.encode_text
+
+    def images(self: TCL, pixel_values: Any) -> Any:
+        sizes["images"].append(len(pixel_values))
+        return encode_image(self, pixel_values)
+
+    def texts(self: TCL, input_ids: Any, attention_mask: Any) -> Any:
+        sizes["texts"].append(len(input_ids))
+        return encode_text(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(TCL, "encode_image", images)
+    monkeypatch.setattr(TCL, "encode_text", texts)
+    return sizes
+
+
+def test_part_of_the_images_kept(tiny_model: TCL, index: PairIndex, encoded: dict[str, list[int]]) -> None:
     """Room for one of three chunks: the others are encoded once more, and nothing else."""
     expected = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4)
-    encoded = []
-    encode = TCL.encode_image
-
-    def counted(self: TCL, pixel_values: Any) -> Any:
-        encoded.append(len(pixel_values))
-        return encode(self, pixel_values)
-
-    monkeypatch.setattr(TCL, "encode_image", counted)
+    once = {"images": [4, 4, 1], "texts": [4, 4, 4, 4, 2]}
+    assert encoded == once  # by default there is room for all of so small a set
     chunk = 4 * 17 * 32 * 4
-    assert evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4, token_memory=2 * chunk) == expected
-    assert encoded == [4, 4, 1, 4, 1]
-    encoded.clear()
-    evaluate_retrieval(tiny_model, index, batch_size=4)
-    assert encoded == [4, 4, 1]
+    for memory, again in ((2 * chunk, [4, 1]), (2 * chunk - 2, [4, 4, 1])):
+        encoded["images"].clear()
+        assert evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4, token_memory=memory) == expected
+        assert encoded["images"] == [4, 4, 1, *again]
+    for sizes in encoded.values():
+        sizes.clear()
+    alone = evaluate_retrieval(tiny_model, index, batch_size=4)
+    assert encoded == once and alone.reranked is None and alone.figures() == alone.vectors == expected.vectors
+
+
+def test_texts_are_kept_where_they_fit(tiny_model: TCL, index: PairIndex, encoded: dict[str, list[int]]) -> None:
+    texts = [caption for pair in index for caption in pair.captions]
+    whole = int(tiny_model.processor.texts(texts)[1].sum()) * 32 * 4  # without padding
+    for memory, again in ((2 * whole, False), (2 * whole - 2, True)):
+        encoded["texts"].clear()
+        evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4, token_memory=memory)
+        assert (sum(encoded["texts"]) > len(texts)) == again
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
@@ -151,17 +182,22 @@ def test_blocks_of_similarities_change_nothing(monkeypatch: pytest.MonkeyPatch) 
     generator = torch.Generator().manual_seed(0)
     image_feat, text_feat = (torch.randn(size, 6, generator=generator) for size in (11, 20))
     owner = torch.cat([torch.arange(11), torch.randint(11, (9,), generator=generator)])
-    whole = rank_by_vectors(image_feat, text_feat, owner, 5)
+    whole = rank_by_vectors(image_feat, text_feat, owner, 7)
     monkeypatch.setattr(reranking, "BLOCK", 3)
     pieces = rank_by_vectors(image_feat, text_feat, owner, 5)
+    with torch.autocast("cpu", torch.bfloat16):  # as during a training in mixed precision
+        mixed = rank_by_vectors(image_feat, text_feat, owner, 5)
     sims = image_feat @ text_feat.T
-    for ranking in (whole, pieces):
-        assert torch.equal(ranking.of_image, sims.topk(5, dim=1).indices)
-        assert torch.equal(ranking.of_text, sims.T.topk(5, dim=1).indices)
-    assert torch.equal(whole.i2t, pieces.i2t) and torch.equal(whole.t2i, pieces.t2i)
-    metrics = retrieval_metrics(sims.numpy(), sims.T.numpy(), owner.numpy())
-    assert metrics["i2t_r5"] == pytest.approx(100 * (whole.i2t < 5).float().mean().item())
-    assert metrics["t2i_r1"] == pytest.approx(100 * (whole.t2i < 1).float().mean().item())
+    texts_of_image = [np.flatnonzero(owner == image) for image in range(11)]
+    for ranking in (whole.first(5), pieces, mixed):
+        for found, scores, nearest in (
+            (ranking.of_image, ranking.image_scores, sims.topk(5, dim=1)),
+            (ranking.of_text, ranking.text_scores, sims.T.topk(5, dim=1)),
+        ):
+            assert torch.equal(found, nearest.indices)
+            torch.testing.assert_close(scores, nearest.values)
+        assert ranking.i2t.tolist() == positive_ranks(sims.numpy(), texts_of_image).tolist()
+        assert ranking.t2i.tolist() == positive_ranks(sims.T.numpy(), list(owner.numpy()[:, None])).tolist()
 
 
 def test_equal_vectors_never_flatter() -> None:
@@ -169,19 +205,25 @@ def test_equal_vectors_never_flatter() -> None:
     assert ranking.i2t.tolist() == [2, 3, 3] and ranking.t2i.tolist() == [2, 2, 2, 2]
 
 
-def test_ranks_after_reranking_by_hand() -> None:
-    owner = torch.tensor([0, 1, 2])
-    # Each image and each text looks at two candidates; text 2 does not look at its own image.
-    ranking = rank_by_vectors(torch.eye(3), torch.tensor([[1.0, 0.5, 0], [0.4, 1, 0], [0.9, 0.8, 0.1]]), owner, 2)
+@pytest.mark.parametrize("top_k", [1, 2, 4, 100])
+def test_ranks_after_reranking(top_k: int) -> None:
+    """Among matrices with nothing where a query did not look; many scores are equal, which never flatters."""
+    generator = torch.Generator().manual_seed(1)
+    image_feat, text_feat = (torch.randn(size, 3, generator=generator) for size in (6, 11))
+    owner = torch.cat([torch.arange(6), torch.randint(6, (5,), generator=generator)])
+    match = torch.randint(3, (6, 11), generator=generator).float()
+    ranking = rank_by_vectors(image_feat, text_feat, owner, top_k)
     pairs = ranking.pairs()
-    scores = torch.arange(len(pairs)).float()
-    i2t, t2i = reranked_ranks(ranking, pairs, scores, owner)
-    assert t2i[2] == 2  # both others are ahead of what was not looked at
-    by_image, _ = ranking.spread(pairs, scores)
-    for image in range(3):
-        own = (ranking.of_image[image] == image).nonzero()
-        expected = int((by_image[image] > by_image[image][own]).sum()) if len(own) else 2
-        assert i2t[image] == expected
+    looked_at = {(i, t) for i, row in enumerate(ranking.of_image.tolist()) for t in row}
+    looked_at |= {(i, t) for t, row in enumerate(ranking.of_text.tolist()) for i in row}
+    assert pairs.tolist() == sorted(i * 11 + t for i, t in looked_at)
+    i2t, t2i = reranked_ranks(ranking, pairs, match.flatten()[pairs], owner)
+    nothing = torch.full_like(match, -torch.inf)
+    of_images = nothing.scatter(1, ranking.of_image, match.gather(1, ranking.of_image))
+    of_texts = nothing.T.scatter(1, ranking.of_text, match.T.gather(1, ranking.of_text))
+    texts_of_image = [np.flatnonzero(owner == image) for image in range(6)]
+    assert i2t.tolist() == positive_ranks(of_images.numpy(), texts_of_image).tolist()
+    assert t2i.tolist() == positive_ranks(of_texts.numpy(), list(owner.numpy()[:, None])).tolist()
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
@@ -250,12 +292,28 @@ def test_predictions_say_what_the_metrics_count(tiny_model: TCL, index: PairInde
     assert text["image"] == pairs.images[-1] and len(text["vectors"]["top"]) == 9 and len(text["reranked"]["top"]) == 4
 
 
-def test_progress_reaches_its_total(tiny_model: TCL, index: PairIndex) -> None:
-    calls: list[tuple[int, int]] = []
-    evaluate_retrieval(
-        tiny_model, index, rerank=2, batch_size=4, progress=lambda done, *, total: calls.append((done, total))
-    )
-    assert sum(done for done, _ in calls) == calls[-1][1] > calls[0][1] == 9
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_progress_counts_images_then_pairs(
+    tiny_model: TCL, index: PairIndex, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """Each process counts its own, and each pair once, whether its texts come in one piece or in many."""
+    monkeypatch.setattr("tcl.tasks.reranking.TEXTS", 3)
+    calls: list[list[tuple[int, int]]] = [[] for _ in range(world_size)]
+
+    def evaluate(share: Share) -> RetrievalResult:
+        def progress(done: int, *, total: int) -> None:
+            calls[share.rank].append((done, total))
+
+        return evaluate_retrieval(tiny_model, index, rerank=2, batch_size=4, share=share, progress=progress)
+
+    results = in_processes(world_size, evaluate)
+    images = [[4, 4, 1]] if world_size == 1 else [[4, 1], [4]]
+    for of_one, sizes in zip(calls, images, strict=True):
+        assert of_one[: len(sizes)] == [(size, sum(sizes)) for size in sizes]
+        totals = {total for _, total in of_one[len(sizes) :]}
+        assert totals == {sum(done for done, _ in of_one)}
+    pairs = len(results[0].ranked.ranking.first(2).pairs())
+    assert sum(done for of_one in calls for done, _ in of_one) == 9 + pairs
 
 
 def test_texts_come_back_as_they_were_encoded(tiny_model: TCL) -> None:
@@ -264,9 +322,9 @@ def test_texts_come_back_as_they_were_encoded(tiny_model: TCL) -> None:
     with torch.no_grad():
         packed = PackedTexts(tiny_model, ids, mask, 2, np.arange(4))
         whole = tiny_model.encode_text(ids, mask)
-        states, valid = packed.padded(torch.tensor([2, 0, 3]))
+        rows = [2, 0, 3, 1]  # of the last one the states end before those of the longest
+        states, valid = packed.padded(torch.tensor(rows))
     close(packed.text_feat, whole.text_feat, "text_feat")
-    rows = [2, 0, 3]
     assert torch.equal(valid, whole.attention_mask[rows][:, : valid.shape[1]])
     first = tiny_model.text_encoder.bert.fusion_layers()[0]
     with torch.no_grad():
@@ -283,7 +341,11 @@ def test_the_verdict_needs_no_other_token_of_the_last_layer(layers: int) -> None
         images = model.image_key_values(model.encode_image(torch.rand(1, 3, 32, 32)).image_embeds)
         text = model.encode_text(ids, mask)
         expected = model.itm_head(model.fuse(text.text_embeds, text.attention_mask, images)[:, 0])[:, 1]
+        passed: list[int] = []
+        last = model.text_encoder.bert.fusion_layers()[-1]
+        last.intermediate.register_forward_hook(lambda _, inputs, output: passed.append(output.shape[1]))
         close(match_logits(model, *packed.padded(torch.arange(3)), images), expected, "match")
+    assert passed == [1]
 
 
 def test_images_that_cannot_be_read_leave_with_their_captions(
@@ -298,10 +360,42 @@ def test_images_that_cannot_be_read_leave_with_their_captions(
     assert [bad["image"] for bad in result.bad] == [str(tmp_path / "none.png")]
 
 
-def test_fewer_than_two_images(tiny_model: TCL, tmp_path: Path) -> None:
-    (tmp_path / "pairs.json").write_text('[{"image": "none.png", "caption": "a dog"}]')
-    with pytest.raises(DataError, match=r"found 0; the first: .*none.png"):
+def test_fewer_than_two_images(tiny_model: TCL, index: PairIndex, tmp_path: Path) -> None:
+    rows = [{"image": "none.png", "caption": "a dog"}]
+    rows += [{"image": pair.image, "caption": pair.captions[0]} for pair in list(index)[:2]]
+    for count, message in ((1, "found 0; the first: .*none.png"), (2, "found 1; the first: .*none.png")):
+        (tmp_path / "pairs.json").write_text(json.dumps(rows[:count]))
+        with pytest.raises(DataError, match=message):
+            evaluate_retrieval(tiny_model, read_pairs([str(tmp_path / "pairs.json")]))
+    (tmp_path / "pairs.json").write_text(json.dumps(rows[1:2]))
+    with pytest.raises(DataError, match="found 1$"):
         evaluate_retrieval(tiny_model, read_pairs([str(tmp_path / "pairs.json")]))
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    assert evaluate_retrieval(tiny_model, read_pairs([str(tmp_path / "pairs.json")])).images == 2
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_image_that_is_gone_when_it_is_needed_again(
+    tiny_model: TCL, index: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """Scores of the others alone would be figures of another set."""
+    for pair in index:
+        shutil.copy(pair.image, tmp_path)
+    rows = [json.dumps({"image": Path(pair.image).name, "captions": list(pair.captions)}) for pair in index]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    pairs = read_pairs([str(tmp_path / "pairs.jsonl")])
+
+    def then_it_goes(*arguments: Any) -> Any:
+        (tmp_path / "6.png").unlink()
+        return rank_by_vectors(*arguments)
+
+    monkeypatch.setattr("tcl.tasks.retrieval.rank_by_vectors", then_it_goes)
+
+    def evaluate(share: Share) -> RetrievalResult:
+        return evaluate_retrieval(tiny_model, pairs, rerank=2, batch_size=2, share=share, token_memory=0)
+
+    for failure in in_processes(world_size, evaluate):
+        assert isinstance(failure, DataError) and "6.png" in str(failure)
 
 
 @pytest.mark.parametrize("part", ["vision_proj", "itm_head"])
