@@ -32,15 +32,30 @@ def test_states_and_predictions(case: TaskCase) -> None:
             close(fused, t["mid/fused"], "fused")
 
 
-@pytest.mark.parametrize(("alpha", "recorded"), [(0.4, "out/loss"), (0.0, "out/loss_nodistill")])
-def test_loss(case: TaskCase, alpha: float, recorded: str) -> None:
+@pytest.mark.parametrize(
+    ("alpha", "taught", "recorded"),
+    [(0.4, True, "out/loss"), (0.0, True, "out/loss_nodistill"), (0.4, False, "out/loss_nodistill")],
+)
+def test_loss(case: TaskCase, alpha: float, taught: bool, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     t = case.tensors
-    objective = ClassifierObjective(case.model, case.teacher)
+    objective = ClassifierObjective(case.model, case.teacher if taught else None)
+    asked, encode = [], case.teacher.model.encode_image
+
+    def asking(images: torch.Tensor) -> Any:
+        asked.append(torch.is_grad_enabled())
+        return encode(images)
+
+    monkeypatch.setattr(case.teacher.model, "encode_image", asking)
     losses = objective(
         pixels(t["in/image_u8"]), t["in/input_ids"], t["in/attention_mask"].bool(), t["in/targets"], alpha
     )
     close(losses.total, t[recorded], recorded)
-    if alpha:
+    distilled = recorded == "out/loss"
+    assert asked == ([False] if distilled else [])  # nothing is spent on a teacher without a say
+    right = (t["out/prediction"].argmax(dim=1) == t["in/targets"]).float().mean()
+    assert losses.named() == {"loss": losses.total, "accuracy": right}
+    assert not any(figure.requires_grad for figure in losses.named().values())
+    if distilled:
         losses.total.backward()
         case.check_gradients()
         case.check_teacher()

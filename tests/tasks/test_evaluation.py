@@ -15,13 +15,13 @@ from tcl.data.questions import Question
 from tcl.errors import DataError
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.tcl import TCL
-from tcl.tasks import statements as statements_module
 from tcl.tasks.statements import evaluate_statements, tokenize_statements
 from tcl.tasks.vqa import evaluate_vqa, rank_answers, tokenize_answers, tokenize_questions
+from tests.conftest import TINY, make_tiny_model
 
 IMAGES = [f"scenes:train:0:{number}" for number in range(4)]
-LABELS = ["left", "right", "neither"]
-ANSWERS = ["red", "blue", "a star", "2", "yes"]
+LABELS = ["left", "right", "neither", "inside", "below", "behind", "near"]
+ANSWERS = ["red", "blue", "a star", "2", "yes", "no", "green"]
 
 
 @pytest.fixture(scope="module", params=["entailment", "nlvr2"])
@@ -42,7 +42,7 @@ def statements(model: Any) -> list[Statement]:
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_statements_one_by_one(statement_model: Any, batch_size: int) -> None:
     model, rows = statement_model, statements(statement_model)
-    result = evaluate_statements(model, rows, batch_size=batch_size, workers=1)
+    result = evaluate_statements(model, rows, batch_size=batch_size, workers=1, top=100)
     assert [row["text"] for row in result.predictions] == [row.text for row in rows]
     right = 0
     for row, prediction in zip(rows, result.predictions, strict=True):
@@ -52,10 +52,22 @@ def test_statements_one_by_one(statement_model: Any, batch_size: int) -> None:
         best = int(shares.argmax())
         assert prediction["predicted"] == LABELS[best]
         assert prediction["confidence"] == pytest.approx(shares[best].item(), abs=1e-5)
-        assert sum(entry["confidence"] for entry in prediction["top"]) == pytest.approx(1)
+        order = shares.argsort(descending=True)
+        assert [entry["label"] for entry in prediction["top"]] == [LABELS[number] for number in order]
+        assert [entry["confidence"] for entry in prediction["top"]] == pytest.approx(shares[order].tolist(), abs=1e-5)
+        assert (prediction["images"], prediction["label"]) == (list(row.images), row.label)
         right += row.label == LABELS[best]
     assert result.accuracy == pytest.approx(100 * right / 4)  # the row without a label is not counted
-    assert [line.rows for line in result.classes] == [2, 1, 1]
+    assert [line.rows for line in result.classes] == [2, 1, 1, 0, 0, 0, 0]
+    said = [row["predicted"] for row in result.predictions if row["label"]]
+    assert [line.precision for line in result.classes] == [
+        pytest.approx(
+            100 * sum(row["label"] == row["predicted"] == label for row in result.predictions) / said.count(label)
+        )
+        if label in said
+        else None
+        for label in LABELS
+    ]
     json.dumps(result.predictions)
 
 
@@ -100,13 +112,33 @@ def test_labels_that_the_model_does_not_know(statement_model: Any) -> None:
 def test_a_test_file_without_labels(statement_model: Any) -> None:
     rows = [row._replace(label=None) for row in statements(statement_model)]
     result = evaluate_statements(statement_model, rows, workers=1)
-    assert result.accuracy is None and result.classes == [] and len(result.predictions) == 5
+    assert result.accuracy is None and result.classes == []
+    assert [len(row["top"]) for row in result.predictions] == [5] * 5
 
 
-def test_long_texts_are_cut_to_the_models_positions(statement_model: Any) -> None:
-    words = statements_module.MAX_WORDS[statement_model.head.task]
-    ids, mask = tokenize_statements(statement_model, ["a " * 200, "a"])
-    assert ids.shape[1] == min(words + 1, statement_model.max_positions) and not mask[1].all()
+def test_sums_of_mixed_precision(statement_model: Any, vqa_model: Any) -> None:
+    """Likelihoods are computed in float32 from logits of half the bits: their sum is one, not nearly so."""
+    with torch.autocast("cpu", torch.bfloat16):
+        said = evaluate_statements(statement_model, statements(statement_model), workers=1, top=100).predictions
+        answered = evaluate_vqa(vqa_model, questions(), workers=1, top=100).predictions
+    for row in said + answered:
+        assert sum(entry["confidence"] for entry in row["top"]) == pytest.approx(1, abs=1e-6)
+
+
+LONG = TINY | {"text_encoder_args": TINY["text_encoder_args"] | {"max_position_embeddings": 60}}
+
+
+@pytest.mark.parametrize(("task", "words"), [("entailment", 30), ("nlvr2", 40), ("vqa", 50)])
+def test_long_texts_lose_their_end(task: Any, words: int) -> None:
+    """As published; and to as many tokens as the model has positions, where these are fewer."""
+    text = "a " * 200
+    for changes, most in ((LONG, 60), (TINY, 40)):
+        model: Any = attach_head(make_tiny_model(**changes), HeadConfig(task=task, labels=LABELS, decoder_layers=1))
+        tokenize = tokenize_questions if task == "vqa" else tokenize_statements
+        ids, mask = tokenize(model, [text, "a"])
+        assert ids.shape[1] == min(words + 1, most) and mask.sum(dim=1).tolist() == [ids.shape[1], 2]
+    if task == "vqa":
+        assert tokenize_questions(model, [text], 25)[0].shape[1] == 25
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +169,24 @@ def test_questions_one_by_one(vqa_model: Any, batch_size: int) -> None:
         assert prediction["question_id"] == row.question_id
         assert prediction["answer"] == ANSWERS[int(ranking.answers[0, 0])]
         assert prediction["confidence"] == pytest.approx(ranking.probabilities[0, 0].item(), abs=1e-5)
-        assert len(prediction["top"]) == 2
+        assert (prediction["image"], prediction["question"]) == (row.image, row.question)
+        assert [entry["answer"] for entry in prediction["top"]] == [ANSWERS[n] for n in ranking.answers[0, :2]]
+        shares = [entry["confidence"] for entry in prediction["top"]]
+        assert shares == pytest.approx(ranking.probabilities[0, :2].tolist(), abs=1e-5)
     assert result.submission() == [
         {"question_id": row["question_id"], "answer": row["answer"]} for row in result.predictions
     ]
     json.dumps(result.predictions)
+
+
+def test_answers_that_are_decoded_and_listed(tiny_model: TCL) -> None:
+    """Unless told otherwise 128 of the list, as published, and 5."""
+    torch.manual_seed(1)
+    head = HeadConfig(task="vqa", labels=[f"red {n}" for n in range(140)], decoder_layers=1)
+    model: Any = attach_head(copy.deepcopy(tiny_model), head).eval()
+    for options, listed in (({}, 5), ({"top": 1000}, 128), ({"top": 1000, "top_k": 7}, 7)):
+        result = evaluate_vqa(model, questions()[:1], workers=1, **options)
+        assert len(result.predictions[0]["top"]) == listed
 
 
 def test_figures_of_answers(vqa_model: Any) -> None:

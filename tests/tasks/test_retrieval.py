@@ -368,7 +368,7 @@ def test_fewer_than_two_images(tiny_model: TCL, index: PairIndex, tmp_path: Path
         with pytest.raises(DataError, match=message):
             evaluate_retrieval(tiny_model, read_pairs([str(tmp_path / "pairs.json")]))
     (tmp_path / "pairs.json").write_text(json.dumps(rows[1:2]))
-    with pytest.raises(DataError, match="found 1$"):
+    with pytest.raises(DataError, match=r"found 1$"):
         evaluate_retrieval(tiny_model, read_pairs([str(tmp_path / "pairs.json")]))
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     assert evaluate_retrieval(tiny_model, read_pairs([str(tmp_path / "pairs.json")])).images == 2

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tcl.data.annotations import Statement
@@ -74,10 +75,19 @@ def evaluation(task: str, model: TCL, images: list[str], done: list[int]) -> Cal
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "grounding", "classification"])
-def test_shares_are_the_whole(task: str, tiny_model: TCL, images: list[str]) -> None:
+def test_shares_are_the_whole(task: str, tiny_model: TCL, images: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     evaluate = evaluation(task, tiny_model, images, done)
+    modes: list[bool] = []
+    encode = TCL.encode_image
+
+    def noting(self: TCL, pixel_values: Any) -> Any:
+        modes.append(torch.is_grad_enabled())
+        return encode(self, pixel_values)
+
+    monkeypatch.setattr(TCL, "encode_image", noting)
     expected = evaluate(ALONE)
+    assert modes and not any(modes)  # nothing is kept for gradients
     assert sum(done) in (SIZE, SIZE - 1, SIZE - 2)  # of two images, each unreadable one takes a row with it
     assert in_processes(3, evaluate) == [expected] * 3
     assert in_processes(5, evaluate) == [expected] * 5

@@ -14,7 +14,7 @@ from tcl.models.tcl import TCL
 from tcl.models.vqa import AskedQuestions, VqaModel, decoder_state
 from tcl.tasks import vqa
 from tcl.tasks.vqa import AnswerList, VqaObjective, rank_answers, tokenize_answers
-from tests.conftest import CAPTIONS, GOLDEN
+from tests.conftest import CAPTIONS, GOLDEN, TINY, make_tiny_model
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 
 ANSWERS = ["yes", "no", "a small red circle", "small green", "blue", "yes a star", "two"]
@@ -73,6 +73,7 @@ def test_loss(case: TaskCase) -> None:
     )
     assert len(set(case.values["loss_by_alpha"].values())) == 1  # the published distillation changes nothing
     close(losses.total, t["out/loss"], "loss")
+    assert losses.named() == {"loss": losses.total} and not losses.named()["loss"].requires_grad
     losses.total.backward()
     case.check_gradients()
     case.check_teacher()
@@ -80,15 +81,33 @@ def test_loss(case: TaskCase) -> None:
 
 
 @pytest.mark.parametrize("top_k", json.loads((GOLDEN / "vqa.json").read_text())["rank_k"])
-@pytest.mark.parametrize(("rows", "tokens"), [(512, 2048), (4, 3)])
+@pytest.mark.parametrize(("rows", "tokens"), [(512, 2048), (8, 3), (2, 1)])
 def test_ranking(case: TaskCase, top_k: int, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever pieces memory is bounded to; no piece is smaller than the three questions."""
     monkeypatch.setattr(vqa, "ROWS", rows)
     monkeypatch.setattr(vqa, "TOKENS", tokens)
+    decode, log_likelihood = VqaModel.decode, VqaModel.log_likelihood
+    decoded, looked_up = [], []
+
+    def decoding(self: VqaModel, answer_ids: Tensor, question: AskedQuestions) -> Tensor:
+        decoded.append(len(answer_ids))
+        return decode(self, answer_ids, question)
+
+    def looking_up(self: VqaModel, states: Tensor, wanted: Tensor) -> Tensor:
+        looked_up.append(len(states))
+        return log_likelihood(self, states, wanted)
+
+    monkeypatch.setattr(VqaModel, "decode", decoding)
+    monkeypatch.setattr(VqaModel, "log_likelihood", looking_up)
     t = case.tensors
     answers = AnswerList(t["rank/answer_ids"], t["rank/answer_mask"].bool())
-    ranking = rank_answers(case.model, ask(case, case.model), answers, top_k)
+    question = ask(case, case.model)
+    ranking = rank_answers(case.model, question, answers, top_k)
     assert torch.equal(ranking.answers, t[f"rank{top_k}/topk_ids"])
     close(ranking.probabilities, t[f"rank{top_k}/topk_probs"], "topk_probs")
+    assert question.key_values[0].key.requires_grad and not ranking.probabilities.requires_grad
+    assert max(decoded) <= max(rows, 3) and max(looked_up) <= tokens
+    assert sum(decoded) == 3 + 3 * top_k  # [CLS] alone, and the chosen ones
 
 
 @torch.no_grad()
@@ -156,11 +175,17 @@ def test_the_decoder_starts_from_the_fusion_layers(golden: Any, fresh_model: TCL
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     again = model_of(model, decoder_layers=3, labels=["other"])
     assert again.text_decoder is model.text_decoder and again.head.labels == ["other"]
+    assert len(model_of(model, decoder_layers=1).text_decoder.bert.encoder.layer) == 1
+
+
+def test_the_decoder_has_the_settings_of_the_encoder() -> None:
+    text = TINY["text_encoder_args"] | {"dropout": 0.3, "layer_norm_eps": 1e-3}
+    base = make_tiny_model(text_encoder_args=text)
+    layers = str(base.text_encoder.bert.encoder.layer[2:])
+    assert str(model_of(base).text_decoder.bert.encoder.layer) == layers and "p=0.3" in layers and "0.001" in layers
 
 
 def test_a_decoder_of_images_of_another_width(tiny_model: TCL) -> None:
-    from tests.conftest import make_tiny_model
-
     base = make_tiny_model(image_encoder_args={"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 4})
     cross = model_of(base).text_decoder.bert.encoder.layer[0].crossattention
     source = base.text_encoder.bert.encoder.layer[2].crossattention
