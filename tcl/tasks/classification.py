@@ -142,7 +142,7 @@ def class_vectors(model: TCL, classes: Sequence[str], templates: Sequence[str]) 
         model.encode_text(*model.processor.texts(captions[start : start + TEXTS])).text_feat
         for start in range(0, len(captions), TEXTS)
     ]
-    return F.normalize(torch.cat(vectors).unflatten(0, (len(classes), len(templates))).mean(dim=1), dim=-1)
+    return F.normalize(torch.cat(vectors).unflatten(0, (len(classes), len(templates))).mean(dim=1))
 
 
 @torch.inference_mode()
@@ -186,7 +186,7 @@ def evaluate_classification(
                 sims = model.encode_image(batch.pixels).image_feat @ classes.T
                 if sims.isnan().any():
                     raise DataError("similarities are not numbers: the model's weights are not finite", hint=NAN_HINT)
-                best = sims.topk(min(TOP, len(data.classes)), dim=-1).indices
+                best = sims.topk(min(TOP, len(data.classes))).indices
                 probabilities = (sims / model.temp).softmax(dim=-1).gather(1, best)
                 pairs = zip(best.tolist(), probabilities.tolist(), strict=True)
                 found |= zip((own[place] for place in batch.rows), pairs, strict=True)

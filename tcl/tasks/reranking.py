@@ -105,13 +105,13 @@ def rank_by_vectors(image_feat: Tensor, text_feat: Tensor, image_of_text: Tensor
         i2t.append(((sims >= highest) & ~positive).sum(dim=1))
         columns = positive.any(dim=0).nonzero().squeeze(1)
         own[columns] = sims[image_of_text[columns] - start, columns]
-        nearest = sims.topk(min(top_k, texts), dim=1)
+        nearest = sims.topk(min(top_k, texts))
         of_image.append(nearest.indices)
         image_scores.append(nearest.values)
         # The best images of each text so far, and these: the best of all are among them.
         best = torch.cat([best, sims.T], dim=1)
         of_text = torch.cat([of_text, rows.expand(texts, -1)], dim=1)
-        best, kept = best.topk(min(top_k, best.shape[1]), dim=1)
+        best, kept = best.topk(min(top_k, best.shape[1]))
         of_text = of_text.gather(1, kept)
     t2i = torch.full((texts,), -1, device=device)  # the own image is not ahead of itself
     for _, sims in _similarities(image_feat, text_feat):

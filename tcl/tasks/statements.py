@@ -159,7 +159,7 @@ def evaluate_statements(
         for batch in rows_by_image(model, references, batch_size, workers, lambda *why: unread.append(why), share):
             input_ids, mask = tokenize_statements(model, [statements[row].text for row in batch.rows])
             logits = model.classify(batch.images, input_ids, mask, batch.image_of_row)
-            best = logits.float().softmax(dim=1).topk(min(top, len(labels)), dim=1)
+            best = logits.float().softmax(dim=1).topk(min(top, len(labels)))
             for row, shares, numbers in zip(batch.rows, best.values.tolist(), best.indices.tolist(), strict=True):
                 predictions[row] = _prediction(statements[row], [labels[number] for number in numbers], shares)
             advance(len(batch.rows))

@@ -117,7 +117,7 @@ def rank_answers(model: VqaModel, question: AskedQuestions, answers: AnswerList,
     size = len(question.mask)
     starts = answers.input_ids[:1, :1].expand(size, 1)
     log_start = model.text_decoder.mlm_logits(model.decode(starts, question)[:, 0]).float().log_softmax(dim=-1)
-    log_first, chosen = log_start[:, answers.input_ids[:, 1]].topk(min(top_k, len(answers.mask)), dim=1)  # [B, k]
+    log_first, chosen = log_start[:, answers.input_ids[:, 1]].topk(min(top_k, len(answers.mask)))  # [B, k]
 
     lengths = answers.mask.sum(dim=1)
     order = lengths[chosen].argsort(dim=1)  # short ones together: less padding is decoded
@@ -125,7 +125,7 @@ def rank_answers(model: VqaModel, question: AskedQuestions, answers: AnswerList,
     step = max(ROWS // size, 1)
     rest = [_log_rest(model, question, answers, part) for part in chosen.split(step, dim=1)]
     scores = 2 * log_first + torch.cat(rest, dim=1)
-    probabilities, best = scores.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    probabilities, best = scores.softmax(dim=1).sort(descending=True, stable=True)
     return Ranking(chosen.gather(1, best), probabilities)
 
 

@@ -44,12 +44,18 @@ def test_classes_are_the_folders_in_natural_order(folder: Path) -> None:
     assert data.images[1] == str(folder / "2 houses/more/2.png")
 
 
-@pytest.mark.parametrize(("name", "natural"), [("golden_retriever", "golden retriever"), (" a__b ", "a b"), ("X", "X")])
+@pytest.mark.parametrize(
+    ("name", "natural"), [("golden_retriever", "golden retriever"), (" a__b ", "a b"), ("cafe\u0301", "caf\u00e9")]
+)
 def test_natural_names(name: str, natural: str) -> None:
     assert class_name(name) == natural
 
 
-def test_templates_are_averaged_and_normalised_again(tiny_model: TCL) -> None:
+@pytest.mark.parametrize("at_once", [64, 4])
+def test_templates_are_averaged_and_normalised_again(
+    tiny_model: TCL, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcl.tasks.classification.TEXTS", at_once)
     templates = ("a photo of a {}", "{}", "two {} on the grass")
     vectors = class_vectors(tiny_model, ["dog", "house"], templates)
     assert not vectors.requires_grad

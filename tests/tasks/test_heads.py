@@ -59,6 +59,8 @@ def test_a_head_that_fits_is_kept(fresh_model: TCL) -> None:
     assert attach_head(model, head).cls_head is model.cls_head
     other = attach_head(model, HeadConfig(task="entailment", labels=["yes", "no"]))
     assert other.cls_head is not model.cls_head and other.cls_head[2].out_features == 2
+    turned = attach_head(model, HeadConfig(task="entailment", labels=list(ENTAILMENT)[::-1]))
+    assert turned.cls_head is not model.cls_head
 
 
 def test_text_assignment_prepares_nlvr2(fresh_model: TCL) -> None:

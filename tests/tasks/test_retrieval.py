@@ -43,6 +43,17 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> PairIndex:
     return read_pairs([str(folder / "pairs.jsonl")])
 
 
+def test_rows_of_one_image_come_together(tmp_path: Path) -> None:
+    rows = [("a.png", ["one", "two"]), ("b.png", ["three"]), ("a.png", ["four"]), ("c.png", ["five"])]
+    (tmp_path / "pairs.json").write_text(json.dumps([{"image": image, "captions": of_row} for image, of_row in rows]))
+    pairs = RetrievalSet.from_pairs(read_pairs([str(tmp_path / "pairs.json")]))
+    assert [Path(image).name for image in pairs.images] == ["a.png", "b.png", "c.png"]
+    assert (pairs.texts, pairs.image_of_text.tolist()) == (["one", "two", "three", "four", "five"], [0, 0, 1, 0, 2])
+    some = pairs.only(np.array([0, 2]))
+    assert some.images == [pairs.images[0], pairs.images[2]]
+    assert (some.texts, some.image_of_text.tolist()) == (["one", "two", "four", "five"], [0, 0, 0, 1])
+
+
 @torch.no_grad()
 def plain_evaluation(model: TCL, index: PairIndex, top_k: int) -> tuple[dict[str, float], dict[str, float]]:
     """One query at a time: all captions at one length, the image's states once per candidate."""
@@ -258,6 +269,7 @@ def test_one_ranking_for_all(tiny_model: TCL, index: PairIndex, monkeypatch: pyt
 
 def test_what_one_share_cannot_read_all_leave_out(tiny_model: TCL, index: PairIndex, tmp_path: Path) -> None:
     rows = [json.dumps({"image": pair.image, "captions": list(pair.captions)}) for pair in index]
+    rows.insert(4, json.dumps({"image": "lost.png", "caption": "a cat"}))
     rows.insert(2, json.dumps({"image": "gone.png", "caption": "a dog"}))
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
     pairs = read_pairs([str(tmp_path / "pairs.jsonl")])
@@ -266,7 +278,9 @@ def test_what_one_share_cannot_read_all_leave_out(tiny_model: TCL, index: PairIn
         return evaluate_retrieval(tiny_model, pairs, rerank=4, batch_size=2, share=share, token_memory=0)
 
     expected = evaluate(ALONE)
-    assert expected.images == 9 and "gone.png" in expected.bad[0]["image"] and "gone" not in expected.bad[0]["reason"]
+    assert (expected.images, expected.texts) == (9, 18)
+    assert [Path(bad["image"]).name for bad in expected.bad] == ["gone.png", "lost.png"]
+    assert "gone" not in expected.bad[0]["reason"]
     assert in_processes(3, evaluate) == [expected] * 3
 
 
