@@ -65,13 +65,11 @@ class RetrievalSet:
 
     def only(self, images: NDArray[np.int64]) -> RetrievalSet:
         """The set of some of its images (ascending rows) and their captions."""
-        place = np.full(len(self.images), -1)
-        place[images] = np.arange(len(images))
-        texts = np.flatnonzero(place[self.image_of_text] >= 0)
+        texts = np.flatnonzero(np.isin(self.image_of_text, images))
         return RetrievalSet(
             [self.images[row] for row in images],
             [self.texts[row] for row in texts],
-            place[self.image_of_text[texts]],
+            np.searchsorted(images, self.image_of_text[texts]),
         )
 
 

@@ -74,7 +74,7 @@ def test_token_states_in_memory(tiny_model: TCL, tmp_path: Path, alive: dict[str
     of_batch, of_text = BATCH * 17 * width * 4, length * width * 4  # 4 x 4 patches and [CLS], float32
     memory = 2 * kept * of_batch  # a half is for texts, of which each set has more than fit
     peaks = []
-    for images in (18, 54):
+    for images in (9, 27):
         for states in alive.values():
             states.peak = 0
         result = evaluate_retrieval(
