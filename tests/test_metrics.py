@@ -44,12 +44,13 @@ def test_recall_grows_with_k_and_equals_a_sort(images: int, texts: int, seed: in
 
 
 def test_classes_by_hand() -> None:
-    wanted = np.array([0, 0, 0, 1, 1, 3])
-    predicted = np.array([0, 0, 1, 1, 0, 2])
-    assert accuracy(predicted, wanted) == pytest.approx(50)
+    wanted = np.array([0, 0, 0, 0, 1, 1, 3])
+    predicted = np.array([0, 0, 1, 1, 1, 0, 2])
+    assert accuracy(predicted, wanted) == pytest.approx(300 / 7)
     table = class_table(predicted, wanted, ["a", "b", "c", "d", "e"])
-    assert table[0] == ClassFigures("a", 3, pytest.approx(200 / 3), pytest.approx(200 / 3), pytest.approx(200 / 3))
-    assert table[1] == ClassFigures("b", 2, 50, 50, 50)
+    # Harmonic means: 2 * 50 * 66.7 / 116.7 and 2 * 50 * 33.3 / 83.3.
+    assert table[0] == ClassFigures("a", 4, 50, pytest.approx(200 / 3), pytest.approx(400 / 7))
+    assert table[1] == ClassFigures("b", 2, 50, pytest.approx(100 / 3), pytest.approx(40))
     assert table[2] == ClassFigures("c", 0, None, 0, 0)  # taken for it once, never wanted
     assert table[3] == ClassFigures("d", 1, 0, None, 0)
     assert table[4] == ClassFigures("e", 0, None, None, None)
