@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from export.matcher import TorchMatcher
 from export.runtime import TorchEncoder
-from tcl.errors import DataError
+from tcl.errors import DataError, UsageError
 from tcl.models.tcl import TCL
-from tcl.rerank import Reranker
+from tcl.rerank import Reranker, check_kinds
 from tcl.search import ExactCollection, Hit
 from tests.vector_files import unit, write
 
@@ -68,8 +69,8 @@ class Images:
 
     name, kind, root, dim = "images", "image", Path(), 16
 
-    def __init__(self, tokens: NDArray[np.float16] | None = None) -> None:
-        self.kept = tokens
+    def __init__(self, tokens: NDArray[np.float16] | None = None, root: Path = root) -> None:
+        self.kept, self.root = tokens, root
 
     def __len__(self) -> int:
         return 5
@@ -109,6 +110,64 @@ def test_kept_tokens_need_no_image(tiny_model: TCL) -> None:
     with pytest.raises(DataError, match=r"gone-0\.jpg: no such file") as caught:
         Reranker(matcher, tiny_model.processor, Images(), Path("there")).by_text("a dog", gone)
     assert "--images" in (caught.value.hint or "")
+
+
+def test_images_are_opened_where_they_are(tiny_model: TCL, tmp_path: Path) -> None:
+    """By their path where it is not their id; from the folder that was embedded, or the one they moved to."""
+    for folder in ("before", "now"):
+        (tmp_path / folder).mkdir()
+    draw = np.random.default_rng(0)
+    pictures = [Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(6)]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / ("before" if number < 3 else "now") / f"{number % 3}.png")
+    # Ids that are names of other images.
+    hits = [Hit(0, "0.png", 0.5), Hit(1, "2.png", 0.5, path="1.png"), Hit(2, "1.png", 0.5, path="2.png")]
+    seen: list[NDArray[np.uint8]] = []
+
+    class Watched(TorchMatcher):
+        def image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            seen.append(pixel_values)
+            return super().image_tokens(pixel_values)
+
+    collection = Images(root=tmp_path / "before")
+    for root, expected in ((None, pictures[:3]), (tmp_path / "now", pictures[3:])):
+        Reranker(Watched(tiny_model), tiny_model.processor, collection, root).by_text("a dog", hits)
+        np.testing.assert_array_equal(seen.pop(), tiny_model.processor.images(expected))
+
+
+def test_few_pairs_pass_at_once(tiny_model: TCL) -> None:
+    """However many hits, memory stays the same, and each keeps its own logit."""
+    sizes: list[int] = []
+
+    class Counting:
+        """Says of the i-th pair that it fits the better the larger i."""
+
+        def image_tokens(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            return np.zeros((len(pixels), 16), np.float32), np.zeros((len(pixels), 17, 32), np.float32)
+
+        def match(
+            self, ids: NDArray[np.int64], mask: NDArray[np.int64], tokens: NDArray[np.float32]
+        ) -> NDArray[np.float32]:
+            assert len(tokens) in (1, len(ids)) and len(mask) == len(ids)
+            first = sum(sizes)
+            sizes.append(len(ids))
+            return np.stack([np.zeros(len(ids)), np.arange(first, first + len(ids))], axis=1).astype(np.float32)
+
+    hits = [Hit(row, "scenes:val:0:0", 0.5, "a dog") for row in range(40)]
+    reranker = Reranker(Counting(), tiny_model.processor, Images(), None)
+    for rank in (
+        lambda: reranker.by_text("a dog", hits),
+        lambda: reranker.by_image(np.zeros((3, 32, 32), np.uint8), hits),
+    ):
+        assert [(hit.row, hit.logit) for hit in rank()] == [(row, row) for row in range(39, -1, -1)]
+        assert sizes == [16, 16, 8]
+        sizes.clear()
+
+
+def test_texts_are_compared_with_images() -> None:
+    check_kinds("text", Images())
+    with pytest.raises(UsageError, match="query and vectors are both images"):
+        check_kinds("image", Images())
 
 
 def test_rerank_texts(tiny_model: TCL, logits: NDArray[np.float32], tmp_path: Path) -> None:
