@@ -127,12 +127,13 @@ class _Nearest:
         """Compare with rows `numbers` [n] by their scores [Q, n]; of equal scores the earlier row stays."""
         rows = np.hstack([self.rows, np.broadcast_to(numbers, scores.shape)])
         scores = np.hstack([self.scores, scores])
-        if scores.shape[1] > 8 * self.top:  # so that only few are sorted
-            best = np.argpartition(-scores, 4 * self.top, axis=1)[:, : 4 * self.top]
-            best.sort(axis=1)
-            rows, scores = np.take_along_axis(rows, best, 1), np.take_along_axis(scores, best, 1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : self.top]
-        self.rows, self.scores = np.take_along_axis(rows, best, 1), np.take_along_axis(scores, best, 1)
+        if scores.shape[1] > self.top:
+            last = np.partition(scores, -self.top, axis=1)[:, -self.top, None]
+            better, equal = scores > last, scores == last
+            left = self.top - better.sum(axis=1, keepdims=True)
+            best = better | (equal & (equal.cumsum(axis=1) <= left))
+            rows, scores = (part[best].reshape(-1, self.top) for part in (rows, scores))
+        self.rows, self.scores = rows, scores
 
 
 def _rows(chunks: Iterable[NDArray[np.float32]], chosen: NDArray[np.int64]) -> NDArray[np.float32]:

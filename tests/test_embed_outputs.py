@@ -23,7 +23,7 @@ from tcl.embedding.parts import is_parts_output
 from tcl.embedding.plan import Options
 from tcl.errors import DataError, TclError, UsageError
 from tcl.inputs import Inputs, list_inputs
-from tcl.quantise import dequantise, int8_scale, quantise, recall_kept
+from tcl.quantise import quantise
 from tcl.vector_writer import VectorWriter
 
 
@@ -47,46 +47,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 # --- types -------------------------------------------------------------------------------------------------------
-
-
-def test_what_a_stored_value_is() -> None:
-    vectors = unit(50)
-    scale = int8_scale(np.abs(vectors).max(axis=0))
-    stored = quantise(vectors, "int8", scale)
-    assert stored.dtype == np.int8 and np.abs(stored).max(axis=0).tolist() == [127] * 12
-    assert np.abs(dequantise(stored, "int8", 12, scale) - vectors).max() <= scale.max() / 2 + 1e-7
-    bits = quantise(vectors, "binary")
-    assert bits.dtype == np.uint8 and bits.shape == (50, 2)
-    assert bits[0, 0] >> 7 == (vectors[0, 0] > 0)
-    np.testing.assert_array_equal(dequantise(bits, "binary", 12), np.where(vectors > 0, 1, -1))
-    zeros = np.zeros((3, 4), np.float32)
-    assert not quantise(zeros, "int8", int8_scale(zeros.max(axis=0))).any()
-
-
-@pytest.mark.parametrize("dtype", ["float16", "int8", "binary"])
-@pytest.mark.parametrize("chunk", [7, 64, 1000])
-def test_recall_equals_sorting_everything(dtype: str, chunk: int) -> None:
-    vectors = unit(300)
-    scale = int8_scale(np.abs(vectors).max(axis=0))
-    again = dequantise(quantise(vectors, dtype, scale), dtype, 12, scale)
-    share, queries = recall_kept(lambda: (vectors[at : at + chunk] for at in range(0, 300, chunk)), 300, dtype, scale)
-    assert queries == 300
-    found = 0
-    for row in range(300):
-        nearest = []
-        for collection in (vectors, again):
-            scores = collection @ vectors[row]
-            scores[row] = -np.inf
-            nearest.append(set(np.argsort(-scores, kind="stable")[:10].tolist()))
-        found += len(nearest[0] & nearest[1])
-    assert share == pytest.approx(found / 3000, abs=0.002)  # sums of products differ in the last bit
-    assert {"float16": 0.99, "int8": 0.93, "binary": 0.3}[dtype] < share <= 1
-
-
-def test_recall_of_very_few() -> None:
-    assert recall_kept(lambda: [unit(1)], 1, "binary") == (1.0, 0)
-    assert recall_kept(lambda: [unit(2)], 2, "binary") == (1.0, 2)
-    assert recall_kept(lambda: [], 0, "binary") == (1.0, 0)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
