@@ -20,20 +20,17 @@ GRAPH = Path(__file__).with_suffix(".onnx")
 
 def float16_products(queries: NDArray[np.float32], rows: NDArray[np.float16]) -> NDArray[np.float32] | None:
     """Inner products [Q, n] of queries [Q, E] with rows [n, E]; None where ONNX Runtime is not installed."""
-    session = _session()
-    if session is None:
+    if find_spec("onnxruntime") is None:
         return None
-    products: NDArray[np.float32] = session.run(None, {"rows": rows, "queries": np.ascontiguousarray(queries.T)})[0]
+    feed = {"rows": rows, "queries": np.ascontiguousarray(queries.T)}
+    products: NDArray[np.float32] = _session().run(None, feed)[0]
     return products.T
 
 
 @cache
-def _session() -> Any | None:
-    if find_spec("onnxruntime") is None:
-        return None
+def _session() -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     options.intra_op_num_threads = available_cores()
     return onnxruntime.InferenceSession(str(GRAPH), options, providers=["CPUExecutionProvider"])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from tcl import float16_products as module
 from tcl import stored_vectors
 from tcl.float16_products import GRAPH, float16_products
 from tcl.stored_vectors import FLOAT16_VALUES_AT_ONCE, StoredVectors
@@ -56,5 +62,37 @@ def test_a_value_that_is_not_finite_is_seen(monkeypatch: pytest.MonkeyPatch, ins
 def test_without_onnx_runtime_the_products_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     stored, queries = unit(ROWS).astype(np.float16), unit(2, seed=1)
     fast = float16_products(queries, stored)
-    monkeypatch.setattr(stored_vectors, "float16_products", lambda queries, rows: None)
+    assert fast is not None
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert float16_products(queries, stored) is None
     np.testing.assert_allclose(StoredVectors("float16", 8).products(queries, stored), fast, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "used"), [("float16", ROWS, True), ("float16", 1000, False), ("float32", ROWS, False)]
+)
+def test_onnx_runtime_is_loaded_where_it_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, rows: int, used: bool
+) -> None:
+    asked = []
+
+    def noted(queries: NDArray[np.float32], stored: NDArray[Any]) -> None:
+        asked.append(len(stored))
+
+    monkeypatch.setattr(stored_vectors, "float16_products", noted)
+    StoredVectors(dtype, 8).products(unit(1), unit(rows).astype(dtype))
+    assert asked == [rows] * used
+
+
+def test_it_runs_on_the_cores_of_this_process_and_on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(path: str, options: Any, providers: list[str]) -> Any:
+        assert (options.intra_op_num_threads, providers) == (3, ["CPUExecutionProvider"])
+        return SimpleNamespace(run=lambda outputs, feed: [feed["rows"].astype(np.float32) @ feed["queries"]])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.setattr(module, "available_cores", lambda: 3)
+    module._session.cache_clear()
+    try:
+        assert float16_products(np.ones((1, 2), np.float32), np.ones((3, 2), np.float16)).tolist() == [[2, 2, 2]]  # type: ignore[union-attr]
+    finally:
+        module._session.cache_clear()

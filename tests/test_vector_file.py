@@ -13,25 +13,10 @@ from pyarrow import parquet
 
 from tcl.errors import DataError, TclError, UsageError
 from tcl.quantise import dequantise
-from tcl.stored_vectors import StoredVectors
 from tcl.vector_file import VectorFile
 from tests.vector_files import HASH, unit, write, write_folder
 
 ROWS = 50
-
-
-def test_float16_products_equal_those_of_float32() -> None:
-    """Every finite float16 there is, those below the normal range included."""
-    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    stored = every[np.isfinite(every)].reshape(-1, 8)
-    queries = unit(3)
-    exact = queries.astype(np.float64) @ stored.astype(np.float64).T
-    code = StoredVectors("float16", 8)
-    largest = np.abs(stored).max(axis=1).astype(np.float64)
-    assert (np.abs(code.products(queries, stored) - exact) <= 1e-6 * largest).all()
-    assert (
-        np.abs(code.total(stored[:100]) - stored[:100].sum(axis=0, dtype=np.float64)) <= 1e-6 * largest[:100].sum()
-    ).all()
 
 
 @pytest.mark.parametrize("dim", [8, 7])
