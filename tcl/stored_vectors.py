@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,10 +19,10 @@ FLOAT16_VALUES_AT_ONCE = 2_097_152
 """The same for float16 where ONNX Runtime, whose threads share them, is installed."""
 
 # Moved 3 bits to the right, sign kept, a float16 has the places of a float32's sign, exponent and fraction; what is
-# missing is the difference of the two exponents' zero points, a factor that the queries take.
+# missing is the difference of the two exponents' zero points, a factor that the queries take. Infinities and NaN would
+# become numbers above 65,000.
 _FLOAT16_PLACES = np.array(0x8FFFE000, np.uint32).view(np.int32)[()]
 _FLOAT16_FACTOR = np.float32(2.0**112)
-_FLOAT16_INFINITE = 0x7C00  # from here on: infinities and NaN, which become numbers above 65,000
 
 _FEW_QUERIES = 8  # up to here, one by one takes no longer
 
@@ -58,12 +57,10 @@ class StoredVectors:
 
     def products(self, queries: NDArray[np.float32], stored: NDArray[Any]) -> NDArray[np.float32]:
         """Inner products [Q, n] of queries [Q, E] with stored rows; not finite where a value of the row is not."""
-        if self.dtype == "float16" and stored.size > FLOAT16_VALUES_AT_ONCE // 2:  # else not worth loading it
+        if self.dtype == "float16" and 2 * stored.size > FLOAT16_VALUES_AT_ONCE:  # else not worth loading it
             products = float16_products(queries, stored)
             if products is not None:
                 return products
-        if self.dtype == "float16" and not _all_finite(stored):
-            return _multiply(queries, self.floats(stored))
         pieces = self._pieces(stored)
         columns, values, weights = next(pieces)
         products = _multiply(queries[:, columns] * weights, values)
@@ -73,24 +70,25 @@ class StoredVectors:
 
     def total(self, stored: NDArray[Any]) -> NDArray[np.float64]:
         """Sum of stored rows [E]; not finite where a value is not."""
-        if self.dtype == "float16" and not _all_finite(stored):
-            return self.floats(stored).sum(axis=0, dtype=np.float64)
         total = np.empty(self.dim, np.float64)
         ones = np.ones(len(stored), np.float32)
         for columns, values, weights in self._pieces(stored):
-            total[columns] = (ones @ values).astype(np.float64) * weights
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                total[columns] = (ones @ values).astype(np.float64) * weights
         return total
 
     def _pieces(self, stored: NDArray[Any]) -> Iterator[_Piece]:
         """Columns, and what they hold as float32 up to a factor; overwritten by the next piece."""
         every = slice(None)
         if self.dtype == "float16" and _can_shift(stored):
-            words = stored.view(np.int32)  # two values each
+            words = np.asarray(stored, "<f2").view("<i4")  # two values each, the first in the lower half
             moved = _scratch(words.shape)
-            np.bitwise_and(np.right_shift(words, 3, out=moved), _FLOAT16_PLACES, out=moved)
+            np.right_shift(words, 3, out=moved)
+            moved &= _FLOAT16_PLACES
             yield slice(1, None, 2), moved.view(np.float32), _FLOAT16_FACTOR
             np.left_shift(words, 16, out=moved)
-            np.bitwise_and(np.right_shift(moved, 3, out=moved), _FLOAT16_PLACES, out=moved)
+            moved >>= 3
+            moved &= _FLOAT16_PLACES
             yield slice(0, None, 2), moved.view(np.float32), _FLOAT16_FACTOR
         elif self.dtype == "int8":
             yield every, stored.astype(np.float32), self.scale
@@ -106,22 +104,18 @@ def _multiply(queries: NDArray[np.float32], values: NDArray[np.float32]) -> NDAr
         return queries @ values.T
 
 
-def _can_shift(stored: NDArray[Any]) -> bool:
-    """Is this float16 laid out in pairs? numpy's own conversion takes eight times as long."""
-    return sys.byteorder == "little" and stored.shape[1] % 2 == 0 and stored.flags.c_contiguous
-
-
-def _all_finite(stored: NDArray[np.float16]) -> bool:
-    """By their bits, which takes less time than converting them."""
-    positive = np.ascontiguousarray(stored).view(np.int16).max(initial=0)
-    negative = np.ascontiguousarray(stored).view(np.uint16).max(initial=0)
-    return bool(positive < _FLOAT16_INFINITE and negative < _FLOAT16_INFINITE + 0x8000)
+def _can_shift(stored: NDArray[np.float16]) -> bool:
+    """Is it laid out in pairs, and finite by its bits? numpy's own conversion takes eight times as long."""
+    if stored.shape[1] % 2 or not stored.flags.c_contiguous:
+        return False
+    positive, negative = (stored.view(kind).max(initial=0) for kind in (np.int16, np.uint16))
+    return bool(positive < 0x7C00 and negative < 0xFC00)
 
 
 def _scratch(shape: tuple[int, ...]) -> NDArray[np.int32]:
     """An array to overwrite, the same one each time in a thread: fresh memory would have to be mapped first."""
     size = int(np.prod(shape))
-    if getattr(_memory, "array", np.empty(0)).size < size:
-        _memory.array = np.empty(size, np.int32)
-    array: NDArray[np.int32] = _memory.array[:size].reshape(shape)
-    return array
+    array: NDArray[np.int32] | None = getattr(_memory, "array", None)
+    if array is None or array.size < size:
+        array = _memory.array = np.empty(size, np.int32)
+    return array[:size].reshape(shape)

@@ -37,7 +37,7 @@ def _stored(dtype: str, dim: int, rows: int) -> tuple[StoredVectors, NDArray[Any
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dim", [1, 2, 7, 8, 16])
+@pytest.mark.parametrize("dim", [1, 2, 8, 9, 16])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary"])
 def test_products_sums_and_values(dtype: str, dim: int, layout: str) -> None:
     code, stored, values = _stored(dtype, dim, 40)
@@ -87,6 +87,17 @@ def test_a_value_that_is_not_finite_shows_in_every_product(dtype: str, dim: int,
             assert (~np.isfinite(products)).nonzero()[1].tolist() == [5] * count
         total = StoredVectors(dtype, dim).total(stored)
         assert np.flatnonzero(~np.isfinite(total)).tolist() == [column]
+        stored[6, column] = -stored[5, column]  # infinities of both signs
+        assert not np.isfinite(StoredVectors(dtype, dim).total(stored)[column])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary"])
+def test_few_queries_score_to_the_bit_as_each_by_itself(dtype: str) -> None:
+    code, stored, _ = _stored(dtype, 64, 500)
+    queries = unit(8, 64)
+    together = code.products(queries, stored)
+    for query, products in zip(queries, together, strict=True):
+        np.testing.assert_array_equal(code.products(query[None], stored)[0], products)
 
 
 def test_threads_do_not_disturb_each_other() -> None:
@@ -107,7 +118,9 @@ def test_blocks_are_as_large_as_is_fast(monkeypatch: pytest.MonkeyPatch) -> None
     """Alone float16 takes half the memory of float32; with ONNX Runtime its threads share a larger block."""
 
     def values(dtype: str, dim: int) -> int:
-        return StoredVectors(dtype, dim).rows_at_once * dim
+        rows = StoredVectors(dtype, dim).rows_at_once
+        assert isinstance(rows, int)
+        return rows * dim
 
     for dim in (1, 256, 1000):
         for dtype in ("float32", "int8", "binary"):
