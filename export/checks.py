@@ -138,15 +138,17 @@ class Figures:
         if self.finite and not np.isfinite(actual).all():
             self.finite, self.worst["finite"] = False, case
         with np.errstate(invalid="ignore", over="ignore"):
-            scale = 1.0 if self.role == "vectors" else max(1.0, float(np.abs(expected).max()))
+            largest = float(np.abs(expected).max())
+            scale = {"vectors": 1.0, "states": largest or 1.0, "logits": max(1.0, largest)}[self.role]
             difference = float(np.abs(actual - expected).max()) / scale
             a, b = (part.reshape(len(part), -1).astype(np.float64) for part in (actual, expected))
             norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             cosines = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
-        if not difference <= self.difference:  # also when it is NaN, which then stays
+        smallest = float(cosines.min())
+        if difference > self.difference or np.isnan(difference):  # which then stays, as nothing compares with NaN
             self.difference, self.worst["difference"] = difference, case
-        if not cosines.min() >= self.smallest:
-            self.smallest, self.worst["cosine"] = float(cosines.min()), case
+        if smallest < self.smallest or np.isnan(smallest):
+            self.smallest, self.worst["cosine"] = smallest, case
         self.total += float(cosines.sum())
         self.rows += len(cosines)
         if self.role == "vectors" and sum(len(rows) for rows, _ in self.pool) < POOL:

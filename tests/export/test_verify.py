@@ -15,11 +15,10 @@ from onnx import numpy_helper
 
 from export.bundle import Bundle, build_bundle, read_bundle
 from export.cases import Samples
-from export.checks import Bounds, Check, Figures
+from export.checks import Bounds, Check
 from export.formats import PRECISIONS
 from export.onnx import export_onnx
 from export.verify import verify
-from tcl.errors import UsageError
 from tcl.models.heads import Task
 from tcl.models.task import TaskModel
 from tcl.models.tcl import TCL
@@ -197,25 +196,3 @@ def test_a_failed_verification_keeps_the_bundle_unverified(tiny_model: TCL, tmp_
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     assert manifest["verification"]["moved"] == ["fp32"] and manifest["verification"]["bounds"]["fp32"] == 1e-12
     assert manifest["graphs"]["text_encoder"]["precisions"]["fp32"]["verified"] is False
-
-
-def test_a_bound_close_to_one_is_not_shown_as_one() -> None:
-    figures = Figures("vectors")
-    figures.add("a case", np.array([[1, 2e-4]], np.float32), np.array([[1, 0]], np.float32))
-    check = figures.check("image_encoder", "fp16", "image_embeds", 1, Bounds({"fp16": 0.99999999}), "here")
-    assert not check.passed and check.bound == "cosine 0.99999999"
-    assert "smallest cosine 0.99999998 (bound 0.99999999)" in check.detail
-
-
-def test_bounds() -> None:
-    bounds = Bounds.parse(["fp16=0.999", "logits.int8=2"])
-    assert bounds.of("fp16", "vectors") == ("cosine", 0.999) == bounds.of("fp16", "states")
-    assert bounds.of("int8", "logits") == ("difference", 2.0)
-    assert bounds.of("fp32", "vectors") == ("difference", 1e-5)
-    assert bounds.to_json()["moved"] == ["fp16", "logits.int8"]
-
-
-@pytest.mark.parametrize("text", ["fp4=1", "fp16", "fp16=x", "fp16=1.1", "fp16=nan", "fp32=-1", "logits.fp32=0", "=1"])
-def test_bounds_that_make_no_sense(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--bound .*:"):
-        Bounds.parse([text])
