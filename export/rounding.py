@@ -35,48 +35,29 @@ def write_rounded(source: Path, target: Path) -> None:
         return wide[name]
 
     for node in list(model.graph.node):
-        if node.op_type == "Cast" or not any(name in halves for name in (*node.input, *node.output)):
-            nodes.append(node)
-            continue
         for place, name in enumerate(node.input):
             if name in halves:
                 node.input[place] = widened(name)
-        rounded = []
+        nodes.append(node)
         for place, name in enumerate(node.output):
             if name in halves:
                 node.output[place] = f"{name} exact"
-                rounded.append(onnx.helper.make_node("Cast", [f"{name} exact"], [name], to=halves[name]))
-        nodes += [node, *rounded]
+                nodes.append(onnx.helper.make_node("Cast", [f"{name} exact"], [name], to=halves[name]))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.data", size_threshold=1 << 20)
+    onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.data")
 
 
 def _half_values(model: Any) -> dict[str, int]:
     """Names of values in a half type, with the type."""
-    import onnx
+    from onnx import ModelProto, helper, shape_inference
 
-    shapes = onnx.shape_inference.infer_shapes(_without_weights(model))
-    graph = shapes.graph
-    values = {
-        value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    values |= {weight.name: weight.data_type for weight in model.graph.initializer}
-    return {name: kind for name, kind in values.items() if kind in HALF}
-
-
-def _without_weights(model: Any) -> Any:
-    """The same with large weights as inputs: inference of types serialises the model, which 2 GB put an end to."""
-    from onnx import ModelProto, helper
-
-    slim = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    slim.graph.name = model.graph.name
+    # Without the weights themselves: inference serialises the model, which 2 GB put an end to.
+    weights = [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in model.graph.initializer]
+    slim = ModelProto(opset_import=model.opset_import)
     slim.graph.node.extend(model.graph.node)
-    slim.graph.input.extend(model.graph.input)
+    slim.graph.input.extend([*model.graph.input, *weights])
     slim.graph.output.extend(model.graph.output)
-    for weight in model.graph.initializer:
-        if len(weight.raw_data) > 1 << 16:
-            slim.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
-        else:
-            slim.graph.initializer.append(weight)
-    return slim
+    graph = shape_inference.infer_shapes(slim).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    return {name: kind for name, kind in types.items() if kind in HALF}

@@ -47,10 +47,10 @@ def quantise(vectors: NDArray[np.float32], dtype: str, scale: NDArray[np.float32
     """
     if dtype == "int8":
         assert scale is not None
-        return np.clip(np.rint(vectors / scale), -LEVELS, LEVELS).astype(np.int8)
+        return np.rint(vectors / scale).clip(-LEVELS, LEVELS).astype(np.int8)
     if dtype == "binary":
         return np.packbits(vectors > 0, axis=1)
-    return vectors.astype(dtype, copy=False)
+    return np.asarray(vectors, dtype)
 
 
 def quantise_each(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
@@ -59,7 +59,7 @@ def quantise_each(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     As `quantise`, but for `int8`: there the largest magnitude of each vector becomes 127. What such numbers mean is a
     direction: divided by their length they are the vector again.
     """
-    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True) if dtype == "int8" else None
+    largest = np.abs(vectors).max(axis=1, keepdims=True) if dtype == "int8" else None
     return quantise(vectors, dtype, None if largest is None else int8_scale(largest))
 
 
@@ -111,7 +111,7 @@ def recall_kept(
             scores[own, chosen[own] - start] = -np.inf
             nearest.add(numbers, scores)
         start += len(chunk)
-    found = sum(len(np.intersect1d(a, b)) for a, b in zip(exact.rows, stored.rows, strict=True))
+    found = sum(len(np.intersect1d(*nearest)) for nearest in zip(exact.rows, stored.rows, strict=True))
     return found / (count * top), count
 
 
@@ -128,11 +128,11 @@ class _Nearest:
         rows = np.hstack([self.rows, np.broadcast_to(numbers, scores.shape)])
         scores = np.hstack([self.scores, scores])
         if scores.shape[1] > self.top:
-            last = np.partition(scores, -self.top, axis=1)[:, -self.top, None]
+            last = np.partition(scores, -self.top)[:, -self.top, None]
             better, equal = scores > last, scores == last
             left = self.top - better.sum(axis=1, keepdims=True)
             best = better | (equal & (equal.cumsum(axis=1) <= left))
-            rows, scores = (part[best].reshape(-1, self.top) for part in (rows, scores))
+            rows, scores = (part[best].reshape(len(best), self.top) for part in (rows, scores))
         self.rows, self.scores = rows, scores
 
 
