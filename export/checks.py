@@ -194,6 +194,6 @@ class Figures:
         for side, others in ((actual, actual), (expected, expected)):
             sims = side @ others.T
             np.fill_diagonal(sims, -np.inf)
-            nearest.append(np.argpartition(-sims, NEIGHBOURS, axis=1)[:, :NEIGHBOURS])
-        same = [len(np.intersect1d(a, b)) for a, b in zip(*nearest, strict=True)]
+            nearest.append(np.argpartition(-sims, NEIGHBOURS)[:, :NEIGHBOURS])
+        same = [len(np.intersect1d(*rows)) for rows in zip(*nearest, strict=True)]
         return float(np.mean(same) / NEIGHBOURS)

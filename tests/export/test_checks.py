@@ -82,8 +82,9 @@ def test_what_a_difference_is_relative_to(role: str, largest: float, scale: floa
     check = _check(role, "fp32", [(expected, expected), (actual, expected)])
     assert check.max_abs_diff == pytest.approx(0.01, rel=1e-3) and not check.passed
     assert _check(role, "fp32", [(actual, expected)], **{"fp32": 0.0101, "logits.fp32": 0.0101}).passed
-    zeros = np.zeros((1, 3), np.float32)
+    zeros, off = np.zeros((1, 3), np.float32), np.array([[0, 0.01, 0]], np.float32)
     assert _check(role, "fp32", [(zeros, zeros)]).max_abs_diff == 0
+    assert _check(role, "fp32", [(off, zeros)]).max_abs_diff == pytest.approx(0.01)
 
 
 def test_the_figures_are_those_of_all_rows() -> None:
@@ -111,7 +112,7 @@ def test_what_is_equal_passes_at_any_bound() -> None:
     assert check.passed and check.max_abs_diff == 0 and "at every case" in check.detail
     whole = np.array([[3, 4], [0, 1]], np.float32)
     check = _check("vectors", "fp16", [(whole, whole)], fp16=1.0)
-    assert check.passed and check.min_cosine == check.mean_cosine == 1
+    assert check.passed and check.min_cosine == check.mean_cosine == 1 and "at every case" in check.detail
     # The bound itself is inside: a half is exact.
     off = whole + np.array([[0.5, 0], [0, 0]], np.float32)
     assert _check("vectors", "fp32", [(off, whole)], fp32=0.5).passed
@@ -136,6 +137,17 @@ def test_a_value_that_is_not_finite_fails(role: str, precision: str, value: floa
         assert not _check(role, precision, pairs).passed
     first = [(np.full((2, 3), value, np.float32), np.ones((2, 3), np.float32))] * 2
     assert "not finite at a" in _check(role, precision, first).detail
+
+
+def test_values_that_only_their_difference_overflows(recwarn: pytest.WarningsRecorder) -> None:
+    far = np.full((2, 3), 3e38, np.float32)
+    assert not _check("vectors", "fp32", [(far, -far)]).passed and not recwarn
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_of_equally_bad_cases_the_first_is_named(precision: str) -> None:
+    good, bad = (unit(3), unit(3)), (unit(3, seed=1), unit(3))
+    assert _check("vectors", precision, [good, bad, bad, good]).detail.endswith("at b")
 
 
 def test_nothing_to_compare_does_not_pass() -> None:
