@@ -170,7 +170,10 @@ def test_texts_are_compared_with_images() -> None:
         check_kinds("image", Images())
 
 
-def test_rerank_texts(tiny_model: TCL, logits: NDArray[np.float32], tmp_path: Path) -> None:
+def test_rerank_texts(
+    tiny_model: TCL, logits: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcl.rerank.CHUNK", 2)
     collection = ExactCollection(write(tmp_path / "v.npy", unit(3)))
     hits = [Hit(row, str(row), 0.5, TEXTS[row]) for row in (2, 0, 1)]
     reranker = Reranker(TorchMatcher(tiny_model), tiny_model.processor, collection, None)
