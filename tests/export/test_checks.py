@@ -125,7 +125,7 @@ def test_what_is_equal_passes_at_any_bound() -> None:
 @pytest.mark.parametrize("role", ["vectors", "states", "logits"])
 def test_a_value_that_is_not_finite_fails(role: str, precision: str, value: float) -> None:
     """Wherever it stands, whatever comes before and after, and on whichever side."""
-    wide = {"fp32": 1e30, "logits.fp16": 1e30, "logits.fp32": 1e30, "fp16": 1e-9}
+    wide = {"fp32": np.inf, "logits.fp16": np.inf, "logits.fp32": np.inf, "fp16": 1e-9}
     for place in range(3):
         pairs = [(_shaped(role, rows), _shaped(role, rows)) for rows in (7, 2, 7)]
         pairs[place][0][1].flat[1] = value
