@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import time
@@ -78,6 +79,7 @@ def test_each_setting_trains_and_resumes_exactly(tmp_path: Path, settings: dict[
     halves, whole = checkpoints(tmp_path / "halves"), checkpoints(tmp_path / "whole")
     assert halves[-1].name == whole[-1].name
     assert_same_run(tmp_path / "halves", tmp_path / "whole")
+    assert not multiprocessing.active_children()  # who read the data
     assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "whole"))
 
 
@@ -128,6 +130,7 @@ def test_sigterm_saves_and_says_which_signal_it_was(tmp_path: Path) -> None:
     result = fit(Training(tiny_recipe(steps=9), ALONE, reporter=Listener(2, signal.SIGTERM)), tmp_path / "run")
     assert (result.signal, result.step, result.finished) == (signal.SIGTERM, 2, False)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000002"]
+    assert "<img" not in (tmp_path / "run" / "report.html").read_text()  # there was no time for samples
 
 
 @pytest.mark.parametrize("at", [2, 4], ids=["midway", "last"])
@@ -287,21 +290,103 @@ def test_health_is_logged(tmp_path: Path) -> None:
     assert 0.001 <= line["temperature"] <= 0.5 and line["grad_norm"] > 0 and 0 <= line["duplicate_negatives"] <= 1
 
 
-def test_fp16_ends_when_the_scale_is_used_up(tmp_path: Path) -> None:
-    training = Training(tiny_recipe(steps=20, precision="fp16"), ALONE)
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+@pytest.mark.parametrize(("precision", "step"), [("fp32", 1), ("fp16", 2)])
+def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path, precision: str, step: int) -> None:
+    """At once; in fp16 the scale of the loss may be what makes it so, until the scale is used up."""
+    training = Training(tiny_recipe(steps=20, log_every=20, checkpoint_every=20, precision=precision), ALONE)
+    if precision == "fp16":
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     with torch.no_grad():  # a gradient that is infinite whatever the scale, of a loss that is finite
         training.model.temp.register_hook(lambda grad: torch.full_like(grad, math.inf))
     before = training.model.vision_proj.weight.clone()
-    with pytest.raises(NonFiniteError, match="the loss or its gradient is not finite"):
+    with pytest.raises(NonFiniteError, match=f"the loss or its gradient is not finite at step {step};"):
         fit(training, tmp_path / "run")
     assert torch.equal(training.model.vision_proj.weight, before)
 
 
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])
+def test_the_precision_acts_in_training_and_in_validation(tmp_path: Path, precision: str) -> None:
+    recipe = with_data(tiny_recipe(steps=1), val=["scenes:val:2"])
+    training = Training(
+        recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})}), ALONE
+    )
+    if precision == "fp16":
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # the usual one overflows here
+    seen: set[tuple[bool, torch.dtype]] = set()
+
+    def look(module: torch.nn.Module, _: Any) -> None:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        seen.add((module.training, dtype))
+
+    training.model.visual_encoder.patch_embed.register_forward_pre_hook(look)
+    fit(training, tmp_path / "run")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    assert seen == {(True, dtype), (False, dtype)}
+    line = metrics(tmp_path / "run")[0]
+    assert line.get("loss_scale") == (1024 if precision == "fp16" else None)
+    plain = Training(recipe, ALONE)
+    plain.train_step([next(plain.loader.batches(0))])
+    assert line["grad_norm"] == pytest.approx(plain.grad_norm.item(), rel=0.1)
+
+
+def test_the_scale_of_the_loss_goes_on(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=2, precision="fp16")
+    training = Training(recipe, ALONE)
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    training.scaler.scale(torch.ones(()))
+    assert Training(recipe, ALONE, training.save(tmp_path / "fp16")).scaler.get_scale() == 512
+    other = Training(tiny_recipe(steps=2, precision="bf16"), ALONE).save(tmp_path / "bf16")
+    assert Training(recipe, ALONE, other).scaler.get_scale() == 65536  # as of a new one
+
+
+def test_losses_are_means_over_the_passes_of_a_step() -> None:
+    training = Training(tiny_recipe(accumulate=2), ALONE)
+    of_passes: list[Any] = []
+    training.objective.register_forward_hook(lambda module, inputs, outputs: of_passes.append(outputs[0].named()))
+    batches = training.loader.batches(0)
+    losses = training.train_step([next(batches), next(batches)])
+    assert training.statistics == {} and set(losses) == set(of_passes[0]) and "loss" in losses
+    for name, value in losses.items():
+        first, second = (of_pass[name].item() for of_pass in of_passes)
+        assert value.item() == pytest.approx((first + second) / 2) and first != second
+
+
+def test_a_report_is_there_from_the_first_checkpoint_on(tmp_path: Path) -> None:
+    run, there = tmp_path / "run", []
+
+    class Watcher(Reporter):
+        def stepped(self, step: int) -> None:
+            there.append((run / "report.html").is_file() and "<img" in (run / "report.html").read_text())
+
+    fit(Training(tiny_recipe(steps=3, checkpoint_every=1, log_every=3), ALONE, reporter=Watcher()), run)
+    assert there == [False, True, True]
+
+
+def test_a_report_that_cannot_be_written_is_no_end(tmp_path: Path) -> None:
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    listener = Listener()
+    assert fit(Training(tiny_recipe(steps=1), ALONE, reporter=listener), tmp_path / "run").finished
+    assert [text.startswith("report.html was not written: ") for text in listener.messages] == [True]
+
+
 def test_the_footprint_is_measured_without_a_trace() -> None:
     first, second = Training(tiny_recipe(steps=2), ALONE), Training(tiny_recipe(steps=2), ALONE)
-    first.footprint()
+    told: list[str] = []
+    gradients = first.model.temp.register_post_accumulate_grad_hook(lambda _: told.append("backward"))
+    first.footprint(lambda: told.append("progress"))
+    assert told == ["backward", "progress"] * (len(told) // 2) and len(told) >= 10
+    gradients.remove()
     losses = [training.train_step([next(training.loader.batches(0))])["loss"] for training in (first, second)]
     assert torch.equal(*losses)
     queues = [training.task.state_dict()["queue"] for training in (first, second)]
     assert all(torch.equal(queues[0][name], queues[1][name]) for name in queues[0])
+
+
+def test_a_batch_too_large_for_the_device_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    training = Training(tiny_recipe(), ALONE)
+    monkeypatch.setattr(training.task, "losses", full)
+    with pytest.raises(ConfigError, match="does not fit into the memory of cpu"):
+        training.footprint()

@@ -7,6 +7,7 @@ in a file. Every run is also interrupted and resumed, and must leave the same.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ import torch
 from safetensors.torch import load_file
 
 from tcl.checkpoint import checkpoints
-from tcl.config import Recipe
 from tcl.distributed import World
 from tcl.fit import TrainResult, fit
 from tcl.report import read_records
@@ -209,3 +209,29 @@ def test_choices_that_need_validation_data(choice: dict[str, Any], tmp_path: Pat
     assert [line["step"] for line in read_records(run / "metrics.jsonl")] == [1, 2, 3]
     no_effect = ["without validation data, train.patience and train.select=best have no effect: use --val"]
     assert witness.said == no_effect * bool(choice)
+
+
+@pytest.mark.parametrize(("since", "warmup", "told"), [(2, 0, True), (2, 50, False), (0, 0, False)])
+def test_a_resumed_run_is_examined_with_what_was_logged_before(
+    since: int, warmup: int, told: bool, tmp_path: Path
+) -> None:
+    """A loss that stays where chance is for 200 steps after the warm-up; said once, and not again."""
+    run, witness = tmp_path / "run", Witness(tmp_path / "run")
+    run.mkdir()
+    recipe = tiny_recipe(steps=202)
+    optim = recipe.optim.model_copy(update={"warmup_steps": warmup})
+    training = Training(recipe.model_copy(update={"optim": optim}), World(), reporter=witness)
+    chance = math.log(4 + 13)  # the batch and the queue
+    losses = {"loss": chance, "cma_i2t": chance, "cma_t2i": chance}
+    lines = [{"step": step} | losses for step in range(since, 202, 20)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def train_step(batches: list[Any], with_statistics: bool = False) -> dict[str, torch.Tensor]:
+        training.step += 1
+        return {name: torch.tensor(value) for name, value in losses.items()}
+
+    training.step = 201
+    training.train_step = train_step  # type: ignore[method-assign]
+    training.task.examples = list  # type: ignore[method-assign]
+    fit(training, run)
+    assert [said.startswith("step 202: ") for said in witness.said] == [True] * told

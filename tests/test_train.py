@@ -159,9 +159,14 @@ def test_a_batch_of_one_and_a_data_set_smaller_than_a_batch(tmp_path: Path) -> N
         assert all(torch.isfinite(torch.tensor(line["loss"])) for line in metrics(tmp_path / name))
 
 
-@pytest.mark.parametrize("weight", ["itm_head.weight", "visual_encoder.blocks.0.mlp.fc1.weight"])
-def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(tmp_path: Path, weight: str) -> None:
-    training = Training(tiny_recipe(), CPU)
+@pytest.mark.parametrize(
+    ("weight", "precision"),
+    [("itm_head.weight", "fp32"), ("itm_head.weight", "fp16"), ("visual_encoder.blocks.0.mlp.fc1.weight", "fp32")],
+)
+def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(
+    tmp_path: Path, weight: str, precision: str
+) -> None:
+    training = Training(tiny_recipe(precision=precision), CPU)
     training.train_step([next(training.loader.batches(0))])
     with torch.no_grad():
         training.model.get_parameter(weight)[0, 0] = float("inf")
@@ -235,10 +240,16 @@ def test_an_unreadable_image_is_replaced_and_listed(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
     recipe = tiny_recipe(steps=2)
     data = recipe.data.model_copy(update={"train": [str(tmp_path)]})
-    run = tmp_path / "run"
-    fit(Training(recipe.model_copy(update={"data": data}), CPU), run)
+    run, written = tmp_path / "run", []
+
+    class Watcher(Reporter):
+        def stepped(self, step: int) -> None:
+            written.append((run / "bad_samples.jsonl").is_file())
+
+    fit(Training(recipe.model_copy(update={"data": data}), CPU, reporter=Watcher()), run)
     bad = [json.loads(line) for line in (run / "bad_samples.jsonl").read_text().splitlines()]
     assert {Path(line["image"]).name for line in bad} == {"b.png"} and all(line["reason"] for line in bad)
+    assert [line["step"] for line in bad] == [1, 2] and written == [False, True]
 
 
 def test_it_learns() -> None:
