@@ -44,7 +44,7 @@ class TrainResult:
     run: Path
     step: int
     finished: bool
-    signal: int = 0
+    signal: int
 
 
 def fit(training: Training, run: Path, *, held: bool = False) -> TrainResult:
@@ -107,7 +107,6 @@ class _Fit:
         self.world, self.task, self.reporter = training.world, training.task, training.reporter
         self.bad: list[dict[str, Any]] = []  # samples that could not be read, not yet in the log
         self.waited = 0.0  # seconds spent waiting for data
-        self.stale = 0  # validations since the best one
         self.cut_short = 0  # the signal that ended the last validation before it was done
         self.runlog: RunLog | None = None
         self._closing = ExitStack()
@@ -116,7 +115,8 @@ class _Fit:
         with self._closing:  # what was opened is closed again when the rest fails
             self._closing.callback(self.training.loader.close)
             so_far = read_best(self.run, self.training.step), count_stale(self.run, self.training.step)
-            self.best, self.stale = self.world.from_main(so_far)  # which alone writes them
+            # The best validation, and how many came after it; the first process alone writes them.
+            self.best, self.stale = self.world.from_main(so_far)
             if self.world.is_main:
                 recipe = self.training.recipe
                 if not self.held:

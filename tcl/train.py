@@ -146,7 +146,7 @@ class Training:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            bad = torch.maximum(bad, (~torch.isfinite(self.grad_norm)).float())
+            bad = torch.maximum(bad, ~torch.isfinite(self.grad_norm))
             self._withheld += bad
             # The fused optimizer skips the update where `found_inf` is set, without the host having to wait and look.
             self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]

@@ -13,15 +13,17 @@ import pytest
 import timm
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tcl import TCL
-from tcl.checkpoint import load_model
+from tcl.checkpoint import hash_model, load_model, load_state, save_checkpoint
 from tcl.config import ModelConfig
 from tcl.data.captions import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
 from tcl.initialise import load_pretrained_encoders
 from tcl.models.vision import resize_position_embeddings
+from tcl.processor import Processor
 from tcl.resolve import find_bundle, find_model
 from tests.conftest import CAPTIONS, TINY, make_tiny_model
 from tests.published import rename_reference
@@ -44,7 +46,12 @@ def test_save_and_load_round_trip(tiny_model: TCL, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
         "README.md", "config.json", "model.safetensors", "preprocess.json", "tokenizer.json",
     ]  # fmt: skip
+    config = (tmp_path / "model" / "config.json").read_text()
+    assert json.loads(config)["format_version"] == 1 and '\n  "model_hash": ' in config  # for people too
+    assert "    tcl embed images/ " in (tmp_path / "model" / "README.md").read_text()
     loaded.save_pretrained(tmp_path / "model")  # over a model is fine
+    (tmp_path / "empty").mkdir()
+    loaded.save_pretrained(tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(UsageError, match="no model folder"):
@@ -59,6 +66,62 @@ def test_the_hash_is_of_everything_that_decides_a_vector(tiny_model: TCL, tmp_pa
     other = make_tiny_model(seed=1)
     other.save_pretrained(tmp_path / "c")
     assert other.model_hash != tiny_model.model_hash
+    hashes = [same.model_hash]
+    same.vision_proj.weight.data = same.vision_proj.weight.data.reshape(32, 16)
+    hashes.append(hash_model(same))
+    same.processor = Processor(same.processor.tokenizer, (32, 32), 7)
+    hashes.append(hash_model(same))
+    same.processor = Processor(CaptionTokenizer.train(CAPTIONS[:2], 60), (32, 32), 7)
+    hashes.append(hash_model(same))
+    assert len(set(hashes)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", Path.unlink),
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-50])),
+        ("train_state.pt", Path.unlink),
+        ("train_state.pt", lambda path: path.write_bytes(b"")),
+        ("train_state.pt", lambda path: path.write_bytes(path.read_bytes()[:-50])),
+        ("meta.json", lambda path: path.write_text("{")),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tiny_model: TCL, tmp_path: Path, name: str, damage: Any) -> None:
+    folder = save_checkpoint(tmp_path, tiny_model, {"teacher": {"x": torch.ones(300)}}, {"step": 3})
+    weights, state, meta = load_state(folder)
+    assert weights.keys() == tiny_model.state_dict().keys() and meta == {"step": 3}
+    assert torch.equal(state["teacher"]["x"], torch.ones(300)) and '\n  "step": 3' in (folder / "meta.json").read_text()
+    damage(folder / name)
+    with pytest.raises(CheckpointError, match=name):
+        load_state(folder)
+
+
+@pytest.mark.parametrize("error", [OSError("full"), SafetensorError("full"), RuntimeError("full")], ids=repr)
+def test_a_checkpoint_is_whole_or_absent(
+    tiny_model: TCL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="cannot be written: full; earlier checkpoints are intact"):
+        save_checkpoint(tmp_path, tiny_model, {}, {"step": 3})
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_hub_model_is_fetched_without_what_it_does_not_need(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(hub_id: str, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, allow_patterns))
+        return str(tiny_model_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_model("someone/their-model").model_hash
+    assert asked == [("someone/their-model", ["model.safetensors", "config.json", "tokenizer.json", "preprocess.json"])]
 
 
 @pytest.mark.parametrize(

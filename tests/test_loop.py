@@ -164,6 +164,7 @@ def check(case: Case, run: Path, interrupted: bool, per_epoch: int, per_step: in
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
 
     folders = checkpoints(run)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {folder.name for folder in folders}
     assert [step_of(folder) for folder in folders] == [int(folder.name[-8:]) for folder in folders]
     assert int(folders[-1].name[-8:]) == case.kept[-1] and len(folders) <= case.train.get("keep", 3)
     if not interrupted:

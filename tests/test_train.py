@@ -176,7 +176,9 @@ def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(
         fit(training, run)
     for name, parameter in training.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
-    samples = json.loads((run / "nonfinite_samples.json").read_text())["samples"]
+    named = (run / "nonfinite_samples.json").read_text()
+    samples = json.loads(named)["samples"]
+    assert json.loads(named)["step"] == 2 and '\n  "samples": [' in named  # for people
     assert len(samples) >= 4 and all(sample.startswith("scenes:train:0:") for sample in samples)
     assert not checkpoints(run)
 

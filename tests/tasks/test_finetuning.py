@@ -87,6 +87,8 @@ def test_the_model_folder_is_a_normal_one(runs: Path, task: str) -> None:
     weights = load_state(checkpoints(runs / task)[-1])[0]
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     assert bool(head_weights(model)) == (task not in ("retrieval", "grounding"))
+    card = (runs / task / "model" / "README.md").read_text()
+    assert (f"Fine-tuned for {task}. " in card) == bool(head_weights(model))
     image, text = model.encode_image(torch.zeros(2, 3, 32, 32)), model.encode_text([[2, 7]] * 2, [[1, 1]] * 2)
     assert image.image_feat.shape == (2, 16) and model.match(image, text).shape == (2, 2)
     description = describe(str(runs / task))

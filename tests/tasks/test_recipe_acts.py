@@ -179,7 +179,7 @@ def test_text_assignment_is_validated_on_every_pair_that_has_another_beside_it(
     )
     training = Training(recipe, World())
     with torch.no_grad():
-        training.model.ta_head[-1].bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # type: ignore[index, union-attr]
+        training.model.ta_head.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # type: ignore[union-attr, operator]
     pairs, size = list(read_pairs(["scenes:val:13"])), max(batch_size, 2)
     right = rows = 0
     with training.evaluating(), torch.no_grad():
