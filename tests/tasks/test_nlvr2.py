@@ -11,13 +11,16 @@ import torch
 from tcl.models.heads import ASSIGNMENT, NLVR2, HeadConfig, attach_head
 from tcl.models.tcl import TCL
 from tcl.tasks.nlvr2 import (
+    FIRST,
     NEITHER,
+    SECOND,
     TextAssignmentObjective,
     assign,
     assignment_weights,
     draw_assignment,
 )
 from tcl.tasks.statements import ClassifierObjective
+from tests.chance import follows
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 
 LAYERS = 12  # 18 in the recordings, after the fusion layers were doubled
@@ -98,24 +101,34 @@ def replay(draws: list[Any]) -> Any:
     return assign(torch.tensor(negatives), torch.tensor(one_negative), torch.tensor(own_first))
 
 
-def test_draws_are_as_likely_as_published() -> None:
-    torch.manual_seed(0)
-    feats = torch.nn.functional.normalize(torch.randn(4, 8), dim=1) * 0.3
-    weights = assignment_weights(feats)
-    generator = torch.Generator().manual_seed(0)
-    draws = [draw_assignment(feats, generator) for _ in range(3000)]
-    own = torch.arange(4)
-    labels = torch.stack([draw.labels for draw in draws])
-    assert ((labels[..., None] == torch.arange(3)).float().mean(dim=(0, 1)) - 1 / 3).abs().max() < 0.02
-    counts = torch.zeros(4, 4)
-    for draw in draws:
-        first, second = draw.image_of_text.T
-        assert (first != second).all()
-        neither = draw.labels == NEITHER
-        assert torch.equal(torch.where(draw.labels == 0, first, second)[~neither], own[~neither])
-        assert not (draw.image_of_text[neither] == own[neither, None]).any()
-        counts[own, torch.where(draw.labels == 0, second, first)] += 1  # the negative, or the first of two
-    assert (counts / 3000 - weights).abs().max() < 0.04
+def test_draws_follow_the_recorded_weights(golden: Any) -> None:
+    """Own image first, own image second, or two others: a third each. The second of two is drawn without the first."""
+    t, generator = golden("pretrain_nlvr")[0], torch.Generator().manual_seed(0)
+    draws = [draw_assignment(t["mid/image_feat"], generator) for _ in range(4000)]
+    labels, images = torch.stack([draw.labels for draw in draws]), torch.stack([draw.image_of_text for draw in draws])
+    for row, weights in enumerate(t["mid/weights"]):
+        assert follows(labels[:, row].bincount(minlength=3), torch.ones(3))
+        shares = weights / weights.sum()
+        for label in (FIRST, SECOND):
+            places = images[:, row][labels[:, row] == label]
+            assert (places[:, label] == row).all()
+            assert follows(places[:, 1 - label].bincount(minlength=len(shares)), shares)
+        first, second = images[:, row][labels[:, row] == NEITHER].T
+        pairs = (shares[:, None] * shares / (1 - shares[:, None])).fill_diagonal_(0.0)
+        assert follows((len(shares) * first + second).bincount(minlength=pairs.numel()), pairs.flatten())
+
+
+@torch.no_grad()
+def test_negatives_are_drawn_by_the_images_at_a_fixed_temperature(golden: Any) -> None:
+    case = load_case(golden, "pretrain_nlvr", LAYERS)
+    t = case.tensors
+    batch = pixels(t["in/image_u8"]), t["in/input_ids"], t["in/attention_mask"].bool()
+    case.model.temp.fill_(0.5)  # which is not this one
+    objective = TextAssignmentObjective(case.model)
+    for seed in range(4):
+        loss = objective(*batch, torch.Generator().manual_seed(seed)).total
+        drawn = draw_assignment(t["mid/image_feat"], torch.Generator().manual_seed(seed))
+        close(loss, objective(*batch, assignment=drawn).total, f"seed {seed}")
 
 
 def test_the_same_seed_draws_the_same() -> None:
