@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from tcl.data import randaugment
 from tcl.data.randaugment import OPERATIONS, draw_operations
+from tests.chance import follows
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RECORDED = load_file(GOLDEN / "augment.safetensors")
@@ -89,3 +90,31 @@ def test_randaugment_draws_every_operation() -> None:
     }
     assert {apply(name, IMAGE, sign).tobytes() for name in {*SIGNED, *UNSIGNED} for sign in (1, -1)} <= results
     assert len(OPERATIONS) == len(SIGNED) + len(UNSIGNED)
+
+
+def test_operations_are_drawn_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of ten with replacement, each kept by one half, each sign as likely as the other."""
+    assert (FACTS["facts"]["randaugment"]["N"], FACTS["facts"]["randaugment"]["probability_each_op"]) == (2, 0.5)
+    applied: list[tuple[int, int]] = []
+
+    def listen(number: int) -> Callable[[Image.Image, int], Image.Image]:
+        def operation(image: Image.Image, sign: int) -> Image.Image:
+            applied.append((number, sign))
+            return image
+
+        return operation
+
+    monkeypatch.setattr(randaugment, "OPERATIONS", [listen(number) for number in range(len(OPERATIONS))])
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(5000):
+        applied.clear()
+        for operation in draw_operations():
+            operation(IMAGE)
+        drawn.append(list(applied))
+    assert follows(torch.tensor([len(of_view) for of_view in drawn]).bincount(minlength=3), torch.tensor([1, 2, 1]))
+    kinds = torch.tensor([2 * number + (sign > 0) for of_view in drawn for number, sign in of_view])
+    assert {sign for of_view in drawn for _, sign in of_view} == {-1, 1}
+    assert follows(kinds.bincount(minlength=20), torch.ones(20))
+    pairs = torch.tensor([10 * of_view[0][0] + of_view[1][0] for of_view in drawn if len(of_view) == 2])
+    assert follows(pairs.bincount(minlength=100), torch.ones(100))
