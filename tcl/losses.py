@@ -68,7 +68,7 @@ def lmi_loss(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask:
         mask: bool [B, L], True at real local features; all are when omitted.
     """
     size, length = local_feat.shape[:2]
-    if length == 0 or size == 1:  # no local features at all, or nothing to contrast them with
+    if length == 0:  # captions of [CLS] alone
         return global_feat.sum() * 0.0
     if mask is None:
         mask = local_feat.new_ones(size, length, dtype=torch.bool)

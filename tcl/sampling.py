@@ -81,7 +81,7 @@ def draw_by_weight(weights: Tensor, generator: torch.Generator | None = None, co
         int64 [B, count].
     """
     arrivals = weights / torch.empty_like(weights).exponential_(generator=generator)
-    return arrivals.topk(count, dim=1).indices
+    return arrivals.topk(count).indices
 
 
 def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -100,5 +100,4 @@ def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
     cells = [int(side**0.5) for side in grid_size]
     window = [side // count for side, count in zip(grid_size, cells, strict=True)]
     grid = patches.transpose(1, 2).unflatten(2, grid_size)
-    pooled = F.avg_pool2d(grid, window)[:, :, : cells[0], : cells[1]]
-    return pooled.flatten(2).transpose(1, 2)
+    return F.avg_pool2d(grid, window).flatten(2).transpose(1, 2)

@@ -31,7 +31,7 @@ def test_it_warms_up_in_a_line_and_then_follows_a_cosine() -> None:
 @pytest.mark.parametrize("total", [1, 10, 20, 21])
 def test_a_run_shorter_than_its_warm_up(total: int) -> None:
     assert [rate(step, total) for step in range(min(total, 20))] == [rate(step) for step in range(min(total, 20))]
-    assert rate(20, total) == pytest.approx(1e-3)
+    assert rate(20, total) == pytest.approx(1e-3) and rate(21, total) == pytest.approx(1e-5)
 
 
 def test_no_warm_up() -> None:

@@ -38,7 +38,7 @@ def test_masking_spares_padding_and_cls(size: int, length: int, probability: flo
     chosen[masked.positions] = True
     chosen = chosen.view(size, length)
     assert not (chosen & ~attention_mask).any() and not chosen[:, 0].any()
-    assert torch.equal(masked.labels, input_ids.flatten()[masked.positions])
+    assert torch.equal(masked.labels, input_ids.flatten()[masked.positions]) and masked.positions.ndim == 1
     assert torch.equal(masked.input_ids[~chosen], input_ids[~chosen])
 
 
@@ -74,8 +74,9 @@ def test_a_hard_negative_is_never_the_own_sample(size: int, scale: float, seed: 
     generator = torch.Generator().manual_seed(seed)
     # The own pair takes all the mass: what is left underflows unless it is excluded before the softmax.
     sim = torch.randn(size, size, generator=generator) + scale * torch.eye(size)
-    weights = negative_weights(sim)
+    weights = negative_weights(sim.requires_grad_())
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(size))
+    assert not weights.requires_grad and negative_weights(sim.bfloat16()).dtype == torch.float32
     assert not weights.diagonal().any()
     for _ in range(5):
         assert (sample_negatives(sim, generator) != torch.arange(size)).all()
