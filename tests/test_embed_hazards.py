@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +30,19 @@ from tcl.embedding.plan import EncoderFacts, Options
 from tcl.embedding.store import VectorStore
 from tcl.errors import DataError, TclError, UsageError
 from tcl.inputs import Inputs, list_inputs
+from tests.open_files import open_files
 
 IMAGES = 20
 
 
 class Killed(BaseException):
     """Stands for SIGKILL where a test chooses the moment."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not open_files(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,7 @@ def to_parts(
 ) -> Any:
     output = Output(out, True, changed.pop("shard_rows", 8), changed.pop("suffix", ".npy"))
     output.check(restart, resume)
+    begin = changed.pop("begin", lambda facts, done, state: nullcontext(lambda count: None))
     return run_embedding(
         inputs,
         output,
@@ -83,7 +91,7 @@ def to_parts(
         lambda device: encoder,
         restart=restart,
         resume=resume,
-        begin=lambda facts, done, state: nullcontext(lambda count: None),
+        begin=begin,
     )
 
 
@@ -298,11 +306,31 @@ def test_a_lock_in_a_folder_that_has_gone(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_parts_of_which_nothing_is_done(images: Path, processor: Any, tmp_path: Path) -> None:
-    encoder = ProjectionEncoder(processor)
+    encoder, out = ProjectionEncoder(processor), tmp_path / "parts"
     encoder.encode_image = lambda pixels: stop()  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(Killed):
-        to_parts(list_inputs(str(images)), tmp_path / "parts", encoder)
-    assert not (tmp_path / "parts").exists()
+        to_parts(list_inputs(str(images)), out, encoder)
+    assert not out.exists()
+
+    def meanwhile(pixels: Any) -> Any:
+        (out / "thesis.txt").touch()
+        stop()
+
+    encoder.encode_image = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        to_parts(list_inputs(str(images)), out, encoder)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    for path in images.iterdir():
+        path.write_bytes(b"no image")
+    (out / "thesis.txt").unlink()
+
+    def begin(*facts: Any) -> Any:
+        (out / "thesis.txt").touch()
+        return nullcontext(lambda count: None)
+
+    with pytest.raises(DataError, match="none of the 20 inputs"):
+        to_parts(list_inputs(str(images)), out, encoder, begin=begin)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
 # --- what was asked for --------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,27 @@ import pytest
 from benchmarks.embed_kill import kill_often
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
 from tcl.embed import embed
-from tcl.embedding import folder as job_folder
 from tcl.embedding import job as embed_job
 from tcl.embedding.folder import lock
+from tcl.embedding.job import FileJob
+from tcl.embedding.output import Output
+from tcl.embedding.pipeline import Link
+from tcl.embedding.plan import EncoderFacts, Options
 from tcl.errors import DataError, TclError, UsageError
-from tcl.inputs import list_inputs
+from tcl.inputs import Inputs, list_inputs
+from tests.open_files import open_files
 
 IMAGES = 100
 
 
 class Killed(BaseException):
     """Stands for SIGKILL where a test chooses the moment."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not open_files(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +101,6 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
-def test_killed_at_random(tmp_path: Path) -> None:
-    """Real processes, real SIGKILL."""
-    figures = kill_often(tmp_path, 160, kills=5, lanes=2)
-    assert figures["kills"] == 5 and figures["identical"]
-    assert 0 <= figures["encoded_twice"] <= figures["allowed_twice"]
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [("v.npy", {}), ("v.parquet", {"dtype": "float16"}), ("v.npy", {"dtype": "int8", "keep_tokens": True})],
@@ -135,55 +140,105 @@ def test_vectors_that_a_power_cut_lost_are_computed_again(
     assert files(place) == expected
 
 
-def test_killed_at_every_step_of_the_end(
-    whole: Callable[..., dict[str, bytes]],
-    images: Path,
-    place: Path,
-    processor: Any,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture(params=[8])
+def encoded(
+    images: Path, place: Path, processor: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Path:
+    """The folder of a job that was killed when all was encoded, in batches of this size."""
+
+    def stop(*parts: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(embed_job, "write_final", stop)
+        run(images, place / "v.npy", processor, batch_size=request.param)
+    return place / "v.npy.partial"
+
+
+def test_lost_batches_before_the_last_one_count_in_progress(
+    encoded: Path, images: Path, place: Path, processor: Any
 ) -> None:
-    """Whatever renames or removes a file may be the last thing that a process does, before or after."""
-    expected = whole()
-    killed(images, place / "v.npy", processor, 12)
-    left = [0]
+    """The last one is shorter. The journal is of the second of two processes; the first one died before it had any."""
+    vectors = encoded / "vectors.f32"
+    vectors.write_bytes(b"xxxx" + vectors.read_bytes()[4:])
+    (encoded / "journal-0.jsonl").rename(encoded / "journal-1.jsonl")
+    progress: list[int] = []
+    assert run(images, place / "v.npy", processor, progress=progress.append).calls == 1
+    assert progress == [IMAGES - 8, 8]
 
-    def dying(change: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-            result = change(*arguments, **options)
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-            return result
 
-        return call
+@pytest.mark.parametrize("encoded", [10], indirect=True)  # there are ten whole batches
+def test_lines_of_a_journal_that_nobody_has_written_do_not_count(
+    encoded: Path, images: Path, place: Path, processor: Any, whole: Callable[..., dict[str, bytes]]
+) -> None:
+    """They neither stop a job nor hide the lines around them; files that are not journals are not read."""
+    good = {"batch": 1, "crc": 1, "rows": [[10, 10]], "failed": []}
+    values = {"batch": [10, 11, -1, "first", None], "rows": [[], [[10, 9]], 5], "failed": [[8], [[8, "why"]]]}
+    lines = [json.dumps(good | {name: value}) for name in values for value in values[name]]
+    lines += [json.dumps(good | {"crc": crc}) for crc in ("?", {})]
+    lines += [json.dumps(good | {"batch": 10, "rows": []}), json.dumps(good | {"rows": [], "failed": [[8, "why"]]})]
+    lines += [json.dumps({name: good[name] for name in good if name != left_out}) for left_out in good]
+    lines += ["", "null", "[]", "5", json.dumps(good)[:-1], json.dumps(good)[1:], "\x00"]
+    journal = encoded / "journal-0.jsonl"
+    wrong = "".join(f"{line}\n" for line in lines).encode() + b"\xff\n"
+    journal.write_bytes(wrong + journal.read_bytes() + wrong)
+    (encoded / "journal-copy.jsonl").write_bytes(journal.read_bytes())
+    assert run(images, place / "v.npy", processor, batch_size=10).calls == 0
+    assert files(place) == whole(batch_size=10)
 
-    with monkeypatch.context() as patch:
-        for owner, name in ((os, "unlink"), (os, "replace"), (os, "rename"), (os, "rmdir"), (os, "fsync")):
-            patch.setattr(owner, name, dying(getattr(owner, name)))
-        steps = 0
-        while True:
-            copy = place.with_name(f"copy-{steps}")
-            shutil.copytree(place, copy)
-            steps += 1
-            left[0] = steps
-            try:
-                run(images, copy / "v.npy", processor)
-            except Killed:
-                pass
-            else:
-                break
-            left[0] = 0
-            vectors = copy / "v.npy"
-            if vectors.exists():  # then they are complete, and those of this job
-                assert vectors.read_bytes() == expected["v.npy"]
-            if job_folder.is_begun(copy / "v.npy.partial"):
-                run(images, copy / "v.npy", processor)
-            shutil.rmtree(copy / "v.npy.partial", ignore_errors=True)  # at most the empty lock is left of it
-            assert files(copy) == expected, steps
-    assert steps > 30
+
+def test_vectors_of_which_nothing_says_what_they_are_do_not_count(
+    encoded: Path, images: Path, place: Path, processor: Any, whole: Callable[..., dict[str, bytes]]
+) -> None:
+    (encoded / "job.json").unlink()
+    assert run(images, place / "v.npy", processor).calls == 13
+    assert files(place) == whole()
+
+
+def test_what_has_failed_is_tried_again_where_that_is_to_stop_the_job(
+    encoded: Path, images: Path, place: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else is; once the files were written, they are refused."""
+    out = place / "v.npy"
+
+    def stop(*parts: Any) -> None:
+        raise Killed
+
+    encoder = Stopping(processor)
+    with pytest.raises(DataError, match=r"96\.png: not an image"):
+        embed(list_inputs(str(images)), encoder, out, batch_size=8, on_error="fail")
+    assert encoder.calls == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(embed_job, "publish", stop)
+        run(images, out, processor)
+    with pytest.raises(DataError, match=r"v\.npy: 1 inputs have no vector") as caught:
+        run(images, out, processor, on_error="fail")
+    assert "--on-error skip" in str(caught.value.hint) and not out.exists()
+    assert run(images, out, processor).calls == 0 and out.exists()
+
+
+def test_nothing_readable_is_an_error_that_leaves_nothing(place: Path, processor: Any, tmp_path: Path) -> None:
+    """It names the first input, though a text without words comes last into its batch."""
+    texts = tmp_path / "t.jsonl"
+    texts.write_text("".join(f'{{"id": "text {row}", "text": "{"!" * (20 - row)}"}}\n' for row in range(20)))
+    with pytest.raises(DataError, match="none of the 20 inputs has a vector") as caught:
+        run(texts, place / "v.npy", processor)
+    assert caught.value.hint == "the first one is text 0: no words in the text"
+    assert not list(place.iterdir())
+
+
+def test_work_shared_by_two(images: Path, place: Path, processor: Any, whole: Callable[..., dict[str, bytes]]) -> None:
+    """As by two processes, which get what they need by pickle."""
+    inputs, encoder = list_inputs(str(images)), Stopping(processor)
+    with FileJob.open(place / "v.npy", inputs, EncoderFacts.of(encoder), Options(8, 2)) as job:
+        work, task = list(job.pending()), pickle.loads(pickle.dumps(job.task()))
+        for worker in (0, 1):
+            task.run(worker, encoder, Inputs.open(job.share_inputs()), iter(work[worker::2]), Link(int, str))
+        with pytest.raises(TclError, match="File exists"):  # nobody writes to the journal of another
+            task.run(1, encoder, inputs, iter(work[:1]), Link(int, str))
+        assert job.state() == "13 of 13 batches are done"
+        job.finish()
+    assert encoder.calls == 13 and files(place) == whole()
 
 
 def test_another_job_is_refused_with_both_choices(images: Path, place: Path, processor: Any, tmp_path: Path) -> None:
@@ -205,8 +260,20 @@ def test_another_job_is_refused_with_both_choices(images: Path, place: Path, pro
         with pytest.raises(UsageError, match=message) as caught:
             run(own, out, processor, **options)
         assert "--restart" in str(caught.value.hint) and "--out" in str(caught.value.hint)
-    with pytest.raises(UsageError, match=r"model \(0123456789ab then, ffffffffffff now\)"):
-        embed(list_inputs(str(own)), other_model, out, batch_size=8)
+    for encoder, message in (
+        (other_model, r"model \(0123456789ab then, ffffffffffff now\)"),
+        (
+            replace(other_model, model_hash=ProjectionEncoder.model_hash, precision="fp16"),
+            r"other precision \(fp32 then",
+        ),
+        (
+            replace(other_model, model_hash=ProjectionEncoder.model_hash, backend="onnx"),
+            r"other backend \(numpy-cpu then",
+        ),
+        (Other(make_processor(64)), "other preprocessing$"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            embed(list_inputs(str(own)), encoder, out, batch_size=8)
     shutil.copy(own / "1.png", own / "new.png")
     with pytest.raises(UsageError, match=r"inputs \(100 then, 101 now\)"):
         run(own, out, processor)
@@ -225,8 +292,11 @@ def test_a_restart_that_was_killed_goes_on_without_being_one(images: Path, place
     before = files(place)
     killed(images, out, processor, 5, restart=True)
     assert files_only(place) == before
+    Output(out).check()
     assert run(images, out, processor).calls == 13 - 5
     assert files(place) == before
+    with pytest.raises(UsageError, match="exists"):
+        Output(out).check()
     with pytest.raises(UsageError, match="exists"):
         run(images, out, processor)
 
@@ -329,6 +399,21 @@ def test_nothing_is_left_of_a_job_that_did_nothing(images: Path, place: Path, pr
     assert list(place.iterdir()) == []
 
 
+def test_a_folder_that_is_removed_meanwhile(images: Path, place: Path, processor: Any) -> None:
+    encoder = Stopping(processor)
+    encode = encoder.encode_image
+
+    def clean_up(pixels: Any) -> Any:
+        if encoder.calls == 3:
+            shutil.rmtree(place / "v.npy.partial")
+        return encode(pixels)
+
+    encoder.encode_image = clean_up  # type: ignore[method-assign]
+    with pytest.raises(TclError, match=r"v\.npy\.partial: cannot be written: No such file"):
+        embed(list_inputs(str(images)), encoder, place / "v.npy", batch_size=8)
+    assert run(images, place / "v.npy", processor).calls == 13
+
+
 def test_a_disk_that_goes_away(images: Path, place: Path, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*parts: Any) -> int:
         raise OSError(5, "Input/output error")
@@ -336,3 +421,10 @@ def test_a_disk_that_goes_away(images: Path, place: Path, processor: Any, monkey
     monkeypatch.setattr(embed_job.VectorStore, "write", write)
     with pytest.raises(TclError, match="cannot be written: Input/output error"):
         run(images, place / "v.npy", processor)
+
+
+def test_killed_at_random(tmp_path: Path) -> None:
+    """Real processes, real SIGKILL."""
+    figures = kill_often(tmp_path, 160, kills=5, lanes=2)
+    assert figures["kills"] == 5 and figures["identical"]
+    assert 0 <= figures["encoded_twice"] <= figures["allowed_twice"]

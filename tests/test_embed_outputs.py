@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from tcl.embed import EmbedReport, embed, run_embedding
 from tcl.embedding.devices import parse_devices
 from tcl.embedding.output import Output
 from tcl.embedding.parts import is_parts_output
-from tcl.embedding.plan import Options
+from tcl.embedding.pipeline import Link
+from tcl.embedding.plan import EncoderFacts, Options
 from tcl.errors import DataError, TclError, UsageError
 from tcl.inputs import Inputs, list_inputs
 from tcl.quantise import quantise
@@ -155,31 +157,73 @@ def test_parts(images: Path, processor: Any, tmp_path: Path) -> None:
     assert not list((tmp_path / "parts").glob(".*")) and not list((tmp_path / "parts").glob("*.partial"))
 
 
-def test_parts_go_on(images: Path, processor: Any, tmp_path: Path) -> None:
-    """In the middle of a part, on one device or two, with the same bytes."""
-    inputs, log = list_inputs(str(images)), tmp_path / "log"
-    run(inputs, tmp_path / "whole", lambda device: ProjectionEncoder(processor), dtype="int8", suffix=".parquet")
+def test_what_the_meta_file_of_parts_says(processor: Any, tmp_path: Path) -> None:
+    """Of all parts together, for people to read too."""
+    for number, (images, shard_rows) in enumerate(((40, 15), (12, 100), (2, 1), (1, 1))):
+        inputs, out = list_inputs(str(make_images(tmp_path / f"{images} images", images))), tmp_path / f"{number}"
+        report = run(inputs, out, lambda device: ProjectionEncoder(processor), dtype="binary", shard_rows=shard_rows)
+        text = (out / "meta.json").read_text()
+        meta = json.loads(text)
+        assert text == json.dumps(meta, indent=2) + "\n" and meta["shard_rows"] == shard_rows
+        parts = [json.loads(path.read_text()) for path in sorted(out.glob("part-*.meta.json"))]
+        queries = sum(part["recall_queries"] for part in parts)
+        found = sum(part["recall_queries"] * part["recall_at_10"] for part in parts)
+        assert meta["recall_queries"] == queries == (images if shard_rows > 1 else 0)
+        assert report.recall_at_10 == meta["recall_at_10"] == (round(found / queries, 4) if queries else 1.0)
+
+
+def test_a_restart_of_parts_removes_its_own_alone(images: Path, processor: Any, tmp_path: Path) -> None:
+    inputs, out = list_inputs(str(images)), tmp_path / "parts"
+    run(inputs, tmp_path / "whole", lambda device: ProjectionEncoder(processor), shard_rows=60)
 
     class Stopping(ProjectionEncoder):
-        left = 6
+        calls = 0
 
         def encode_image(self, pixel_values: Any) -> Any:
-            self.left -= 1
-            if self.left < 0:
+            self.calls += 1
+            if self.calls == 6:
                 raise KeyboardInterrupt
             return super().encode_image(pixel_values)
 
     with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "parts", lambda device: Stopping(processor), dtype="int8", suffix=".parquet")
-    assert (tmp_path / "parts" / "part-00000.parquet").exists() and not (tmp_path / "parts" / "meta.json").exists()
-    for message, options in (("shard rows", {"shard_rows": 20}), ("format", {"suffix": ".npy"}), ("dtype", {})):
-        with pytest.raises(UsageError, match=message):
-            changed = {"suffix": ".parquet"} | ({"dtype": "int8"} | options if options else {})
-            run(inputs, tmp_path / "parts", lambda device: ProjectionEncoder(processor), **changed)
-    make = partial(make_encoder, processor, log)
-    run(inputs, tmp_path / "parts", make, "cpu,cpu", dtype="int8", suffix=".parquet")
-    assert log.stat().st_size == 3 * 4 + 2 - 6
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+        run(inputs, out, lambda device: Stopping(processor))
+    assert (out / "part-00001.npy.partial").is_dir()
+    foreign = {name: name.encode() for name in ("notes.txt", "part-00000", "part-1.npy", "part-list.txt")}
+    for name, content in foreign.items():
+        (out / name).write_bytes(content)
+    run(inputs, out, lambda device: ProjectionEncoder(processor), shard_rows=60, restart=True)
+    assert files(out) == files(tmp_path / "whole") | foreign
+    for again in (True, False):
+        with pytest.raises(UsageError, match=r"exists" if not again else r"holds notes\.txt"):
+            run(inputs, out, lambda device: ProjectionEncoder(processor), restart=again)
+    assert files(out) == files(tmp_path / "whole") | foreign
+
+
+def test_a_folder_of_parts_that_cannot_be(processor: Any, tmp_path: Path) -> None:
+    """Is refused before a model is loaded; one that can is not created yet."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written"):
+        Output(tmp_path / "file" / "parts", True).check()
+    Output(tmp_path / "new", True).check()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_parts_for_processes_elsewhere(
+    images: Path, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have another working folder, and get everything by pickle; by default a part has 100,000 inputs."""
+    inputs, encoder = list_inputs(str(images)), ProjectionEncoder(processor)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    facts = EncoderFacts.of(encoder)
+    with Output(Path("parts"), True).open(inputs, facts, Options(8, 1), restart=False) as job:
+        work, shared, task = list(job.pending()), job.share_inputs().absolute(), pickle.dumps(job.task())
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        pickle.loads(task).run(1, encoder, Inputs.open(shared), iter(work), Link(int, str))
+        monkeypatch.chdir(tmp_path)
+        assert (job.state(), job.rows_done) == ("1 of 1 parts are done", 100)
+        assert job.finish()["shard_rows"] == 100_000
+    assert np.load("parts/part-00000.npy").shape == (99, 16)
 
 
 def test_a_finished_folder(images: Path, processor: Any, tmp_path: Path) -> None:
@@ -218,6 +262,7 @@ def test_a_part_may_be_empty_but_not_all(processor: Any, tmp_path: Path) -> None
         (folder / f"{number}.png").write_bytes(b"x")
     run(list_inputs(str(folder)), tmp_path / "parts", lambda device: ProjectionEncoder(processor), dtype="int8")
     assert np.load(tmp_path / "parts" / "part-00001.npy").shape == (0, 16)
+    assert "scale" not in json.loads((tmp_path / "parts" / "meta.json").read_text())  # each part has its own
     for path in folder.iterdir():
         path.write_bytes(b"x")
     with pytest.raises(DataError, match="none of the 40 inputs"):
@@ -230,6 +275,33 @@ def test_a_part_may_be_empty_but_not_all(processor: Any, tmp_path: Path) -> None
 )
 def test_what_is_a_folder_of_parts(out: str, expected: bool) -> None:
     assert is_parts_output(out) is expected
+
+
+def test_parts_go_on(images: Path, processor: Any, tmp_path: Path) -> None:
+    """In the middle of a part, on one device or two, with the same bytes."""
+    inputs, log = list_inputs(str(images)), tmp_path / "log"
+    run(inputs, tmp_path / "whole", lambda device: ProjectionEncoder(processor), dtype="int8", suffix=".parquet")
+
+    class Stopping(ProjectionEncoder):
+        left = 6
+
+        def encode_image(self, pixel_values: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().encode_image(pixel_values)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "parts", lambda device: Stopping(processor), dtype="int8", suffix=".parquet")
+    assert (tmp_path / "parts" / "part-00000.parquet").exists() and not (tmp_path / "parts" / "meta.json").exists()
+    for message, options in (("shard rows", {"shard_rows": 20}), ("format", {"suffix": ".npy"}), ("dtype", {})):
+        with pytest.raises(UsageError, match=message):
+            changed = {"suffix": ".parquet"} | ({"dtype": "int8"} | options if options else {})
+            run(inputs, tmp_path / "parts", lambda device: ProjectionEncoder(processor), **changed)
+    make = partial(make_encoder, processor, log)
+    run(inputs, tmp_path / "parts", make, "cpu,cpu", dtype="int8", suffix=".parquet")
+    assert log.stat().st_size == 3 * 4 + 2 - 6
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 # --- Ray -----------------------------------------------------------------------------------------------------------

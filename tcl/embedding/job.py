@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -163,7 +163,6 @@ class FileJob:
                 if not allow_empty:
                     self._check_any()
                 write_final(self, self.folder / FINAL)
-                self.complete = True
             check_free(self.folder, self.out)
             publish(self.folder / FINAL, self.out)
             meta = read_meta(self.out)
@@ -204,15 +203,13 @@ class BatchesTask:
 
     def run(self, worker: int, encoder: Encoder, inputs: Inputs, work: Iterator[Work], link: Link) -> Clock:
         """As `tcl.embedding.workers.Task` says."""
-        with disk_errors(self.folder):
-            store = VectorStore(self.folder, self.facts.embed_dim, self.facts.token_shape)
-            journal = JournalWriter(self.folder, self.journal + worker)
-        pipeline = Pipeline(inputs, encoder, self.plan, self.options, _Sink(self.folder, store, journal), link.say)
-        try:
+        with ExitStack() as stack:
+            with disk_errors(self.folder):
+                shape = self.facts.embed_dim, self.facts.token_shape
+                store = stack.enter_context(closing(VectorStore(self.folder, *shape)))
+                journal = stack.enter_context(closing(JournalWriter(self.folder, self.journal + worker)))
+            pipeline = Pipeline(inputs, encoder, self.plan, self.options, _Sink(self.folder, store, journal), link.say)
             pipeline.run(work, link.progress)
-        finally:
-            journal.close()
-            store.close()
         return pipeline.clock
 
 

@@ -46,13 +46,12 @@ class JournalWriter:
     """
 
     def __init__(self, folder: Path, number: int) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._handle = os.open(_path(folder, number), flags, 0o644)
+        self._handle = os.open(_path(folder, number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def append(self, entry: Entry) -> None:
         """Write a line, in one piece as far as the disk has room."""
         record = {"batch": entry.batch, "crc": entry.checksum, "rows": entry.runs, "failed": entry.failed}
-        line = memoryview((json.dumps(record, separators=(",", ":")) + "\n").encode())
+        line = memoryview((json.dumps(record) + "\n").encode())
         while line:
             line = line[os.write(self._handle, line) :]
 
@@ -133,5 +132,5 @@ def _parse(line: bytes, plan: Plan) -> Entry | None:
         entry = Entry(int(record["batch"]), int(record["crc"]), runs, failed)
     except (ValueError, KeyError, TypeError):
         return None
-    whole = line.endswith(b"\n") and 0 <= entry.batch < plan.batches
-    return entry if whole and sum(count for _, count in runs) + len(failed) == plan.size_of(entry.batch) else None
+    known = 0 <= entry.batch < plan.batches
+    return entry if known and sum(count for _, count in runs) + len(failed) == plan.size_of(entry.batch) else None

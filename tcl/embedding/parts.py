@@ -103,11 +103,11 @@ class PartsJob:
                 it; or the job that was begun is another one.
         """
         check_parts_output(folder, restart)
-        descriptor = -1
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+        descriptor = lock(folder / WORK, folder)
         try:
             with disk_errors(folder):
-                folder.mkdir(exist_ok=True)
-                descriptor = lock(folder / WORK, folder)
                 if restart:
                     discard(folder / WORK)
                     _remove_parts(folder)
@@ -119,8 +119,7 @@ class PartsJob:
                     refuse_failed(layout.file(part), read_meta(layout.file(part)), options)
             return cls(layout, inputs, facts, options, descriptor)
         except BaseException:
-            if descriptor >= 0:
-                os.close(descriptor)
+            os.close(descriptor)
             raise
 
     def __enter__(self) -> PartsJob:
@@ -196,7 +195,7 @@ class PartsJob:
         if "recall_at_10" in meta:
             queries = sum(each["recall_queries"] for each in metas)
             found = sum(each["recall_at_10"] * each["recall_queries"] for each in metas)
-            meta |= {"recall_at_10": round(found / max(queries, 1), 4), "recall_queries": queries}
+            meta |= {"recall_at_10": round(found / queries, 4) if queries else 1.0, "recall_queries": queries}
         meta["shard_rows"] = self.layout.shard_rows
         meta["parts"] = [
             {"file": self.layout.file(part).name, "count": each["count"]} for part, each in enumerate(metas)

@@ -6,6 +6,7 @@ Tokens, where kept, stand in a second file of the same kind as float16 [N, T, W]
 from __future__ import annotations
 
 import errno
+import math
 import os
 import zlib
 from collections.abc import Iterable
@@ -29,11 +30,10 @@ class VectorStore:
     """
 
     def __init__(self, folder: Path, dim: int, token_shape: tuple[int, int] | None) -> None:
-        self._vectors = _RowFile(folder / "vectors.f32", dim, np.dtype(np.float32))
+        self._vectors = _RowFile(folder / "vectors.f32", (dim,), np.dtype(np.float32))
         self._tokens: _RowFile | None = None
-        self.token_shape = token_shape
         if token_shape is not None:
-            self._tokens = _RowFile(folder / "tokens.f16", token_shape[0] * token_shape[1], np.dtype(np.float16))
+            self._tokens = _RowFile(folder / "tokens.f16", token_shape, np.dtype(np.float16))
 
     def write(self, runs: Runs, vectors: NDArray[np.float32], tokens: NDArray[np.float16] | None) -> int:
         """Write the rows of a batch: vectors [B, E], tokens [B, T, W].
@@ -68,7 +68,7 @@ class VectorStore:
 
     def tokens(self, start: int, stop: int) -> NDArray[np.float16] | None:
         """The tokens of these rows [n, T, W], where kept."""
-        return None if self._tokens is None else self._tokens.rows(start, stop).reshape(-1, *self.token_shape or ())
+        return None if self._tokens is None else self._tokens.rows(start, stop)
 
     def close(self) -> None:
         """Close the files."""
@@ -80,12 +80,12 @@ class VectorStore:
 class _RowFile:
     """Rows of equal size; no position is shared, so that threads and processes do not meet."""
 
-    def __init__(self, path: Path, width: int, dtype: np.dtype[np.generic]) -> None:
-        self._path, self.width, self.dtype, self.size = path, width, dtype, width * dtype.itemsize
-        self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        self._path, self.shape, self.dtype, self.size = path, shape, dtype, math.prod(shape) * dtype.itemsize
+        self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def write(self, runs: Runs, values: NDArray[np.generic], checksum: int) -> int:
-        content = np.ascontiguousarray(values, self.dtype).reshape(-1).view(np.uint8).data
+        content = np.ascontiguousarray(values, self.dtype).ravel().view(np.uint8).data
         for start, count in runs:
             part, content = content[: count * self.size], content[count * self.size :]
             checksum = zlib.crc32(part, checksum)
@@ -100,8 +100,8 @@ class _RowFile:
         return content if self._fill(content, start * self.size) else None
 
     def rows(self, start: int, stop: int) -> NDArray:
-        values = np.empty((stop - start, self.width), self.dtype)
-        if not self._fill(values.reshape(-1).view(np.uint8).data, start * self.size):
+        values = np.empty((stop - start, *self.shape), self.dtype)
+        if not self._fill(values.ravel().view(np.uint8).data, start * self.size):
             raise OSError(errno.EIO, f"{self._path.name} ends before row {stop}")
         return values
 
