@@ -191,6 +191,9 @@ class _Draw(NamedTuple):
 class _EpochPlan(Sampler[list[_Draw]]):
     """Which rows make up which batch; `epoch` and `start` are set before each iteration."""
 
+    epoch: int
+    start: int
+
     def __init__(
         self, parts: Sequence[Part], visits: int, batch_size: int, slices: int, own: Sequence[int], seed: int
     ) -> None:
@@ -200,11 +203,6 @@ class _EpochPlan(Sampler[list[_Draw]]):
         self.own = own
         self.seed = seed
         self.steps = max(visits // (slices * batch_size), 1)
-        self.epoch = 0
-        self.start = 0
-
-    def __len__(self) -> int:
-        return self.steps * len(self.own)
 
     def __iter__(self) -> Iterator[list[_Draw]]:
         epoch = self.epoch

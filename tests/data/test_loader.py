@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import multiprocessing
+import os
 import random
+import signal
+import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +20,11 @@ import torch
 
 from tcl.data.augment import Transform, build_transform
 from tcl.data.captions import CaptionTokenizer, clean_caption
-from tcl.data.index import PairIndex, read_pairs
-from tcl.data.loader import TrainLoader
+from tcl.data.index import PairIndex, Part, read_pairs
+from tcl.data.loader import Batch, TrainLoader
 from tcl.data.pairs import PairBatch, PairSamples
-from tcl.errors import DataError
+from tcl.errors import DataError, UsageError
+from tcl.seeding import mix
 
 SCENES = read_pairs(["scenes:train:23"])
 TOKENIZER = CaptionTokenizer.train([text for pair in SCENES for text in pair.captions], 200)
@@ -44,6 +54,80 @@ def with_bad_images(folder: Path, good: int, bad: int) -> PairIndex:
     return read_pairs([str(folder / "pairs.csv")])
 
 
+class Facts(Batch):
+    """What the samples of a batch found out when they were loaded."""
+
+    facts: list[Any]
+
+
+class Rows:
+    """Rows that are loaded by a function; all of them are in `parts`."""
+
+    def __init__(self, load: Callable[[int], Any], *parts: Part) -> None:
+        self.load, self.parts = load, parts
+
+    def __len__(self) -> int:
+        return self.parts[-1].stop
+
+    def name(self, row: int) -> str:
+        return str(row)
+
+    def collate(self, samples: list[Any], sample_ids: list[str], bad: list[dict[str, str]]) -> Facts:
+        batch = Facts(sample_ids, bad)
+        batch.facts = samples
+        return batch
+
+
+def drawn(row: int) -> int:
+    return int(torch.randint(1 << 30, ()))
+
+
+def test_what_a_seed_means() -> None:
+    """It stays, else a run that goes on with a later release would see some samples twice and others never."""
+    rows = Rows(drawn, Part("first", 0, 3), Part("second", 3, 8))
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(mix(5, 2))).tolist()
+    draws = [int(torch.randint(1 << 30, (), generator=torch.Generator().manual_seed(mix(5, 2, at)))) for at in range(8)]
+    loading = TrainLoader(rows, batch_size=2, workers=0, seed=5, slices=2, own=(1, 0))
+    found = [(batch.sample_ids, batch.facts) for batch in loading.batches(2)]
+    assert found == [([str(row) for row in order[at : at + 2]], draws[at : at + 2]) for at in (2, 0, 6, 4)]
+    assert (mix(5, 2), mix(5, 2, 7)) == (210380050966385637, 4285866637160246385)
+
+
+def test_visits_follow_the_weights() -> None:
+    """As often as a weight says, in an order and with draws of their own."""
+    rows = Rows(drawn, Part("often", 0, 4, 2.5), Part("rarely", 4, 8, 0.5))
+    mixed, orders, draws = TrainLoader(rows, batch_size=1, workers=0, seed=0), set(), set()
+    for epoch in range(8):
+        batches = list(mixed.batches(epoch))
+        order = [int(batch.sample_ids[0]) for batch in batches]
+        assert sorted(order.count(row) for row in range(4)) == [2, 2, 3, 3]
+        assert sorted(order.count(row) for row in range(4, 8)) == [0, 0, 1, 1]
+        orders.add(tuple(order))
+        draws |= {batch.facts[0] for batch in batches}
+    assert len(orders) == 8 and len(draws) == 8 * 12
+
+
+def test_a_data_set_of_one() -> None:
+    one = TrainLoader(Rows(drawn, Part("", 0, 1)), batch_size=4, workers=0, seed=0)
+    assert [batch.sample_ids for batch in one.batches(0)] == [["0"]]
+
+
+def test_nothing_more_is_read_after_an_error_of_all_images() -> None:
+    """It may be a remote that has gone, and every further image would wait for it."""
+    read = []
+
+    def load(row: int) -> int:
+        read.append(row)
+        if len(read) == 2:
+            raise DataError("the remote has gone")
+        return row
+
+    loading = TrainLoader(Rows(load, Part("", 0, 9)), batch_size=5, workers=0, seed=0)
+    with pytest.raises(DataError, match="the remote has gone"):
+        next(loading.batches(0))
+    assert len(read) == 2
+
+
 def test_a_batch() -> None:
     batches = list(loader().batches(0))
     assert len(batches) == loader().steps_per_epoch == 23 // 4
@@ -56,6 +140,7 @@ def test_a_batch() -> None:
         assert torch.equal(batch.attention_mask, batch.input_ids != TOKENIZER.pad_id)
         assert batch.bad == []
         assert batch.to("cpu").sample_ids == batch.sample_ids
+        assert batch.to("meta").images.is_meta and batch.to("meta").attention_mask.is_meta
 
 
 def test_captions_belong_to_their_images_and_change_with_the_epoch() -> None:
@@ -199,3 +284,57 @@ def test_weights_decide_how_often_a_pair_is_visited(tmp_path: Path) -> None:
         rare = sorted(counts[-1].get(f"scenes:val:0:{i}", 0) for i in range(10, 14))
         assert (often, rare) == ([2, 2, 3, 3], [0, 0, 1, 1])
     assert counts[0] != counts[1]
+    again = [name for batch in mixed.batches(1) for name in batch.sample_ids]
+    torch.rand(3)
+    assert again == [name for batch in loader(index, batch_size=1).batches(1) for name in batch.sample_ids]
+    with pytest.raises(UsageError, match=r"b\.csv@0\.1: its weight leaves none of its 4 rows"):
+        loader(read_pairs([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv@0.1"]))
+    rare = loader(read_pairs([f"{tmp_path}/b.csv@0.5"]), batch_size=4)
+    assert [len(set(batch.sample_ids)) for batch in rare.batches(0)] == [rare.batch_size] == [2]
+    both = loader(read_pairs([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"]), batch_size=3, slices=2, own=(0, 1))
+    assert (both.steps_per_epoch, both.samples_per_step) == (1, 6)
+    (batch,) = loader(read_pairs([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"]), batch_size=8).batches(0)
+    assert sorted(batch.sample_ids) == sorted(f"scenes:val:0:{i}" for i in (*range(4), *range(10, 14)))
+
+
+def of_the_process(row: int) -> list[Any]:
+    deaf = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)]
+    return [os.getpid(), os.getpgrp(), deaf, torch.get_num_threads()]
+
+
+def test_workers_leave_it_to_the_training_when_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither Ctrl-C nor a stop of the job ends them; they stay for the next epoch, and end with the loader."""
+    at_exit: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))
+    loading = TrainLoader(Rows(of_the_process, Part("", 0, 4)), batch_size=2, workers=1, seed=0)
+    facts = [fact for epoch in (0, 1) for batch in loading.batches(epoch) for fact in batch.facts]
+    (worker,) = {fact[0] for fact in facts}
+    assert facts == [[worker, worker, [True, True], 1]] * 8 and worker != os.getpid()
+    ours = [call for call in at_exit if isinstance(call[-1], weakref.ref) and call[-1]() is loading]
+    ((function, *arguments),) = ours
+    function(*arguments)  # as Python does when it ends
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    assert next(loading.batches(0)).facts[0][0] != worker
+    loading.close()
+    del loading
+    gc.collect()
+    function(*arguments)
+
+
+def hang(row: int) -> int:
+    hang.calls += 1  # type: ignore[attr-defined]
+    if hang.calls > 2:  # type: ignore[attr-defined]
+        time.sleep(600)
+    return os.getpid()
+
+
+def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # it waits that long for an answer
+    hang.calls = 0  # type: ignore[attr-defined]
+    loading = TrainLoader(Rows(hang, Part("", 0, 8)), batch_size=2, workers=1, seed=0)
+    (worker, _) = next(loading.batches(0)).facts
+    (process,) = (child for child in multiprocessing.active_children() if child.pid == worker)
+    loading.close()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
