@@ -289,7 +289,6 @@ class _Collate:
 
 
 def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
     # Ctrl-C and a stop of the job go to the whole process group: the training decides what happens, not its workers.
     os.setpgid(0, 0)
     # Some schedulers send SIGTERM to every process of a job; without workers, the training could not end in order.
