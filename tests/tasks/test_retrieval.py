@@ -363,12 +363,15 @@ def test_the_verdict_needs_no_other_token_of_the_last_layer(layers: int) -> None
 
 
 def test_images_that_cannot_be_read_leave_with_their_captions(
-    tiny_model: TCL, index: PairIndex, tmp_path: Path
+    tiny_model: TCL, index: PairIndex, tmp_path: Path, encoded: dict[str, list[int]]
 ) -> None:
     rows = [{"image": pair.image, "captions": pair.captions} for pair in index]
     rows.insert(3, {"image": str(tmp_path / "none.png"), "captions": ["a dog"]})
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
-    result = evaluate_retrieval(tiny_model, read_pairs([str(tmp_path / "pairs.json")]), rerank=3, batch_size=4)
+    result = evaluate_retrieval(
+        tiny_model, read_pairs([str(tmp_path / "pairs.json")]), rerank=3, batch_size=4, token_memory=2 * 3 * 17 * 32 * 4
+    )
+    assert encoded["images"] == [3, 4, 2, 4, 2]  # the first batch is kept
     clean = evaluate_retrieval(tiny_model, index, rerank=3, batch_size=4)
     assert result.vectors == clean.vectors and result.reranked == clean.reranked
     assert [bad["image"] for bad in result.bad] == [str(tmp_path / "none.png")]
