@@ -95,16 +95,16 @@ def rank_by_vectors(image_feat: Tensor, text_feat: Tensor, image_of_text: Tensor
     """
     device, texts = image_feat.device, len(text_feat)
     image_of_text = image_of_text.to(device)
-    i2t, of_image, image_scores, own = [], [], [], torch.zeros(texts, device=device)
+    i2t, of_image, image_scores, own = [], [], [], torch.full((texts,), -torch.inf, device=device)
     best = torch.empty(texts, 0, device=device)
     of_text = torch.empty(texts, 0, dtype=torch.long, device=device)
     for start, sims in _similarities(image_feat, text_feat):
         rows = torch.arange(start, start + len(sims), device=device)
         positive = image_of_text == rows[:, None]
-        highest = sims.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
+        right = sims.masked_fill(~positive, -torch.inf)
+        highest = right.amax(dim=1, keepdim=True)
+        own = own.maximum(right.amax(dim=0))
         i2t.append(((sims >= highest) & ~positive).sum(dim=1))
-        columns = positive.any(dim=0).nonzero().squeeze(1)
-        own[columns] = sims[image_of_text[columns] - start, columns]
         nearest = sims.topk(min(top_k, texts))
         of_image.append(nearest.indices)
         image_scores.append(nearest.values)

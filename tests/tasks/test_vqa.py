@@ -156,6 +156,23 @@ def test_ranking_equals_scoring_each_answer_alone(fresh_model: TCL) -> None:
         assert ranking.probabilities[row].sum().item() == pytest.approx(1)
 
 
+@torch.no_grad()
+def test_likelihoods_in_mixed_precision(fresh_model: TCL) -> None:
+    """Of logits with half the bits they are computed in float32."""
+    model = model_of(fresh_model)
+    ids = torch.cat([torch.full((6, 1), 2), torch.randint(5, 50, (6, 4))], dim=1)
+    answers = AnswerList(ids, torch.ones_like(ids).bool())
+    with torch.autocast("cpu", torch.bfloat16):
+        embeds = model.encode_image(torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)).image_embeds
+        question = model.ask(model.image_key_values(embeds), torch.tensor([[2, 9, 8]]), torch.ones(1, 3).bool())
+        ranking = rank_answers(model, question, answers, top_k=6)
+        logits = model.text_decoder.mlm_logits(model.decode(ids[:, :-1], question))
+    assert logits.dtype == torch.bfloat16
+    found = logits.float().log_softmax(dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    expected = (found.sum(dim=1) + found[:, 0]).softmax(dim=0)[ranking.answers[0]]
+    torch.testing.assert_close(ranking.probabilities[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_answers_end_where_the_decoder_stops(tiny_model: TCL) -> None:
     tokenizer = tiny_model.processor.tokenizer
     answers = tokenize_answers(["blue", "a star"], tokenizer)
