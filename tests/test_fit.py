@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from tcl.distributed import World
 from tcl.errors import ConfigError, NonFiniteError, UsageError
 from tcl.fit import fit
 from tcl.preflight import is_finished
+from tcl.report import read_records
 from tcl.runlog import Reporter
+from tcl.seeding import mix
 from tcl.tasks.share import Share
 from tcl.train import Training
 from tests.slow_files import SlowFiles, slow_storage
@@ -287,6 +290,7 @@ def test_health_is_logged(tmp_path: Path) -> None:
     fit(Training(recipe, ALONE, reporter=listener), tmp_path / "run")
     line = metrics(tmp_path / "run")[-1]
     assert line["queue_age"] == 13 / 4 and 0 < line["image_feat_std"] < 2 and 0 < line["text_feat_std"] < 2
+    assert 0 < read_records(tmp_path / "run" / "metrics.jsonl")[-1]["loader_wait"] < 1
     assert 0.001 <= line["temperature"] <= 0.5 and line["grad_norm"] > 0 and 0 <= line["duplicate_negatives"] <= 1
 
 
@@ -369,17 +373,63 @@ def test_a_report_that_cannot_be_written_is_no_end(tmp_path: Path) -> None:
     assert [text.startswith("report.html was not written: ") for text in listener.messages] == [True]
 
 
-def test_the_footprint_is_measured_without_a_trace() -> None:
-    first, second = Training(tiny_recipe(steps=2), ALONE), Training(tiny_recipe(steps=2), ALONE)
-    told: list[str] = []
+def test_the_footprint_is_measured_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory at two small batches, time at that of the run."""
+    recipe = with_data(tiny_recipe(steps=2), batch_size=6)
+    first, second = Training(recipe, ALONE), Training(recipe, ALONE)
+    told: list[Any] = []
+    noise = first.task.synthetic_batch
+    monkeypatch.setattr(first.task, "synthetic_batch", lambda size: told.append(size) or noise(size))
     gradients = first.model.temp.register_post_accumulate_grad_hook(lambda _: told.append("backward"))
     first.footprint(lambda: told.append("progress"))
-    assert told == ["backward", "progress"] * (len(told) // 2) and len(told) >= 10
+    assert told == [event for size in (2, 2, 4, 4, 4, 6, 6) for event in (size, "backward", "progress")]
     gradients.remove()
     losses = [training.train_step([next(training.loader.batches(0))])["loss"] for training in (first, second)]
     assert torch.equal(*losses)
     queues = [training.task.state_dict()["queue"] for training in (first, second)]
     assert all(torch.equal(queues[0][name], queues[1][name]) for name in queues[0])
+
+
+class OneOfTwo(World):
+    """The second of two processes; the first is only imagined."""
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows, rows])
+
+    def largest(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+
+class Wrapped(torch.nn.Module):
+    """In place of `DistributedDataParallel`: notes whether gradients would travel."""
+
+    def __init__(self, objective: torch.nn.Module) -> None:
+        super().__init__()
+        self.objective, self.silent = objective, False
+        self.travelled: list[bool] = []
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        self.silent = True
+        yield
+        self.silent = False
+
+    def forward(self, *arguments: Any) -> Any:
+        self.travelled.append(not self.silent)
+        return self.objective(*arguments)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_one_of_two_processes(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients travel with the last pass of a step, and it draws what one process would in every second pass."""
+    training = Training(tiny_recipe(), ALONE)
+    training.world, training.step = OneOfTwo(rank=1, size=2), 4
+    training.objective = wrapped = Wrapped(training.objective)
+    losses, seeds = training.task.losses, list[int]()
+    monkeypatch.setattr(training.task, "losses", lambda *rest: seeds.append(rest[-1]) or losses(*rest))
+    training.train_step([next(training.loader.batches(0))] * passes)
+    assert wrapped.travelled == [False] * (passes - 1) + [True]
+    assert seeds == [mix(training.recipe.train.seed, 4, slice_) for slice_ in (1, 3, 5)[:passes]]
 
 
 def test_a_batch_too_large_for_the_device_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,15 @@ CASES = {
         interrupted=[4, 7],
     ),
     "gives up": Case(
-        {"steps": 11, "log_every": 5, "checkpoint_every": 5, "eval_every": 2, "patience": 2},
-        {2: 5.0, 4: 6.0, 6: 6.0, 8: 1.0},
-        logged=[5],
-        kept=[5, 8],
-        model=8,
-        best=4,
-        interrupted=[6, 8],
-        said=["No better in 2 validations: ending at step 8."],
-        total=11,
+        {"steps": 13, "log_every": 5, "checkpoint_every": 4, "eval_every": 2, "patience": 2},
+        {2: 5.0, 4: 4.0, 6: 6.0, 8: 6.0, 10: 1.0},
+        logged=[5, 10],
+        kept=[4, 8, 10],
+        model=10,
+        best=6,
+        interrupted=[6, 10],
+        said=["No better in 2 validations: ending at step 10."],
+        total=13,
     ),
     "best": Case(
         {"steps": 6, "log_every": 4, "checkpoint_every": 4, "eval_every": 1, "keep": 1, "select": "best"},
@@ -159,6 +159,7 @@ def check(case: Case, run: Path, interrupted: bool, per_epoch: int, per_step: in
     for line in logged:
         step = line["step"]
         assert line["loss"] == step and line["temperature"] == step / 1000
+        assert "peak_memory_gb" not in line  # of a GPU
         assert line["epoch"] == step / per_epoch and line["samples"] == step * 4 * per_step
     assert [(line["step"], line["val_r_mean"]) for line in validated] == list(case.values.items())
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
@@ -199,6 +200,19 @@ def test_what_a_run_leaves(name: str, after: int | None, tmp_path: Path) -> None
     assert result == TrainResult(run, end, finished=True, signal=0)
     assert witness.steps == list(range((after or 0) + 1, end + 1)) and witness.said == case.said
     check(case, run, after is not None, training.loader.steps_per_epoch, training.recipe.train.accumulate)
+
+
+@pytest.mark.parametrize("at", [4, 7])
+def test_a_validation_that_fails_costs_no_steps(at: int, tmp_path: Path) -> None:
+    """The checkpoint comes first, and the validation is the first thing that a resumed run does."""
+    run, case = tmp_path / "run", CASES["last"]
+    with pytest.raises(KeyError):
+        train(
+            replace(case, values={step: value for step, value in case.values.items() if step != at}), run, Witness(run)
+        )
+    assert checkpoints(run)[-1].name == f"step-{at:08d}"
+    train(case, run, Witness(run), checkpoints(run)[-1])
+    check(case, run, True, 5, 1)
 
 
 @pytest.mark.parametrize("choice", [{"patience": 1}, {"select": "best"}, {}], ids=str)

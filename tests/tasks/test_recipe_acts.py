@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from tcl.config import ModelConfig
 from tcl.data.index import read_pairs
@@ -22,6 +23,7 @@ from tests.tasks.finetuning import TASKS, question, recipe_for, statement, write
 from tests.tasks.shares import in_processes
 
 ALL_TASKS = ("pretrain", *TASKS)
+VALIDATED = dict.fromkeys(ALL_TASKS, 6) | {"grounding": 5, "entailment": 5, "nlvr2": 10, "vqa": 5}  # images
 CONTRASTIVE = ("pretrain", "retrieval", "grounding")
 
 
@@ -38,9 +40,14 @@ def data_of(folder: Path, task: str) -> tuple[str, str]:
 
 
 def encoded_images(training: Training) -> list[int]:
-    """How many images each pass of the image encoder sees from now on."""
+    """How many images each pass of the image encoder sees from now on, in evaluations."""
     counts: list[int] = []
-    training.model.visual_encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+
+    def count(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert not torch.is_grad_enabled()  # what is kept for a backward pass fills the memory
+        counts.append(len(inputs[0]))
+
+    training.model.visual_encoder.patch_embed.register_forward_pre_hook(count)
     return counts
 
 
@@ -54,7 +61,7 @@ def test_validation_takes_batches_of_the_recipe_and_each_process_its_share(
     with training.evaluating():
         expected = training.task.validate(ALONE)
         images = sum(counts)
-        assert max(counts) == 2
+        assert max(counts) == 2 and images == VALIDATED[task]
         counts.clear()
         assert in_processes(2, training.task.validate) == [expected] * 2
     assert sum(counts) == images
@@ -192,6 +199,11 @@ def test_text_assignment_is_validated_on_every_pair_that_has_another_beside_it(
             right, rows = right + round(accuracy.item() * size), rows + size
         assert rows == 12
         assert training.task.validate(ALONE)["accuracy"] == pytest.approx(100 * right / rows) and 0 < right < 12
+
+
+def test_text_assignment_of_one_pair_alone_says_nothing(tiny_model_folder: Path) -> None:
+    training = Training(recipe_for("text_assignment", tiny_model_folder, "scenes:train:9", "scenes:val:1"), World())
+    assert training.task.validate(ALONE) == {"accuracy": 0.0}
 
 
 def without_draws() -> ModelConfig:
