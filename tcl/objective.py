@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,8 @@ class PretrainLosses:
 
     def named(self) -> dict[str, Tensor]:
         """The total, the mean of the contrastive parts, and every part, detached, for the log."""
-        parts = {field.name: getattr(self, field.name).detach() for field in fields(self)}
-        return {"loss": self.total.detach(), "contrastive": self.contrastive.detach(), **parts}
+        values = {"loss": self.total, "contrastive": self.contrastive, **vars(self)}
+        return {name: value.detach() for name, value in values.items()}
 
 
 @dataclass
@@ -98,9 +98,7 @@ class PretrainObjective(nn.Module):
         size = len(input_ids)
         # Captions and their masked copies are one batch for the text encoder, here and in the teacher.
         rows, rows_mask = torch.cat([input_ids, masked.input_ids]), attention_mask.repeat(2, 1)
-        # The MLM head, where a word is masked, gives the word embeddings a dense gradient; one of them is enough.
-        sparse = len(masked.labels) > 0
-        image, text, masked_embeds = _encode(self.model, images, rows, rows_mask, sparse)
+        image, text, masked_embeds = _encode(self.model, images, rows, rows_mask)
         with torch.no_grad():
             image_m, text_m, masked_embeds_m = _encode(self.teacher.model, images_aug, rows, rows_mask)
 
@@ -136,8 +134,8 @@ class PretrainObjective(nn.Module):
             t2i=_against(text.text_feat, *images) / temperature,
             i2i=_against(image.image_feat, *images) / temperature,
             t2t=_against(text.text_feat, *texts) / temperature,
-            i2t_m=_against(image_m.image_feat, *texts) / temperature.detach(),
-            t2i_m=_against(text_m.text_feat, *images) / temperature.detach(),
+            i2t_m=_against(image_m.image_feat, *texts) / temperature,
+            t2i_m=_against(text_m.text_feat, *images) / temperature,
         )
 
     def local_features(self, image_m: ImageOutput, text_m: TextOutput) -> tuple[Tensor, Tensor]:
@@ -222,9 +220,7 @@ def _against(features: Tensor, batch: Tensor, queue: Tensor) -> Tensor:
     return torch.cat([features @ batch.T, features @ queue], dim=1)
 
 
-def _encode(
-    model: TCL, images: Tensor, rows: Tensor, rows_mask: Tensor, sparse_gradient: bool = False
-) -> tuple[ImageOutput, TextOutput, Tensor]:
+def _encode(model: TCL, images: Tensor, rows: Tensor, rows_mask: Tensor) -> tuple[ImageOutput, TextOutput, Tensor]:
     """Images [B, 3, H, W], captions, and the token states [B, S, D] of the masked captions.
 
     Args:
@@ -232,10 +228,10 @@ def _encode(
         images: one view.
         rows: token ids of the captions, then of the masked ones [2B, S].
         rows_mask: theirs [2B, S].
-        sparse_gradient: see `Bert.encode`.
     """
     size = len(images)
     image = model.encode_image(images)
-    encoded = model.encode_text(rows, rows_mask, Tokens.real(rows_mask), sparse_gradient)
+    # The MLM head gives the word embeddings a dense gradient, whatever is masked; one of them is enough.
+    encoded = model.encode_text(rows, rows_mask, Tokens.real(rows_mask), sparse_gradient=True)
     text = TextOutput(encoded.text_embeds[:size], encoded.text_feat[:size], rows_mask[:size])
     return image, text, encoded.text_embeds[size:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -29,18 +30,19 @@ def operations(linear: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], Te
     ]
 
 
-@pytest.mark.parametrize("kind", [nn.Linear, Scaled])
+@pytest.mark.parametrize("kind", [nn.Linear, Scaled, partial(nn.Linear, bias=False)])
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("trained", ["x weight bias", "x", "weight", "x bias"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_values_and_gradients_are_the_plain_ones(
-    kind: type[nn.Linear], number: int, frozen: bool, autocast: bool
+    kind: Callable[..., nn.Linear], number: int, trained: str, autocast: bool
 ) -> None:
+    """Whichever are trained of what goes in, the weights and the biases."""
     torch.manual_seed(0)
     module, lean, plain = operations(kind(6, 5))[number]
-    module.requires_grad_(not frozen)
-    x = torch.randn(3, 4, 6, requires_grad=True)
-    wanted = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+    inputs = [("x", x := torch.randn(3, 4, 6)), *module.named_parameters()]
+    wanted = [tensor.requires_grad_(name.rpartition(".")[2] in trained.split()) for name, tensor in inputs]
+    wanted = [tensor for tensor in wanted if tensor.requires_grad]
     results = []
     for function in (lean, plain):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

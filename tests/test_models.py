@@ -11,7 +11,7 @@ from tcl.errors import ConfigError
 from tcl.models.bert import Bert, BertForMaskedLM
 from tcl.models.tcl import ImageOutput, TextOutput
 from tcl.models.vision import build_vision_encoder
-from tests.conftest import make_tiny_model
+from tests.conftest import TINY, make_tiny_model
 
 
 @pytest.mark.parametrize("image_size", [32, 40, 64])
@@ -55,18 +55,30 @@ def test_bert_equals_transformers() -> None:
     torch.testing.assert_close(actual[mask], expected[mask], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("width", [64, 192])
+def test_initial_weights_have_the_gain_of_the_published_width(width: int) -> None:
+    torch.manual_seed(0)
+    bert = Bert(200, width, 2, 4, 2 * width, 20, fusion_layer=1, image_width=48, dropout=0.1, eps=1e-12)
+    for name, parameter in BertForMaskedLM(bert).named_parameters():
+        if "LayerNorm" in name or name.endswith("bias"):
+            assert (parameter == float(name.endswith("LayerNorm.weight"))).all(), name
+        elif parameter.numel() > 1000:
+            assert parameter.std().item() == pytest.approx(0.02 * (768 / width) ** 0.5, rel=0.1), name
+
+
 @torch.no_grad()
-def test_captions_of_one_image_share_its_keys_and_values(tiny_model: TCL) -> None:
-    """R rows on B images equal R single pairs."""
-    images = tiny_model.encode_image(torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8))
-    texts = tiny_model.encode_text(
-        *tiny_model.processor.texts([f"a {word} circle" for word in ["red", "blue", "green", "pink", "tiny", "top"]])
+def test_captions_of_one_image_share_its_keys_and_values() -> None:
+    """R rows on B images equal R single pairs; images are wider than texts here."""
+    model = make_tiny_model(image_encoder_args=TINY["image_encoder_args"] | {"embed_dim": 48})
+    images = model.encode_image(torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8))
+    texts = model.encode_text(
+        *model.processor.texts([f"a {word} circle" for word in ["red", "blue", "green", "pink", "tiny", "top"]])
     )
-    together = tiny_model.match(images, texts)
+    together = model.match(images, texts)
     for row in range(6):
         image = ImageOutput(*(tensor[row % 3 : row % 3 + 1] for tensor in images))
         text = TextOutput(*(tensor[row : row + 1] for tensor in texts))
-        torch.testing.assert_close(tiny_model.match(image, text)[0], together[row], rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(model.match(image, text)[0], together[row], rtol=2e-5, atol=2e-5)
 
 
 @torch.no_grad()

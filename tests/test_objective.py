@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tcl.losses import lmi_loss
 from tcl.models.tcl import TCL
 from tcl.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective import PretrainObjective
@@ -150,16 +152,60 @@ def test_fast_path_equals_the_plain_formulas(size: int, queue_size: int, lengths
         assert (a - b).abs().max() <= 2e-4 * b.abs().max() + 1e-6 * largest.get(layer_of(name), 0.0), name
 
 
+def nothing_masked(batch: dict[str, Tensor]) -> MaskedTokens:
+    return MaskedTokens(batch["input_ids"], torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+
+
 def test_a_batch_of_one_has_finite_losses_and_gradients() -> None:
     objective = build(5)
     batch = make_batch(1, [4], seed=0)
-    nothing = MaskedTokens(batch["input_ids"], torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
-    losses, image_feat, _ = objective(**batch, masked=nothing, alpha=0.4)
+    losses, image_feat, _ = objective(**batch, masked=nothing_masked(batch), alpha=0.4)
     losses.total.backward()
     assert torch.isfinite(losses.total) and losses.mlm == 0 and losses.lmi_text == 0
+    image = objective.model.encode_image(batch["images"])
+    text = objective.model.encode_text(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(losses.itm, F.cross_entropy(objective.model.match(image, text), torch.tensor([1])))
     assert image_feat.shape == (1, 16)
     gradients = [p.grad for p in objective.model.parameters() if p.grad is not None]
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_two_pairs_are_the_negatives_of_each_other() -> None:
+    objective, batch = build(5), make_batch(2, [4, 3], seed=0)
+    inputs = {**batch, "masked": nothing_masked(batch), "alpha": 0.4}
+    drawn, given = objective(**inputs)[0], objective(**inputs, negatives=(torch.tensor([1, 0]),) * 2)[0]
+    assert torch.equal(drawn.itm, given.itm)
+
+
+def test_the_log_gets_numbers_without_their_graph() -> None:
+    objective, batch = build(5), make_batch(3, [4, 3, 5], seed=0)
+    masked = MaskedTokens(batch["input_ids"], torch.tensor([1]), torch.tensor([7]))
+    named = objective(**batch, masked=masked, alpha=0.4)[0].named()
+    assert not any(value.requires_grad for value in named.values())
+    parts = ["cma_i2t", "cma_t2i", "imc_image", "imc_text", "lmi_image", "lmi_text"]
+    assert list(named) == ["loss", "contrastive", *parts, "itm", "mlm"]
+    assert named["contrastive"].item() == pytest.approx(sum(named[part].item() for part in parts) / 6)
+    assert named["loss"].item() == pytest.approx(sum(named[part].item() for part in ("contrastive", "itm", "mlm")))
+
+
+def check_contrast_is_exact_under_autocast(objective: PretrainObjective, inputs: dict[str, Any]) -> None:
+    """Encoders round; the similarities of their features do not, nor what is computed from them."""
+    student, teacher = objective.model, objective.teacher.model
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, image_feat_m, _ = objective(**inputs)
+        image, image_m = student.encode_image(inputs["images"]), teacher.encode_image(inputs["images_aug"])
+        text_m = teacher.encode_text(inputs["input_ids"], inputs["attention_mask"])
+    sims = image.image_feat @ torch.cat([image_feat_m.T, objective.queue.image_queue], dim=1) / student.temp
+    torch.testing.assert_close(losses.imc_image, F.cross_entropy(sims, torch.arange(len(sims))), rtol=1e-5, atol=1e-5)
+    local = objective.local_features(image_m, text_m)[0]
+    exact = lmi_loss(image.image_feat, local, student.temp)
+    torch.testing.assert_close(losses.lmi_image, exact, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_contrast_is_exact_under_autocast() -> None:
+    batch = make_batch(3, [4, 3, 5], seed=0)
+    check_contrast_is_exact_under_autocast(build(5), {**batch, "masked": nothing_masked(batch), "alpha": 0.4})
 
 
 def test_forward_changes_nothing() -> None:

@@ -156,6 +156,9 @@ def test_layer_norm_epsilons(case: Case) -> None:
     close(case.model.visual_encoder.norm(t["probe/ln_in"]), t["probe/vit_norm"], "vit_norm")
     norm = case.model.text_encoder.bert.embeddings.LayerNorm
     close(norm(t["probe/ln_in"]), t["probe/bert_embeddings_LayerNorm"], "bert_embeddings_LayerNorm")
+    recorded = {name: float(eps) for eps, names in case.values["layernorm_eps"].items() for name in names}
+    ours = {name: m.eps for name, m in case.model.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert ours == {name: eps for name, eps in recorded.items() if "_m." not in name}
 
 
 @torch.no_grad()

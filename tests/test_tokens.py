@@ -39,9 +39,13 @@ def test_states_and_gradients_are_those_of_the_plain_computation(packed: bool) -
         key_values = model.image_key_values(model.encode_image(images).image_embeds)
         fused = model.fuse(text.text_embeds, MASK, key_values, tokens, predicted if lean else None)
         wanted = fused if lean else predicted.gather(fused)
+        with torch.no_grad():
+            everywhere = model.fuse(text.text_embeds, MASK, key_values, tokens)
+        assert tokens is None or not everywhere[~MASK].any()
         (wanted.square().sum() + text.text_feat[:, 0].sum()).backward()
         gradients = [p.grad for p in model.text_encoder.parameters() if p.grad is not None]
-        return [wanted.detach(), text.text_embeds[MASK].detach(), *gradients]
+        assert not any(gradient.is_sparse for gradient in gradients)
+        return [wanted.detach(), everywhere[MASK], text.text_embeds[MASK].detach(), *gradients]
 
     for lean, plain in zip(states(lean=True), states(lean=False), strict=True):
         torch.testing.assert_close(lean, plain, atol=1e-5, rtol=1e-4)

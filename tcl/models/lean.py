@@ -42,7 +42,8 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_input, of_weight, of_bias = _linear_gradients(gradient, F.gelu(x), weight, ctx.needs_input_grad[1])
+        trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        of_input, of_weight, of_bias = _linear_gradients(gradient, F.gelu(x), weight, trained)
         return torch.ops.aten.gelu_backward(of_input.to(x.dtype), x), of_weight, of_bias
 
 
@@ -60,7 +61,8 @@ class _NormLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, norm_bias, mean, rstd, weight = ctx.saved_tensors
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
-        of_normed, of_weight, of_bias = _linear_gradients(gradient, normed, weight, ctx.needs_input_grad[4])
+        trained = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+        of_normed, of_weight, of_bias = _linear_gradients(gradient, normed, weight, trained)
         of_x, of_norm_weight, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
             of_normed.to(x.dtype), x, x.shape[-1:], mean, rstd, norm_weight, norm_bias, [True, True, True]
         )
@@ -68,11 +70,15 @@ class _NormLinear(torch.autograd.Function):
 
 
 def _linear_gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, of_weights: bool
+    gradient: Tensor, x: Tensor, weight: Tensor, trained: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Of input, weight and bias of a linear layer, multiplied in the precision of `gradient` as under autocast."""
+    """Of input, weight and bias of a linear layer, multiplied in the precision of `gradient` as under autocast.
+
+    Args:
+        trained: weight or bias is; otherwise theirs are not computed.
+    """
     of_input = gradient @ weight.to(gradient.dtype)
-    if not of_weights:
+    if not trained:
         return of_input, None, None
     rows = gradient.flatten(0, -2)
     of_weight = rows.T @ x.flatten(0, -2).to(gradient.dtype)

@@ -47,7 +47,6 @@ def assign(negatives: Tensor, one_negative: Tensor, own_first: Tensor) -> Assign
     return Assignment(torch.stack([first, second], dim=1), labels)
 
 
-@torch.no_grad()
 def draw_assignment(image_feat: Tensor, generator: torch.Generator | None = None) -> Assignment:
     """Draw as published: two texts in three keep their image beside one hard negative, the third gets two negatives.
 
@@ -95,9 +94,9 @@ class TextAssignmentObjective(nn.Module):
             assignment = Assignment(nothing.expand(1, 2), nothing)
         elif assignment is None:
             with torch.autocast(images.device.type, enabled=False):
-                assignment = draw_assignment(image.image_feat.detach().float(), generator)
+                assignment = draw_assignment(image.image_feat, generator)
         images_kv = self.model.image_key_values(image.image_embeds)
         logits = self.model.assign(images_kv, input_ids, attention_mask, assignment.image_of_text).float()
-        accuracy = (logits.detach().argmax(dim=1) == assignment.labels).float().mean()
+        accuracy = (logits.argmax(dim=1) == assignment.labels).float().mean()
         loss = F.cross_entropy(logits, assignment.labels)
         return ClassifierLosses(loss * 0.0 if alone else loss, accuracy)

@@ -48,8 +48,8 @@ class RetrievalLosses:
 
     def named(self) -> dict[str, Tensor]:
         """The total, the mean of the contrastive parts, and every part, detached, for the log."""
-        parts = {field.name: getattr(self, field.name).detach() for field in fields(self)}
-        return {"loss": self.total.detach(), "contrastive": self.contrastive.detach(), **parts}
+        values = {"loss": self.total, "contrastive": self.contrastive, **vars(self)}
+        return {name: value.detach() for name, value in values.items()}
 
 
 class ImageIdQueue(FeatureQueue):
@@ -61,7 +61,6 @@ class ImageIdQueue(FeatureQueue):
         super().__init__(embed_dim, queue_size)
         self.register_buffer("idx_queue", torch.full((1, queue_size), NO_IMAGE))
 
-    @torch.no_grad()
     def enqueue_images(self, image_feat: Tensor, text_feat: Tensor, image_ids: Tensor) -> None:
         """`enqueue` with the ids [B] of the images."""
         size = self.idx_queue.shape[1]
@@ -122,7 +121,7 @@ class RetrievalObjective(PretrainObjective):
 
     def positives(self, image_ids: Tensor) -> Tensor:
         """Hard targets over batch and queue [B, B + Q]: every entry of the same image, in equal parts."""
-        same = (image_ids[:, None] == torch.cat([image_ids, self.queue.idx_queue[0]])).float()
+        same = image_ids[:, None] == torch.cat([image_ids, self.queue.idx_queue[0]])
         return same / same.sum(dim=1, keepdim=True)
 
     def local_features(self, image_m: ImageOutput, text_m: TextOutput) -> tuple[Tensor, Tensor]:
@@ -176,7 +175,6 @@ def itm_labels(same: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(negative), negative, negative])
 
 
-@torch.no_grad()
 def other_image_weights(sim: Tensor, same: Tensor) -> Tensor:
     """How likely each other sample is to be drawn as hard negative: softmax of the similarities over other images.
 
@@ -187,7 +185,7 @@ def other_image_weights(sim: Tensor, same: Tensor) -> Tensor:
     Returns:
         [B, B]; rows sum to 1. Equal weights in the rows that have no other image.
     """
-    return sim.float().masked_fill(same, torch.finfo(torch.float32).min).softmax(dim=-1)
+    return sim.masked_fill(same, torch.finfo(sim.dtype).min).softmax(dim=-1)
 
 
 def sample_other_images(sim: Tensor, same: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -41,6 +41,7 @@ class TaskCase:
         recorded = dict(self.values["grad_norms"])
         for name, parameter in self.model.named_parameters():
             name = published_name(name)
+            assert parameter.grad is None or not parameter.grad.is_sparse, name  # AdamW takes dense ones alone
             if parameter.grad is None:
                 assert not parameter.requires_grad and name not in recorded, name
             elif name.endswith((".key.bias", "attn.qkv.bias")):  # rounding noise in part, see golden/README.md

@@ -86,6 +86,10 @@ def test_text_assignment(golden: Any) -> None:
     losses.total.backward()
     case.check_gradients()
     assert case.trained() == case.recorded_trained()
+    labels = t["mid/pred"].argmax(dim=1)
+    labels[2:] = (labels[2:] + 1) % 3
+    losses = objective(pixels(t["in/image_u8"]), t["in/input_ids"], mask, assignment=drawn._replace(labels=labels))
+    assert losses.named()["accuracy"].item() == pytest.approx(2 / len(labels))
 
 
 def replay(draws: list[Any]) -> Any:
@@ -146,6 +150,33 @@ def test_text_assignment_of_small_batches(fresh_model: TCL, size: int) -> None:
     losses = objective(pixels_u8, ids, torch.ones_like(ids).bool(), torch.Generator().manual_seed(0))
     losses.total.backward()
     assert losses.total.isfinite() and (losses.total.item() == 0) == (size == 1)
+    trained = [parameter.grad for parameter in objective.model.parameters() if parameter.requires_grad]
+    assert all(gradient is not None for gradient in trained)  # other processes wait for each of them
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_batch_of_two_has_no_text_without_its_image(size: int) -> None:
+    feats = torch.nn.functional.normalize(torch.randn(size, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    draws = [draw_assignment(feats, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    labels = {label for draw in draws for label in draw.labels.tolist()}
+    assert labels == ({FIRST, SECOND} if size == 2 else {FIRST, SECOND, NEITHER})
+    assert all(len(set(images)) == 2 for draw in draws for images in draw.image_of_text.tolist())
+
+
+@torch.no_grad()
+def test_images_are_assigned_exactly_under_autocast(fresh_model: TCL) -> None:
+    """The fusion rounds; what is drawn by does not."""
+    head = HeadConfig(task="text_assignment", labels=list(ASSIGNMENT))
+    objective = TextAssignmentObjective(attach_head(fresh_model, head))
+    generator = torch.Generator().manual_seed(0)
+    pixels_u8 = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    ids = torch.randint(5, 50, (64, 4), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        image_feat = objective.model.encode_image(pixels_u8).image_feat
+        loss = objective(pixels_u8, ids, ids > 0, torch.Generator().manual_seed(1)).total
+        with torch.autocast("cpu", enabled=False):
+            drawn = draw_assignment(image_feat, torch.Generator().manual_seed(1))
+        assert torch.equal(loss, objective(pixels_u8, ids, ids > 0, assignment=drawn).total)
 
 
 @torch.no_grad()

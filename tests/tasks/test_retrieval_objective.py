@@ -22,6 +22,7 @@ from tcl.tasks.retrieval_objective import (
     sample_other_images,
 )
 from tests.conftest import make_tiny_model
+from tests.test_objective import check_contrast_is_exact_under_autocast
 from tests.test_parity import MOMENTUM, Case, close, gradient_is_noise, load_case, pixels
 
 
@@ -171,9 +172,16 @@ def test_any_batch_has_finite_losses_and_gradients(image_ids: list[int]) -> None
     objective = build()
     losses, _, _ = objective(**batch(image_ids))
     losses.total.backward()
-    assert all(torch.isfinite(value) for value in losses.named().values())
+    named = losses.named()
+    assert all(torch.isfinite(value) and not value.requires_grad for value in named.values())
+    assert named["loss"].item() == pytest.approx((named["contrastive"] + named["itm"]).item())
     gradients = [p.grad for p in objective.model.parameters() if p.grad is not None]
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@torch.no_grad()
+def test_contrast_is_exact_under_autocast() -> None:
+    check_contrast_is_exact_under_autocast(build(), batch([1, 2, 3]))
 
 
 def test_a_hard_negative_never_shows_the_same_image() -> None:
