@@ -3,7 +3,7 @@
 The order of a step is that of the published code: clamp the temperature, move the teacher, forward, backward, clip,
 update, enqueue. What is drawn at random is a function of the seed, the step and the slice of the batch, and everything
 else that changes is in the checkpoint. So a resumed run computes what an uninterrupted one would have, bit for bit on a
-CPU; and several processes compute what one does with as many forward passes per step.
+CPU with the same number of threads; and several processes compute what one does with as many forward passes per step.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Training:
             self.objective = DistributedDataParallel(
                 self.task.objective, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+            self._settle_gradients()
 
     def train_step(self, batches: list[Any], with_statistics: bool = False) -> dict[str, Tensor]:
         """Forward and backward on each of the batches, and one update.
@@ -200,11 +201,21 @@ class Training:
                 hint="--batch-size auto takes what fits; train.activation_checkpointing=true and train.accumulate help",
             ) from error
 
-    def _rehearse(self, size: int) -> None:
+    def _settle_gradients(self) -> None:
+        """Have DDP put the gradients into their final order in memory before the first step.
+
+        It does so once, after its first backward pass. Of three processes or more, gloo begins each part of the memory
+        with another one, so the last bits of a sum depend on its place; a run and one that is resumed differed there.
+        """
+        if self.device.type == "cpu" and self.world.size > 2:
+            self._rehearse(2, self.objective)
+            self.optimizer.zero_grad()
+
+    def _rehearse(self, size: int, objective: nn.Module | None = None) -> None:
         """Forward and backward on `size` samples of noise."""
         batch = self.task.synthetic_batch(size)
         with self.autocast():
-            losses = self.task.losses(self.task.objective, batch, self.recipe.loss.alpha, seed=0)
+            losses = self.task.losses(objective or self.task.objective, batch, self.recipe.loss.alpha, seed=0)
         losses.total.backward()
         self.task.discard_step()
 
@@ -224,6 +235,7 @@ class Training:
             "samples_per_step": self.loader.samples_per_step,
             "recipe": self.recipe.model_dump(),
             "data_fingerprint": self.task.fingerprint,
+            "threads": torch.get_num_threads(),
         }
         return save_checkpoint(run, self.model, state, meta)
 
@@ -235,6 +247,12 @@ class Training:
             self.reporter.message("the training pairs changed since the checkpoint: their order will differ from it")
         for change in changed_batches(self.recipe, meta, self.loader.samples_per_step):
             self.reporter.message(change)
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and meta.get("threads", threads) != threads:
+            self.reporter.message(
+                f"OMP_NUM_THREADS is {threads} now, but was {meta['threads']}: sums are added in another order, so the "
+                "last digits will differ from those of an uninterrupted run"
+            )
         try:
             self.model.load_state_dict(weights | state.get("adapters", {}))
         except RuntimeError as error:
