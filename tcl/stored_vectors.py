@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tcl.float16_products import float16_products
 from tcl.quantise import dequantise
 
-VALUES_AT_ONCE = 1 << 18
+VALUES_AT_ONCE = 262_144
 """In one product: they stay in the cache, and are too few for BLAS to wake its threads for them."""
-FLOAT16_VALUES_AT_ONCE = 1 << 21
+FLOAT16_VALUES_AT_ONCE = 2_097_152
 """The same for float16 where ONNX Runtime, whose threads share them, is installed."""
 
 # Moved 3 bits to the right, sign kept, a float16 has the places of a float32's sign, exponent and fraction; what is
