@@ -247,11 +247,11 @@ class Training:
             self.reporter.message("the training pairs changed since the checkpoint: their order will differ from it")
         for change in changed_batches(self.recipe, meta, self.loader.samples_per_step):
             self.reporter.message(change)
-        threads = torch.get_num_threads()
-        if self.device.type == "cpu" and meta.get("threads", threads) != threads:
+        before, threads = meta.get("threads"), torch.get_num_threads()
+        if before and before != threads and self.device.type == "cpu":
             self.reporter.message(
-                f"OMP_NUM_THREADS is {threads} now, but was {meta['threads']}: sums are added in another order, so the "
-                "last digits will differ from those of an uninterrupted run"
+                f"the number of threads is {threads} now, and was {before}: sums are added in another order, so the last "
+                f"digits will differ from those of an uninterrupted run; OMP_NUM_THREADS={before} keeps them"
             )
         try:
             self.model.load_state_dict(weights | state.get("adapters", {}))

@@ -5,6 +5,7 @@ The model is the smallest whose selected keys and values [B, H, N, Dh] are large
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tcl.config import Recipe
 from tcl.distributed import World
 from tcl.models.attention import KeyValue
 from tcl.models.rows import take_rows
+from tcl.runlog import Reporter
 from tcl.train import Training
 from tests.conftest import TINY
 from tests.tasks.finetuning import TASKS, recipe_for, write_task
@@ -53,7 +55,7 @@ for threads in (2, 4):
     for name in sys.argv[2:]:
         run = folder / f"{name}-{threads}"
         last = (checkpoints(run) or [None])[-1]
-        fit(Training(threaded_recipe(), CPU, last, Stopper() if name == "stopped" else Reporter()), run)
+        fit(Training(threaded_recipe(), CPU, last, Stopper() if name == "stopped" else None), run)
 """
 
 CPU = World()
@@ -75,7 +77,7 @@ def train_in_a_new_process(folder: Path, *names: str) -> None:
 
 
 def test_runs_with_two_and_with_four_threads_repeat_bit_for_bit(tmp_path: Path) -> None:
-    """One process trains one run to the end and stops another; a new process trains again, and resumes the other."""
+    """One process trains to the end and stops another run early; a new one trains again, and resumes that other run."""
     train_in_a_new_process(tmp_path, "first", "stopped")
     for threads in (2, 4):
         assert [path.name for path in checkpoints(tmp_path / f"stopped-{threads}")] == [f"step-{STOP:08d}"]
@@ -146,3 +148,26 @@ def test_the_test_above_sees_what_it_looks_for() -> None:
     with Scattering() as scattering:
         states[torch.tensor([0, 0])].sum().backward()
     assert scattering.shapes == [states.shape]
+
+
+class Listener(Reporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_a_run_that_is_resumed_with_other_threads_says_that_digits_will_differ(tmp_path: Path) -> None:
+    def resume() -> list[str]:
+        listener = Listener()
+        Training(tiny_recipe(), CPU, checkpoint, listener)
+        return listener.messages
+
+    checkpoint = Training(tiny_recipe(), CPU).save(tmp_path)
+    assert resume() == []
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    assert meta["threads"] == 1
+    for threads, expected in (3, ["the number of threads is 1 now, and was 3"]), (None, []):  # of an older version
+        (checkpoint / "meta.json").write_text(json.dumps(meta | {"threads": threads}))
+        assert [message.partition(":")[0] for message in resume()] == expected
