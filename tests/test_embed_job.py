@@ -301,6 +301,21 @@ def test_a_restart_that_was_killed_goes_on_without_being_one(images: Path, place
         run(images, out, processor)
 
 
+def test_a_job_does_not_go_on_where_other_vectors_are_by_now(images: Path, place: Path, processor: Any) -> None:
+    """It would only be refused at its end."""
+    killed(images, place / "v.npy", processor, 5)
+    other = {"v.npy": b"other", "v.meta.json": b"{}"}
+    for name, content in other.items():
+        (place / name).write_bytes(content)
+    encoder = Stopping(processor)
+    with pytest.raises(UsageError, match=r"v\.npy: exists"):
+        embed(list_inputs(str(images)), encoder, place / "v.npy", batch_size=8)
+    assert encoder.calls == 0 and files_only(place) == other
+    for name in other:
+        (place / name).unlink()
+    assert run(images, place / "v.npy", processor).calls == 13 - 5
+
+
 def files_only(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
