@@ -105,7 +105,7 @@ class ClassificationResult:
     bad: list[dict[str, str]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prediction:
     """The best classes of an image, nearest first, with their probabilities at the model's temperature."""
 

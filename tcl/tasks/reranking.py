@@ -194,7 +194,7 @@ class PackedTexts:
                 first = model.text_encoder.bert.fusion_layers()[0]
                 attended = first.attention(output.text_embeds, output.attention_mask[:, None, None, :])  # type: ignore[operator]
                 packed = attended.flatten(0, 1)[output.attention_mask.flatten()]
-                states |= zip(places.tolist(), packed.split(lengths[places].tolist()), strict=True)
+                states |= zip(places, packed.split(lengths[places].tolist()), strict=True)
         self.text_feat = torch.cat(features)[torch.from_numpy(np.argsort(order))]
         self._states = torch.cat([states[place] for place in range(len(rows))]) if keep else None
 

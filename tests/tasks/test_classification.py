@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,7 @@ def test_the_same_as_image_by_image(tiny_model: TCL, folder: Path) -> None:
             assert [share for _, share in prediction.top] == pytest.approx(shares[order[:5]].tolist(), abs=1e-4)
     assert result.top1 == pytest.approx(100 * np.mean(top1)) and result.top5 == pytest.approx(100 * np.mean(top5))
     assert sum(done) == result.images == 12 and result.bad == []
+    json.dumps([prediction.top for prediction in told])
 
 
 def test_figures_by_hand() -> None:
