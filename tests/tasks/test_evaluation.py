@@ -205,10 +205,10 @@ def test_figures_of_answers(vqa_model: Any) -> None:
     said = [prediction["answer"] for prediction in first.predictions]
     rows[0] = rows[0]._replace(answers=[f"{said[0].upper()}."] * 10, answer_type="what")
     rows[1] = rows[1]._replace(answers=["seven"] * 10)
-    rows[2] = rows[2]._replace(answers=[said[2]] * 2 + ["something"] * 8, answer_type="other")
+    rows[2] = rows[2]._replace(answers=[said[2]] * 2 + ["something"] * 8, answer_type="what")
     result = evaluate_vqa(vqa_model, rows, workers=1)
     assert result.accuracy == pytest.approx((100 + 0 + 60) / 3)
-    assert list(result.by_type.items()) == [("number", (0, 1)), ("other", (pytest.approx(60), 1)), ("what", (100, 1))]
+    assert list(result.by_type.items()) == [("number", (0, 1)), ("what", (pytest.approx(80), 2))]
     assert result.outside == 1  # "seven"; where nobody answered, nothing is counted
     assert result.predictions[3]["accuracy"] is None
     nobody = evaluate_vqa(vqa_model, [row._replace(answers=[]) for row in rows], workers=1)

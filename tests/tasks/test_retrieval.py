@@ -211,6 +211,14 @@ def test_blocks_of_similarities_change_nothing(monkeypatch: pytest.MonkeyPatch) 
         assert ranking.t2i.tolist() == positive_ranks(sims.T.numpy(), list(owner.numpy()[:, None])).tolist()
 
 
+def test_vectors_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reranking, "BLOCK", 2)
+    feats = torch.eye(5)
+    feats[4, 0] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        rank_by_vectors(feats, torch.eye(5), torch.arange(5), 2)
+
+
 def test_equal_vectors_never_flatter() -> None:
     ranking = rank_by_vectors(torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0, 0, 1, 2]), 2)
     assert ranking.i2t.tolist() == [2, 3, 3] and ranking.t2i.tolist() == [2, 2, 2, 2]
