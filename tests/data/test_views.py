@@ -129,6 +129,12 @@ def test_published_views() -> None:
         assert is_uniform([e.values[0] for e in drawn if e.name == name], middle - strength, middle + strength), name
     assert is_uniform([event.values[0] for event in drawn if event.name == "blur"], *blur["args"][0][0]["sigma"])
 
+    # One of the four factors says nothing about another.
+    jitters = [{event.name: event.values[0] for event in view.of(*CHANGES)} for view in views]
+    raised = [[jitter[name] > (name != "change_hue") for name in CHANGES] for jitter in jitters if jitter]
+    kinds = (torch.tensor(raised).long() * torch.tensor([8, 4, 2, 1])).sum(dim=1)
+    assert follows(kinds.bincount(minlength=16), torch.ones(16))
+
 
 def test_published_views_have_their_operations_in_order() -> None:
     """Colours, side, RandAugment; of the colours jitter, grey, blur; jitter's four in any order."""
