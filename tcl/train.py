@@ -250,8 +250,8 @@ class Training:
         before, threads = meta.get("threads"), torch.get_num_threads()
         if before and before != threads and self.device.type == "cpu":
             self.reporter.message(
-                f"the number of threads is {threads} now, and was {before}: sums are added in another order, so the last "
-                f"digits will differ from those of an uninterrupted run; OMP_NUM_THREADS={before} keeps them"
+                f"the number of threads is {threads} now, and was {before}: sums are added in another order, so the "
+                f"last digits will differ from those of an uninterrupted run; OMP_NUM_THREADS={before} keeps them"
             )
         try:
             self.model.load_state_dict(weights | state.get("adapters", {}))
