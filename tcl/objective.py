@@ -134,8 +134,8 @@ class PretrainObjective(nn.Module):
             t2i=_against(text.text_feat, *images) / temperature,
             i2i=_against(image.image_feat, *images) / temperature,
             t2t=_against(text.text_feat, *texts) / temperature,
-            i2t_m=_against(image_m.image_feat, *texts) / temperature,
-            t2i_m=_against(text_m.text_feat, *images) / temperature,
+            i2t_m=_against(image_m.image_feat, *texts) / temperature.detach(),
+            t2i_m=_against(text_m.text_feat, *images) / temperature.detach(),
         )
 
     def local_features(self, image_m: ImageOutput, text_m: TextOutput) -> tuple[Tensor, Tensor]:
