@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tcl.models.tcl import TCL
-from tests.tcl_cli.fine_tuned import save_fine_tuned, write_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,18 +60,6 @@ def test_retrieval(place: Path) -> None:
     assert shared.stderr.count("predictions in shared.jsonl") == 1
 
 
-def test_questions(place: Path, tiny_model: TCL) -> None:
-    save_fine_tuned(tiny_model, "vqa", ["red", "blue"], "vqa")
-    for shade in range(3):
-        Image.new("RGB", (32, 32), (80 * shade, 0, 0)).save(f"{shade}.png")
-    rows = [{"image": f"{n}.png", "question": "what?", "answer": "red", "question_id": n} for n in range(3)]
-    command = ["eval", "vqa", "--model", "vqa", "--data", write_rows("rows.jsonl", rows), "--submission", "result.json"]
-    shared = torchrun("-m", "tcl_cli", *command, "--batch-size", "1")
-    assert shared.returncode == 0, shared.stderr
-    assert shared.stdout.count("all\t3") == 1
-    assert [row["question_id"] for row in json.loads(Path("result.json").read_text())] == [0, 1, 2]
-
-
 def test_one_process_that_fails_ends_all_with_one_message(place: Path) -> None:
     Path("script.py").write_text(FAILING)
     command = ["eval", "retrieval", "--model", "model", "--data", "scenes:val:5", "--batch-size", "2"]
@@ -82,8 +68,3 @@ def test_one_process_that_fails_ends_all_with_one_message(place: Path) -> None:
     said = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert said == ["Error: process 1: RuntimeError: out of memory"]
     assert not Path("said.jsonl").exists()
-
-
-def test_a_wrong_path_is_said_once(place: Path) -> None:
-    done = torchrun("-m", "tcl_cli", "eval", "retrieval", "--model", "model", "--data", "none.jsonl")
-    assert done.returncode != 0 and done.stderr.count("no such file or folder: none.jsonl") == 1
