@@ -8,6 +8,7 @@ import transformers
 
 from tcl import TCL
 from tcl.errors import ConfigError
+from tcl.models.attention import KeyValue
 from tcl.models.bert import Bert, BertForMaskedLM
 from tcl.models.tcl import ImageOutput, TextOutput
 from tcl.models.vision import build_vision_encoder
@@ -87,3 +88,10 @@ def test_padding_changes_nothing(tiny_model: TCL) -> None:
     padded = [torch.nn.functional.pad(torch.from_numpy(x), (0, 5)) for x in (input_ids, mask)]
     short, long = tiny_model.encode_text(input_ids, mask), tiny_model.encode_text(*padded)
     torch.testing.assert_close(short.text_feat, long.text_feat, rtol=2e-5, atol=2e-5)
+
+
+def test_keys_and_values_of_a_slice_are_those_of_its_images() -> None:
+    key, value = torch.randn(2, 5, 2, 3, 4)
+    for rows in (slice(1, 3), torch.tensor([3, 1, 3])):
+        chosen = KeyValue(key, value).select(rows)
+        assert torch.equal(chosen.key, key[rows]) and torch.equal(chosen.value, value[rows])
