@@ -35,6 +35,7 @@ from tcl.sampling import MaskedTokens
 from tcl.tasks import pretraining, retrieval_objective
 from tcl.train import Training
 from tests.conftest import GOLDEN
+from tests.tasks.cases import task_config
 from tests.tasks.finetuning import statement, write_rows
 
 TOLERANCE = 2e-5
@@ -112,7 +113,7 @@ def relative(actual: float, expected: float) -> float:
 
 def recipe_of(recording: Recording, folder: Path) -> Recipe:
     """The published settings of a recording, by the names of a recipe."""
-    bert, sizes, run = (recording.values[name] for name in ("bert_config", "sizes", "training"))
+    run, sizes = recording.values["training"], task_config(recording.values).model_dump()
     labels = ("contradiction", "neutral", "entailment")
     task, source = {
         "trajectory": ("pretrain", "scenes:train:1000"),
@@ -125,27 +126,13 @@ def recipe_of(recording: Recording, folder: Path) -> Recipe:
         {
             "task": task,
             "model": {
-                "image_encoder": "vit_tiny_patch16_224",
-                "image_encoder_args": {
-                    "patch_size": sizes["patch_size"],
-                    "embed_dim": bert["encoder_width"],
-                    "depth": sizes["vision_depth"],
-                    "num_heads": sizes["vision_heads"],
-                },
-                "image_size": recording.values["config"]["image_res"],
-                "text_encoder_args": {
-                    **{name: bert[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
-                    **{name: bert[name] for name in ("intermediate_size", "max_position_embeddings")},
-                    "dropout": run["dropout"],
-                },
-                "pretrained": False,
-                "fusion_layer": bert["fusion_layer"],
-                "embed_dim": sizes["embed_dim"],
+                **sizes,
+                "text_encoder_args": sizes["text_encoder_args"] | {"dropout": run["dropout"]},
                 "tokenizer": str(GOLDEN / "vocab.txt"),
             },
             "loss": {
                 **{name: run[name] for name in ("momentum", "alpha", "alpha_ramp")},
-                "queue_size": sizes["queue_size"],
+                "queue_size": recording.values["sizes"]["queue_size"],
             },
             "optim": {
                 **{name: run[name] for name in ("lr", "warmup_lr", "min_lr", "warmup_steps", "weight_decay")},
