@@ -67,10 +67,17 @@ def test_whole_randaugment_equals_the_recorded_one(seed: int) -> None:
 
 
 def test_auto_contrast_keeps_the_published_quirk() -> None:
-    values = np.stack([np.arange(0, 160, 10), np.arange(30, 190, 10), np.full(16, 77)], axis=-1).astype(np.uint8)
+    values = np.stack([np.arange(151), np.arange(1, 152), np.full(151, 77)], axis=-1).astype(np.uint8)
     result = np.asarray(randaugment.auto_contrast(Image.fromarray(values[None])))[0]
-    assert result[:, 0].tolist() == [int(v * 255 / 150) for v in range(0, 160, 10)]
+    assert result[:, 0].tolist() == [int(value * (255 / 150)) for value in range(151)]
     assert (result[:, 1] == 255).all() and (result[:, 2] == 77).all()
+
+
+def test_sharpness_ends_at_black_and_white() -> None:
+    pixels = 255 * np.random.default_rng(0).integers(0, 2, (16, 16, 3), dtype=np.uint8)
+    result = np.asarray(randaugment.sharpness(Image.fromarray(pixels)))
+    assert {0, 255} <= set(result[1:-1, 1:-1].flat)
+    assert ((result == 0) == (pixels == 0)).all() and ((result == 255) == (pixels == 255)).all()
 
 
 def test_warps_fill_with_grey_and_move_as_far_as_they_say() -> None:
