@@ -12,16 +12,15 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
-from tcl.data import colour
 from tcl.data.images import Crop, Source, decode, decode_crops, resize
 from tcl.data.randaugment import draw_operations
 
 AugmentName = Literal["published", "whole", "mild", "none"]
-_Operation = Callable[[Tensor], Tensor]
+_Operation = Callable[[Image.Image], Image.Image]
 
 
 def build_transform(name: AugmentName, image_size: int | tuple[int, int], min_scale: float = 0.2) -> Transform:
@@ -36,12 +35,18 @@ def build_transform(name: AugmentName, image_size: int | tuple[int, int], min_sc
             fine-tuning.
     """
     if name == "published":
-        operations: list[_Operation] = [_PublishedColours(), _maybe_flip, _random_augment]
+        operations: list[_Operation] = [
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([_blur], p=0.5),
+            v2.RandomHorizontalFlip(),
+            _random_augment,
+        ]
         return Transform(image_size, _RandomCrop(min_scale), _resize_fast, operations)
     if name == "whole":
-        return Transform(image_size, _no_crop, _resize_exactly, [_maybe_flip, _random_augment])
+        return Transform(image_size, _no_crop, _resize_exactly, [v2.RandomHorizontalFlip(), _random_augment])
     if name == "mild":
-        return Transform(image_size, _crop_keeping_shape, _resize_exactly, [_MildColours()])
+        return Transform(image_size, _crop_keeping_shape, _resize_exactly, [v2.ColorJitter(0.1, 0.1)])
     return Transform(image_size, None, _resize_exactly, [])
 
 
@@ -54,14 +59,14 @@ class Transform:
         image_size: side of a view in pixels, or (height, width).
         crop: draws a crop of an image, given its width and height.
         resize_crop: cuts a crop out of an image and squashes it to a size.
-        operations: what happens to its pixels [3, H, W], uint8.
+        operations: what happens to it then.
     """
 
     def __init__(
         self,
         image_size: int | tuple[int, int],
         crop: Callable[[int, int], Crop] | None,
-        resize_crop: Callable[[Image.Image, Crop, tuple[int, int]], Tensor],
+        resize_crop: Callable[[Image.Image, Crop, tuple[int, int]], Image.Image],
         operations: Sequence[_Operation],
     ) -> None:
         self.size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -87,10 +92,10 @@ class Transform:
         return [self._view(image, crop) for crop in crops]
 
     def _view(self, image: Image.Image, crop: Crop) -> Tensor:
-        pixels = self.resize_crop(image, crop, self.size)
+        view = self.resize_crop(image, crop, self.size)
         for operation in self.operations:
-            pixels = operation(pixels)
-        return pixels.contiguous()
+            view = operation(view)
+        return _to_pixels(view).contiguous()
 
 
 class _RandomCrop:
@@ -121,84 +126,33 @@ def _crop_keeping_shape(width: int, height: int) -> Crop:
     return left, top, left + wide, top + high
 
 
-def _resize_exactly(image: Image.Image, crop: Crop, size: tuple[int, int]) -> Tensor:
+def _resize_exactly(image: Image.Image, crop: Crop, size: tuple[int, int]) -> Image.Image:
     """Bicubic, as Pillow does it; edges may lie between pixels."""
-    return _to_pixels(image.resize(size[::-1], Image.Resampling.BICUBIC, box=crop))
+    return image.resize(size[::-1], Image.Resampling.BICUBIC, box=crop)
 
 
-def _resize_fast(image: Image.Image, crop: Crop, size: tuple[int, int]) -> Tensor:
+def _resize_fast(image: Image.Image, crop: Crop, size: tuple[int, int]) -> Image.Image:
     """Bicubic, a grey level from Pillow's at most, in a fraction of its time; edges are moved to whole pixels."""
     left, top = (min(round(edge), side - 1) for edge, side in zip(crop[:2], image.size, strict=True))
     right, bottom = max(round(crop[2]), left + 1), max(round(crop[3]), top + 1)
     pixels = _to_pixels(image.crop((left, top, right, bottom)))
-    return F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+    resized = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+    return Image.fromarray(resized.permute(1, 2, 0).numpy())
 
 
 def _to_pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _uniform(low: float = 0.0, high: float = 1.0) -> float:
+def _uniform(low: float, high: float) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
-class _Jitter:
-    """Brightness, contrast, saturation and hue, each by a random factor, in random order, as torchvision draws them."""
-
-    def __init__(self, brightness: float, contrast: float, saturation: float = 0.0, hue: float = 0.0) -> None:
-        self.draw = v2.ColorJitter(brightness, contrast, saturation, hue)
-        self.changes = (
-            ("brightness_factor", colour.change_brightness),
-            ("contrast_factor", colour.change_contrast),
-            ("saturation_factor", colour.change_saturation),
-            ("hue_factor", colour.change_hue),
-        )
-
-    def __call__(self, planes: Tensor) -> Tensor:
-        drawn = self.draw.make_params([])
-        for number in drawn["fn_idx"].tolist():
-            name, change = self.changes[number]
-            if drawn[name] is not None:
-                planes = change(planes, drawn[name])
-        return planes
+def _blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(_uniform(0.1, 2.0)))
 
 
-class _PublishedColours:
-    """Jitter, grey and blur, each for a part of the views."""
-
-    def __init__(self) -> None:
-        self.jitter = _Jitter(0.4, 0.4, 0.4, 0.1)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        planes = pixels.contiguous().float()
-        if _uniform() < 0.8:
-            planes = self.jitter(planes)
-        if _uniform() < 0.2:
-            planes = colour.grey(planes).expand_as(planes)
-        if _uniform() < 0.5:
-            planes = colour.blur(planes, radius=_uniform(0.1, 2.0))
-        return planes.to(torch.uint8)
-
-
-class _MildColours:
-    """A little brightness and contrast."""
-
-    def __init__(self) -> None:
-        self.jitter = _Jitter(0.1, 0.1)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return self.jitter(pixels.contiguous().float()).to(torch.uint8)
-
-
-def _maybe_flip(pixels: Tensor) -> Tensor:
-    return pixels.flip(2) if _uniform() < 0.5 else pixels
-
-
-def _random_augment(pixels: Tensor) -> Tensor:
-    operations = draw_operations()
-    if not operations:
-        return pixels
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    for operation in operations:
+def _random_augment(image: Image.Image) -> Image.Image:
+    for operation in draw_operations():
         image = operation(image)
-    return _to_pixels(image)
+    return image

@@ -63,9 +63,19 @@ def test_the_fast_resize_is_that_of_pillow() -> None:
     """Edges move to whole pixels; no value is more than one grey level off."""
     image = render("scenes:val:0:5").resize((300, 200), Image.Resampling.BICUBIC)
     transform = build_transform("published", 96)
-    view = transform.resize_crop(image, (10.4, 0.0, 290.0, 199.6), transform.size).permute(1, 2, 0).numpy()
+    view = np.asarray(transform.resize_crop(image, (10.4, 0.0, 290.0, 199.6), transform.size))
     expected = np.asarray(image.crop((10, 0, 290, 200)).resize((96, 96), Image.Resampling.BICUBIC))
     assert np.abs(view.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("crop", "pixel"), [((0.2, 0.1, 0.4, 0.3), (0, 0)), ((49.6, 36.7, 50.0, 37.0), (49, 36)), ((7, 9, 8, 10), (7, 9))]
+)
+def test_a_crop_of_less_than_a_pixel_shows_a_pixel(crop: tuple[float, ...], pixel: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8))
+    transform = build_transform("published", 4)
+    view = transform.resize_crop(image, crop, transform.size)  # type: ignore[arg-type]
+    assert (np.asarray(view) == image.getpixel(pixel)).all()
 
 
 @pytest.mark.parametrize("name", ["published", "mild", "none"])

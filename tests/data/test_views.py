@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
+from torchvision.transforms import v2
 
 from tcl.config import load_recipe
-from tcl.data import colour, randaugment
+from tcl.data import randaugment
 from tcl.data.augment import build_transform
 from tcl.seeding import seeded
 from tests.chance import follows, follows_curve, is_rate, is_uniform
@@ -28,7 +29,8 @@ from tests.chance import follows, follows_curve, is_rate, is_uniform
 FACTS = json.loads((Path(__file__).parent.parent / "golden/augment.json").read_text(encoding="utf-8"))["facts"]
 SIDE = 64
 RAMP = Image.fromarray(np.arange(0, 256, 256 // SIDE, dtype=np.uint8)[None, :, None].repeat(SIDE, 0).repeat(3, 2))
-CHANGES = ("change_brightness", "change_contrast", "change_saturation", "change_hue")
+CHANGES = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
+GREY = "rgb_to_grayscale"
 
 
 class Event(NamedTuple):
@@ -49,31 +51,35 @@ class View(NamedTuple):
         return [event for event in self.events if event.name in names]
 
 
-def rises(row: Tensor) -> bool:
-    """Does a row of pixels get brighter to the right, as the ramp does?"""
-    return row[0].item() < row[-1].item()
+def rises(view: Image.Image) -> bool:
+    """Does a view get brighter to the right, as the ramp does?"""
+    row = np.asarray(view)[0, :, 0]
+    return bool(row[0] < row[-1])
 
 
 def listeners(events: list[Event], patch: pytest.MonkeyPatch) -> None:
-    """Put listeners in place of all operations."""
+    """Put listeners in place of all operations but the flip."""
+    call_kernel = v2.Transform._call_kernel
 
-    def colours(name: str, result: Callable[[Tensor], Tensor]) -> None:
-        def operation(planes: Tensor, *values: float, **named: float) -> Tensor:
-            events.append(Event(name, (*values, *named.values()), not rises(planes[0, 0])))
-            return result(planes)
+    def of_torchvision(self: Any, kernel: Callable[..., Any], view: Image.Image, **values: Any) -> Image.Image:
+        if kernel.__name__ == "horizontal_flip":
+            return call_kernel(self, kernel, view, **values)
+        events.append(Event(kernel.__name__, tuple(values.values()), not rises(view)))
+        return view
 
-        patch.setattr(colour, name, operation)
+    def of_pillow(view: Image.Image, blur: ImageFilter.GaussianBlur) -> Image.Image:
+        events.append(Event("blur", (blur.radius,), not rises(view)))
+        return view
 
     def of_randaugment(number: int) -> Callable[[Image.Image, int], Image.Image]:
-        def operation(image: Image.Image, sign: int) -> Image.Image:
-            events.append(Event("randaugment", (number, sign), not rises(torch.from_numpy(np.array(image)[0, :, 0]))))
-            return image
+        def operation(view: Image.Image, sign: int) -> Image.Image:
+            events.append(Event("randaugment", (number, sign), not rises(view)))
+            return view
 
         return operation
 
-    for name in (*CHANGES, "blur"):
-        colours(name, lambda planes: planes)
-    colours("grey", lambda planes: planes[0])
+    patch.setattr(v2.Transform, "_call_kernel", of_torchvision)
+    patch.setattr(Image.Image, "filter", of_pillow)
     operations = [of_randaugment(number) for number in range(len(randaugment.OPERATIONS))]
     patch.setattr(randaugment, "OPERATIONS", operations)
 
@@ -87,10 +93,10 @@ def draw(name: str, count: int) -> list[View]:
         transform = build_transform(name, 8)  # type: ignore[arg-type]
         operations, made = transform.operations, []
 
-        def note(pixels: Tensor) -> Tensor:
-            made.append(View(list(events), not rises(pixels[0, 0])))
+        def note(view: Image.Image) -> Image.Image:
+            made.append(View(list(events), not rises(view)))
             events.clear()
-            return pixels
+            return view
 
         transform.operations = [*operations, note]
         with seeded(0):
@@ -113,7 +119,7 @@ def test_published_views() -> None:
     views = draw("published", 2000)
 
     changed = torch.tensor(
-        [[bool(view.of(*CHANGES)), bool(view.of("grey")), bool(view.of("blur")), view.flipped] for view in views]
+        [[bool(view.of(*CHANGES)), bool(view.of(GREY)), bool(view.of("blur")), view.flipped] for view in views]
     )
     kinds = (changed.long() * torch.tensor([8, 4, 2, 1])).sum(dim=1)
     shares = torch.ones(1)
@@ -125,13 +131,14 @@ def test_published_views() -> None:
 
     drawn = [event for view in views for event in view.events]
     for name, strength in zip(CHANGES, strengths, strict=True):
-        middle = 0 if name == "change_hue" else 1
+        middle = 0 if name == "adjust_hue" else 1
         assert is_uniform([e.values[0] for e in drawn if e.name == name], middle - strength, middle + strength), name
-    assert is_uniform([event.values[0] for event in drawn if event.name == "blur"], *blur["args"][0][0]["sigma"])
+    radii = [event.values[0] for event in drawn if event.name == "blur"]
+    assert is_uniform(radii, *blur["args"][0][0]["sigma"]) and min(radii) < 0.12
 
     # One of the four factors says nothing about another.
     jitters = [{event.name: event.values[0] for event in view.of(*CHANGES)} for view in views]
-    raised = [[jitter[name] > (name != "change_hue") for name in CHANGES] for jitter in jitters if jitter]
+    raised = [[jitter[name] > (name != "adjust_hue") for name in CHANGES] for jitter in jitters if jitter]
     kinds = (torch.tensor(raised).long() * torch.tensor([8, 4, 2, 1])).sum(dim=1)
     assert follows(kinds.bincount(minlength=16), torch.ones(16))
 
@@ -139,14 +146,12 @@ def test_published_views() -> None:
 def test_published_views_have_their_operations_in_order() -> None:
     """Colours, side, RandAugment; of the colours jitter, grey, blur; jitter's four in any order."""
     views = draw("published", 2000)
-    order = {
-        name: place for place, names in enumerate([CHANGES, ["grey"], ["blur"], ["randaugment"]]) for name in names
-    }
+    order = {name: place for place, names in enumerate([CHANGES, [GREY], ["blur"], ["randaugment"]]) for name in names}
     jitters: dict[str, int] = {}
     for view in views:
         places = [order[event.name] for event in view.events]
         assert places == sorted(places)
-        assert not any(event.flipped for event in view.of(*CHANGES, "grey", "blur"))
+        assert not any(event.flipped for event in view.of(*CHANGES, GREY, "blur"))
         assert all(event.flipped == view.flipped for event in view.of("randaugment"))
         names = [event.name for event in view.of(*CHANGES)]
         assert not names or sorted(names) == sorted(CHANGES)
@@ -173,10 +178,10 @@ def test_mild_views_are_a_little_brighter_or_darker_and_nothing_else() -> None:
     brighter_first = 0
     for view in views:
         names = [event.name for event in view.events]
-        assert sorted(names) == ["change_brightness", "change_contrast"]
-        brighter_first += names[0] == "change_brightness"
+        assert sorted(names) == ["adjust_brightness", "adjust_contrast"]
+        brighter_first += names[0] == "adjust_brightness"
     assert is_rate(brighter_first, 600, 0.5)
-    for name in ("change_brightness", "change_contrast"):
+    for name in ("adjust_brightness", "adjust_contrast"):
         assert is_uniform([event.values[0] for view in views for event in view.of(name)], 0.9, 1.1)
 
 
@@ -221,10 +226,10 @@ def crop_curves(min_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return areas, smaller, ratios, narrower
 
 
-@pytest.mark.parametrize("min_scale", [0.2, 0.5])
-def test_published_crops(min_scale: float) -> None:
+@pytest.mark.parametrize(("arguments", "min_scale"), [((), 0.2), ((0.5,), 0.5)])
+def test_published_crops(arguments: tuple[float, ...], min_scale: float) -> None:
     side = 4000  # so large that whole pixels do not show
-    crop = build_transform("published", 8, min_scale).crop
+    crop = build_transform("published", 8, *arguments).crop
     assert crop is not None
     torch.manual_seed(0)
     edges = torch.tensor([crop(side, side) for _ in range(2000)], dtype=torch.float64)
@@ -239,6 +244,22 @@ def test_published_crops(min_scale: float) -> None:
     assert follows_curve(narrower[torch.searchsorted(ratios, ratio).clamp(max=2000)])
     for start, room in ((left, side - width), (top, side - height)):
         assert is_uniform((start / (room + 1)).tolist(), 0.0, 1.0)
+
+
+def test_mild_crops() -> None:
+    """Four fifths of the area or more, and nearly the shape of the image."""
+    crop = build_transform("mild", 8).crop
+    assert crop is not None
+    torch.manual_seed(0)
+    left, top, right, low = torch.tensor([crop(4000, 3000) for _ in range(2000)], dtype=torch.float64).T
+    wide, high = (right - left) / 4000, (low - top) / 3000
+    stretch = (wide / high).log()
+    assert (left >= 0).all() and (top >= 0).all() and wide.max() <= 1 and high.max() <= 1
+    assert is_uniform((wide * high)[stretch.abs() < 0.001].tolist(), 0.8, 1.0)
+    assert (wide * high).min() == pytest.approx(0.8, abs=1e-3)
+    assert [stretch.min(), stretch.max()] == pytest.approx([-0.05, 0.05], abs=1e-3)
+    for start, room in ((left, 4000 * (1 - wide)), (top, 3000 * (1 - high))):
+        assert is_uniform((start / room)[room > 0].tolist(), 0.0, 1.0)
 
 
 def test_whole_views_and_those_of_evaluation_are_not_cropped() -> None:
