@@ -1,7 +1,7 @@
 # make demo    the whole chain on built-in data, minutes on two CPU cores
 # make test    the test suite
 # make check   lint, formatting, types, layers
-# make mutants mutation testing, of one file with FILES=tcl/losses.py
+# make mutants mutation testing, of one file with FILES=tcl/objective/losses.py
 # make smoke   the three commands of the README in an empty folder
 
 PYTHON ?= python3

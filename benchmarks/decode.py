@@ -24,8 +24,8 @@ from loader import make_files
 from PIL import Image
 from report import environment, write
 
-from tcl.data.captions import CaptionTokenizer
-from tcl.processor import Processor
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
 
 SIDE = 256
 SIZES = {"640x480": ((640, 480), 32, None), "4000x3000": ((4000, 3000), 8, 2.5)}  # size, files, what ours must reach

@@ -36,10 +36,10 @@ def make_encoder(lanes: int, log: Path, seconds: float, device: str) -> Projecti
 
 def job(images: Path, out: Path, log: Path, lanes: int, processes: int, seconds: float) -> None:
     """What is killed: one job."""
-    from tcl.embed import run_embedding
+    from tcl.data.inputs.listing import list_inputs
     from tcl.embedding.output import Output
     from tcl.embedding.plan import Options
-    from tcl.inputs import list_inputs
+    from tcl.embedding.run import run_embedding
 
     run_embedding(
         list_inputs(str(images)),

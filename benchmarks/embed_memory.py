@@ -28,8 +28,8 @@ WANTED = 100  # MB
 
 def job(images: Path, out: Path) -> None:
     """One job; prints its figures as JSON."""
-    from tcl.embed import embed
-    from tcl.inputs import list_inputs
+    from tcl.data.inputs.listing import list_inputs
+    from tcl.embedding.run import embed
 
     started = time.perf_counter()
     embed(list_inputs(str(images)), ProjectionEncoder(), out, workers=2)

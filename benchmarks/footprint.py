@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tcl.adapt import adapt
-from tcl.config import ModelConfig, OptimConfig, TrainConfig
-from tcl.footprint import measure
-from tcl.memory import resident_memory
+from tcl.config.recipe import ModelConfig, OptimConfig, TrainConfig
+from tcl.machine.memory import resident_memory
+from tcl.models.adapters import adapt
 from tcl.models.tcl import TCL
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.objective import PretrainObjective
-from tcl.optim import build_optimizer
-from tcl.sampling import mask_tokens
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.pretrain import PretrainObjective
+from tcl.objective.sampling import mask_tokens
+from tcl.training.footprint import measure
+from tcl.training.optim import build_optimizer
 
 TOLERANCE = 0.25
 VOCABULARY = 30522

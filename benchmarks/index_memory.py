@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from tcl.data.index import PairIndex, read_pairs
+from tcl.data.pairs.table import PairIndex, read_pairs
 
 WORDS = (
     "a",

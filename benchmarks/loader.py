@@ -29,12 +29,12 @@ from report import environment, write
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tcl.data.augment import build_transform
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.index import read_pairs
+from tcl.data.images.augment import build_transform
+from tcl.data.images.randaugment import ENHANCE, FILL, ROTATE, SHEAR, TRANSLATE
 from tcl.data.loader import TrainLoader
-from tcl.data.pairs import PairSamples
-from tcl.data.randaugment import ENHANCE, FILL, ROTATE, SHEAR, TRANSLATE
+from tcl.data.pairs.samples import PairSamples
+from tcl.data.pairs.table import read_pairs
+from tcl.data.tokenizer import CaptionTokenizer
 
 SIDE = 256
 BATCH = 8

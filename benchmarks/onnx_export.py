@@ -29,14 +29,14 @@ import torch
 
 from benchmarks.report import environment, write
 from export.bundle import build_bundle
-from export.onnx import export_onnx
-from export.runtime import OnnxEncoder, TorchEncoder
-from tcl.checkpoint import hash_model
-from tcl.config import ModelConfig
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.index import read_pairs
+from export.graphs.write import export_onnx
+from tcl.config.recipe import ModelConfig
+from tcl.data.pairs.table import read_pairs
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
+from tcl.encoders.open import OnnxEncoder, TorchEncoder
 from tcl.models.tcl import TCL
-from tcl.processor import Processor
+from tcl.weights.model_folder import hash_model
 
 WANTED = {"image 1": (1.15, 1.7), "image 8": (1.08, 1.7), "text 1": (1.1, 1.8), "text 16": (1.1, 1.8)}
 """Times as fast as torch eager: float32, int8."""

@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [STEPS]
 
-Runs `tcl.train` on built-in scenes, as the command does, with a clock around each part. Prints the share of each and of
+Runs `tcl.training.trainer` on built-in scenes, as the command does, with a clock around each part. Prints the share of each and of
 the rest, which is what the loop itself costs: logging every step, progress, random seeds, checks. On a CPU, where every
 call is finished when it returns; the shares of a GPU would have to be taken from its own profiler.
 """
@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from tcl.config import load_recipe
-from tcl.distributed import World
-from tcl.fit import fit
-from tcl.train import Training
+from tcl.config.recipe import load_recipe
+from tcl.distributed.world import World
+from tcl.training.loop import fit
+from tcl.training.trainer import Training
 
 
 def main() -> None:

@@ -29,14 +29,14 @@ from loader import photograph
 from report import environment, write
 
 from export.bundle import build_bundle
-from export.runtime import OnnxEncoder
-from tcl.checkpoint import hash_model
-from tcl.config import ModelConfig
-from tcl.data.captions import CaptionTokenizer
-from tcl.embed import embed
-from tcl.inputs import list_inputs
+from tcl.config.recipe import ModelConfig
+from tcl.data.inputs.listing import list_inputs
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
+from tcl.embedding.run import embed
+from tcl.encoders.open import OnnxEncoder
 from tcl.models.tcl import TCL
-from tcl.processor import Processor
+from tcl.weights.model_folder import hash_model
 
 IMAGES, TEXTS, BATCH, THREADS = 200, 640, 32, 2
 WANTED = {"fp32": {"image": 1.2, "text": 4.0}, "int8": {"image": 1.9}}

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.synthetic import ProjectionEncoder, make_processor
-from tcl.embed import embed
+from tcl.data.inputs.listing import Inputs, list_inputs
 from tcl.embedding.plan import reading_processor
-from tcl.inputs import Inputs, list_inputs
+from tcl.embedding.run import embed
 
 WANTED = 0.85
 SIDE = 256

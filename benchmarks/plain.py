@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl.models.tcl import TCL
-from tcl.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 
 IGNORED = -100  # label of a word that is not to be predicted
 

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tcl.config import ModelConfig
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.index import PairIndex, read_pairs
+from tcl.config.recipe import ModelConfig
+from tcl.data.pairs.table import PairIndex, read_pairs
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
+from tcl.evaluation.reranking import PackedTexts, rank_by_vectors, score_pairs
+from tcl.evaluation.retrieval import RetrievalSet, evaluate_retrieval
 from tcl.models.tcl import TCL
-from tcl.processor import Processor
-from tcl.tasks.reranking import PackedTexts, rank_by_vectors, score_pairs
-from tcl.tasks.retrieval import RetrievalSet, evaluate_retrieval
 
 PLAIN_LENGTH = 30
 MEBIBYTE = 1 << 20

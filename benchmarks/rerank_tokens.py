@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 
 from export.matcher import TorchMatcher
-from tcl.config import ModelConfig
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.index import read_pairs
+from tcl.config.recipe import ModelConfig
+from tcl.data.pairs.table import read_pairs
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
 from tcl.models.tcl import TCL
-from tcl.processor import Processor
-from tcl.rerank import Reranker
-from tcl.search import ExactCollection
-from tcl.vector_file import VectorFile
-from tcl.vector_writer import VectorWriter
+from tcl.search.exact import ExactCollection
+from tcl.search.rerank import Reranker
+from tcl.vectors.reader import VectorFile
+from tcl.vectors.writer import VectorWriter
 
 WANTED = 5.0
 LENGTH = 30

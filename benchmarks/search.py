@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.quantise import int8_scale
-from tcl.search import ExactCollection
-from tcl.vector_file import VectorFile
-from tcl.vector_writer import VectorWriter
+from tcl.search.exact import ExactCollection
+from tcl.vectors.dtypes import int8_scale
+from tcl.vectors.reader import VectorFile
+from tcl.vectors.writer import VectorWriter
 
 WANTED = 1.5  # times the product, for float16
 BLOCK = 50_000

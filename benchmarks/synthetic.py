@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tcl.data.captions import CaptionTokenizer
-from tcl.processor import Processor
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
 
 CAPTIONS = ["a small red circle left of a blue square", "two yellow triangles below a purple ring"]
 GRID = 4  # an image is what its 4 x 4 tiles are on average

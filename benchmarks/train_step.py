@@ -36,13 +36,13 @@ from plain import IGNORED, PlainObjective, local_mutual_information, move_teache
 from report import environment, write
 
 from tcl.allocator import keep_freed_memory
-from tcl.config import ModelConfig, OptimConfig
-from tcl.losses import lmi_loss
+from tcl.config.recipe import ModelConfig, OptimConfig
 from tcl.models.tcl import TCL
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.objective import PretrainObjective
-from tcl.optim import build_optimizer
-from tcl.sampling import MaskedTokens, mask_tokens
+from tcl.objective.losses import lmi_loss
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.pretrain import PretrainObjective
+from tcl.objective.sampling import MaskedTokens, mask_tokens
+from tcl.training.optim import build_optimizer
 
 VOCABULARY, LENGTH, ALPHA, MOMENTUM = 30522, 25, 0.4, 0.995
 WANTED = {"step": {"time": 0.8, "memory": 0.6}, "lmi": {"time": 0.2, "memory": 0.05}}

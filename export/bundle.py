@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tcl
-from export.checks import Bounds, Check
-from export.formats import DEFAULT_PRECISION, OPSET, Graph, graphs
-from tcl.atomic import atomic_folder
+from export.verify.checks import Bounds, Check
+from tcl.encoders.graphs import DEFAULT_PRECISION, OPSET, Graph, graphs
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
-from tcl.models.untrained import read_untrained
-from tcl.resolve import BUNDLE_FILE, read_json
+from tcl.files.atomic import atomic_folder
+from tcl.weights.find import BUNDLE_FILE, read_json
+from tcl.weights.untrained import read_untrained
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -43,7 +43,7 @@ class Bundle:
         verified: True only after a verification in which every check passed.
         graphs: by graph and precision, what `bundle.json` says of the file, `file` at least.
         hashes: SHA-256 of each file.
-        untrained: parts of the model that hold random numbers, see `tcl.models.untrained`.
+        untrained: parts of the model that hold random numbers, see `tcl.weights.untrained`.
         checks: of that verification; empty when there was none, or when the bundle was read from disk.
         packed: the `.tar` that the folder was unpacked from, which is the name that a user knows.
     """
@@ -131,11 +131,11 @@ def build_bundle(
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "onnx")
-    from export.cases import Samples, calibration
-    from export.onnx import check_precisions, export_onnx
+    from export.graphs.write import check_precisions, export_onnx
     from export.readme import write_readme
-    from export.torch_reference import TorchReference
-    from export.verify import verify
+    from export.verify.cases import Samples, calibration
+    from export.verify.onnx import verify
+    from export.verify.references import TorchReference
 
     precisions, bounds = check_precisions(precisions), bounds or Bounds()
     if target.exists():
@@ -288,7 +288,7 @@ def _manifest(
     bounds: Bounds,
     verified: bool,
 ) -> dict[str, Any]:
-    from export.builders import sizes_of
+    from export.graphs.build import sizes_of
 
     sizes = sizes_of(model)
     described = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.profiles import Axes, Chunk, Range, is_length, split
+from tcl.encoders.tensorrt.profiles import Axes, Chunk, Range, is_length, split
 from tcl.errors import UsageError
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.embed import Encoder
-from tcl.rerank import Matcher
+from tcl.embedding.run import Encoder
+from tcl.search.rerank import Matcher
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from export.runtime import OnnxEncoder
-    from export.tensorrt_runtime import TensorRTEncoder
+    from tcl.encoders.open import OnnxEncoder
+    from tcl.encoders.tensorrt.encoder import TensorRTEncoder
     from tcl.models.attention import Attention
     from tcl.models.tcl import TCL
 
@@ -111,10 +111,10 @@ def matcher_of(encoder: Encoder) -> Matcher:
     Raises:
         UsageError: it is of a bundle that was exported without, or of a model whose matching head is not trained.
     """
-    from export.runtime import TorchEncoder
+    from tcl.encoders.open import TorchEncoder
 
     if isinstance(encoder, TorchEncoder):
-        from tcl.models.untrained import check_trained
+        from tcl.weights.untrained import check_trained
 
         check_trained(encoder.model.untrained, "the model", "match scores")
         return TorchMatcher(encoder.model)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from export.runtime import OnnxEncoder
-    from export.tensorrt_runtime import TensorRTEncoder
+    from tcl.encoders.open import OnnxEncoder
+    from tcl.encoders.tensorrt.encoder import TensorRTEncoder
 
 
 class OnnxMatcher:

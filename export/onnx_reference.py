@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle
-from export.cases import ANSWERS, SMALL_MODEL, Case, Feed, Tokens
-from export.formats import DEFAULT_PRECISION, Graph
-from export.sessions import open_session
-from tcl.processor import Processor
-from tcl.resolve import BUNDLE_FILE, read_json
+from export.verify.cases import ANSWERS, SMALL_MODEL, Case, Feed, Tokens
+from tcl.data.processor import Processor
+from tcl.encoders.graphs import DEFAULT_PRECISION, Graph
+from tcl.encoders.sessions import open_session
+from tcl.weights.find import BUNDLE_FILE, read_json
 
 
 class OnnxReference:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.formats import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, graphs
-from tcl.models.untrained import lacking
+from tcl.encoders.graphs import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, graphs
+from tcl.weights.untrained import lacking
 
 if TYPE_CHECKING:
     from tcl.models.tcl import TCL
@@ -44,7 +44,7 @@ def usage(model: TCL, precision: str = DEFAULT_PRECISION, image: str = "photo.jp
 
 def write_readme(folder: Path, model: TCL, files: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Write `README.md` for the graphs in `files`."""
-    from export.builders import sizes_of
+    from export.graphs.build import sizes_of
 
     found = [graph for graph in graphs(sizes_of(model)) if graph.name in files]
     precisions = list(files["image_encoder"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from export.formats import OPSET
-from export.network import Network
-from export.quiet import quiet
+from export.graphs.network import Network
+from tcl.encoders.graphs import OPSET
 from tcl.errors import MissingExtraError, TclError, reason_of
+from tcl.machine.quiet import quiet
 
 if TYPE_CHECKING:
     from tcl.models.vision import VisionEncoder

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from export.bundle import read_bundle, read_graphs, writing
-from export.formats import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, Port
-from tcl.atomic import atomic_folder
+from tcl.encoders.graphs import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, Port
 from tcl.errors import UsageError
+from tcl.files.atomic import atomic_folder
 
 CONFIG = "config.pbtxt"
 VERSION = "1"

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 __all__ = ["TCL", "Embedder", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from tcl.embedder import Embedder, load
+    from tcl.encoders.embedder import Embedder, load
     from tcl.models.tcl import TCL
 
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return TCL
     if name in ("Embedder", "load"):
-        import tcl.embedder
+        import tcl.encoders.embedder
 
-        return getattr(tcl.embedder, name)
+        return getattr(tcl.encoders.embedder, name)
     raise AttributeError(f"module 'tcl' has no attribute {name!r}")

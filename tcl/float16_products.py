@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.data.parallel import available_cores
+from tcl.machine.processes import available_cores
 
 GRAPH = Path(__file__).with_suffix(".onnx")
 

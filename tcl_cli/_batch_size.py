@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tcl.config import Recipe
-    from tcl.distributed import World
-    from tcl.runlog import Reporter
+    from tcl.config.recipe import Recipe
+    from tcl.distributed.world import World
+    from tcl.training.runlog import Reporter
 
 AUTO = "auto"
 STEPS_PER_EPOCH = 8  # at least
@@ -18,7 +18,7 @@ STEPS_PER_EPOCH = 8  # at least
 def choose_batch_size(recipe: Recipe, checkpoint: Path | None, world: World, reporter: Reporter) -> Recipe:
     """The recipe with a batch that fits, or with that of the run that is continued: another gave it other steps."""
     if checkpoint:
-        from tcl.resolve import read_json
+        from tcl.weights.find import read_json
 
         meta: Any = read_json(checkpoint / "meta.json")
         return _with_batch_size(recipe, int(meta["recipe"]["data"]["batch_size"]))
@@ -30,9 +30,9 @@ def choose_batch_size(recipe: Recipe, checkpoint: Path | None, world: World, rep
 
 def what_fits(recipe: Recipe, world: World) -> tuple[int, int, str]:
     """The largest batch that memory allows, the same for all processes; the samples of an epoch; the kind of device."""
-    from tcl.footprint import largest_batch
-    from tcl.memory import memory_budget
-    from tcl.train import Training
+    from tcl.machine.memory import memory_budget
+    from tcl.training.footprint import largest_batch
+    from tcl.training.trainer import Training
 
     training = Training(_with_batch_size(recipe, 4), world)
     budget = memory_budget(training.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

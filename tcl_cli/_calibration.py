@@ -8,7 +8,7 @@ from tcl.errors import DataError, UsageError
 from tcl_cli._console import out as console
 
 if TYPE_CHECKING:
-    from tcl.inputs import Inputs
+    from tcl.data.inputs.listing import Inputs
 
 SAMPLES = 32  # real images, and texts, that are used
 SOURCES = {
@@ -24,7 +24,7 @@ def real_images(source: str) -> list[str]:
         UsageError: there is no such source.
         DataError: none can be read.
     """
-    from tcl.data.images import ImageError, decode
+    from tcl.data.images.decode import ImageError, decode
 
     inputs = _listed("--calibrate", source, "image")
     readable = []
@@ -46,7 +46,7 @@ def real_texts(source: str) -> list[str]:
         UsageError: there is no such source.
         DataError: none has words.
     """
-    from tcl.data.captions import clean_caption
+    from tcl.data.tokenizer import clean_caption
 
     inputs = _listed("--calibrate-texts", source, "text")
     texts = [str(inputs.values[row]) for row in range(min(len(inputs), SAMPLES))]
@@ -60,7 +60,7 @@ def real_texts(source: str) -> list[str]:
 
 def _listed(option: str, source: str, kind: Literal["image", "text"]) -> Inputs:
     """What a source holds; errors name the option, and hints are not those of `tcl embed`."""
-    from tcl.inputs import list_inputs
+    from tcl.data.inputs.listing import list_inputs
 
     try:
         return list_inputs(source, kind)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import typer
 
-from tcl.spelling import on_one_line
+from tcl.files.names import on_one_line
 
 PLAIN_INTERVAL = 5.0  # seconds between progress lines when stderr is no terminal
 

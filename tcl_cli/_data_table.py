@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tcl.memory import format_bytes
+from tcl.machine.memory import format_bytes
 from tcl_cli._console import format_value
 
 
 def table_rows(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and values; `figures` is what `tcl.data.check.report` gives."""
+    """Names and values; `figures` is what `tcl.data.check.report.report` gives."""
     captions, images, skipped = figures["captions"], figures["images"], figures["skipped"]
     yield "pairs", str(figures["pairs"])
     yield "rows skipped", str(skipped["rows"])

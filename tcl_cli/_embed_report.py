@@ -10,10 +10,10 @@ from tcl_cli._console import Advance, counted
 from tcl_cli._console import out as console
 
 if TYPE_CHECKING:
-    from tcl.embed import EmbedReport
+    from tcl.data.inputs.listing import Inputs
     from tcl.embedding.output import Output
     from tcl.embedding.plan import EncoderFacts
-    from tcl.inputs import Inputs
+    from tcl.embedding.run import EmbedReport
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def show_progress(inputs: Inputs, facts: EncoderFacts, done: int, state: Callabl
 
 def print_report(report: EmbedReport, output: Output, table: bool) -> None:
     """Say what was done and what was slow."""
-    from tcl.vectors import sidecar
+    from tcl.vectors.files import sidecar
 
     if report.bottleneck:
         rates = ", ".join(f"{stage} {rate:.0f}/s" for stage, rate in report.rates.items())

@@ -9,8 +9,8 @@ from tcl_cli._console import out as console
 from tcl_cli._export_report import show_table
 
 if TYPE_CHECKING:
-    from export.engine import BuiltEngine, Sidecar
-    from export.engine_verify import VerifiedEngine
+    from export.verify.engines import VerifiedEngine
+    from tcl.encoders.tensorrt.engine import BuiltEngine, Sidecar
 
 
 def show_engines(found: Sequence[VerifiedEngine]) -> None:

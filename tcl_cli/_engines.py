@@ -15,10 +15,10 @@ from tcl_cli._engine_report import check_engines, engines_json, show_engines
 if TYPE_CHECKING:
     from export.build_progress import Progress
     from export.bundle import Bundle
-    from export.cases import Reference, Samples
-    from export.checks import Bounds
-    from export.engine import BuiltEngine
-    from export.tensorrt_package import Package
+    from export.verify.cases import Reference, Samples
+    from export.verify.checks import Bounds
+    from tcl.encoders.tensorrt.engine import BuiltEngine
+    from tcl.encoders.tensorrt.package import Package
     from tcl.models.tcl import TCL
 
 PANEL = "TensorRT"
@@ -113,9 +113,9 @@ def request_engines(
         return None
     if workspace is not None and not 0 < workspace < 1e6:
         raise UsageError(f"--workspace {workspace:g}: no amount of memory", hint="write gigabytes, as in --workspace 4")
-    from export.profiles import Profiles
-    from export.tensorrt import BuildOptions, check_options
-    from export.tensorrt_package import open_package
+    from tcl.encoders.tensorrt.build import BuildOptions, check_options
+    from tcl.encoders.tensorrt.package import open_package
+    from tcl.encoders.tensorrt.profiles import Profiles
 
     profiles = Profiles.parse(profile, max_length=1)  # here only for its errors; the length is the model's
     package = open_package()
@@ -154,7 +154,7 @@ def add_engines(
         VerificationError: an engine computes something else than the bundle.
     """
     from export.bundle import read_bundle
-    from export.engine_verify import onnx_reference
+    from export.verify.engines import onnx_reference
     from tcl.errors import UsageError
 
     if not_for_bundles:
@@ -182,8 +182,8 @@ def build_for_model(
     texts: Sequence[str],
 ) -> list[BuiltEngine]:
     """Build and verify the engines of a model that was exported just now, on the same real images and texts."""
-    from export.cases import Samples
-    from export.torch_reference import TorchReference
+    from export.verify.cases import Samples
+    from export.verify.references import TorchReference
 
     samples = Samples(model.processor, images, texts)
     return _build_and_verify(bundle, precisions, request, lambda: TorchReference(model), samples)
@@ -197,7 +197,7 @@ def _build_and_verify(
     samples: Samples | None = None,
 ) -> list[BuiltEngine]:
     """Build and verify what is wanted, with bars; errors and arguments as of `build_engines` and `verify_engines`."""
-    from export.engine_verify import VerifiedEngine, verify_engines
+    from export.verify.engines import VerifiedEngine, verify_engines
 
     built = _build(bundle, precisions, request)
     if request.bounds is None:
@@ -218,10 +218,10 @@ def _build_and_verify(
 
 
 def _build(bundle: Bundle, precisions: Sequence[str], request: EngineRequest) -> list[BuiltEngine]:
-    from export.engine_build import build_engines
-    from export.profiles import Profiles
-    from export.tensorrt import BuildOptions
-    from tcl.processor import Processor
+    from tcl.data.processor import Processor
+    from tcl.encoders.tensorrt.build import BuildOptions
+    from tcl.encoders.tensorrt.engines import build_engines
+    from tcl.encoders.tensorrt.profiles import Profiles
 
     options = BuildOptions(
         Profiles.parse(request.profile, Processor.load(bundle.folder).max_length),

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tcl.atomic import atomic_file
-from tcl.data.remote import is_url
+from tcl.distributed.launch import launched
+from tcl.distributed.share import ALONE, Share
 from tcl.errors import CheckpointError, TclError, UsageError
-from tcl.launch import launched
-from tcl.models.untrained import Use, check_trained
-from tcl.resolve import find_model
-from tcl.tasks.share import ALONE, Share
+from tcl.files.atomic import atomic_file
+from tcl.files.remote import is_url
+from tcl.weights.find import find_model
+from tcl.weights.untrained import Use, check_trained
 from tcl_cli._console import counted, out
 from tcl_cli._options import Device
 
@@ -47,7 +47,7 @@ def processes(device: Device) -> Iterator[tuple[str, Share]]:
     if not launched():
         yield device.value, ALONE
         return
-    from tcl.distributed import LostPeerError, join
+    from tcl.distributed.world import LostPeerError, join
 
     try:
         with join(device.value) as world, _silent(not world.is_main):
@@ -82,7 +82,7 @@ def load(location: str, device: str, image_size: str | None, *uses: Use) -> TCL:
         UsageError: there is no such device, the size is malformed, or the model lacks what a use needs.
         CheckpointError: the weights are damaged or not finite.
     """
-    from tcl.checkpoint import load_model
+    from tcl.weights.model_folder import load_model
 
     loaded = _place(location, load_model, device, image_size)
     check_trained(loaded.untrained, location, *uses)
@@ -90,8 +90,8 @@ def load(location: str, device: str, image_size: str | None, *uses: Use) -> TCL:
 
 
 def _place(location: str, read: Callable[[str], TCL], device: str, image_size: str | None) -> TCL:
-    from tcl.devices import choose_device
-    from tcl.metrics import NAN_HINT
+    from tcl.evaluation.metrics import NAN_HINT
+    from tcl.machine.devices import choose_device
 
     size = _parse_size(image_size)
     chosen = device if launched() else choose_device(device)
@@ -99,7 +99,7 @@ def _place(location: str, read: Callable[[str], TCL], device: str, image_size: s
     if not all(bool(parameter.isfinite().all()) for parameter in loaded.parameters()):
         raise CheckpointError(f"{location}: its weights are not finite", hint=NAN_HINT)
     if size is not None:
-        from tcl.models.resize import resize_images
+        from tcl.weights.resize import resize_images
 
         resize_images(loaded, size)
     return loaded.to(chosen)
@@ -122,8 +122,8 @@ def load_for(
     """
 
     def read(location: str) -> TCL:
-        from tcl.checkpoint import load_model
-        from tcl.reference import WHOLE, build_fine_tuned, build_reference, read_reference
+        from tcl.weights.model_folder import load_model
+        from tcl.weights.published import WHOLE, build_fine_tuned, build_reference, read_reference
 
         found = find_model(location)
         if found.kind != "reference":
@@ -184,7 +184,7 @@ def check_output(option: str, path: Path | None, sources: Iterable[str], suffix:
 
 def _files(source: str) -> list[str]:
     """The local files of a source, whatever stands around its name."""
-    from tcl.data.sources import find_source
+    from tcl.data.sources.find import find_source
 
     names = [source] if os.path.exists(source) else [file.name for file in find_source(source).files]
     return [name for name in names if os.path.exists(name)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tcl_cli._console import out as console
 
 if TYPE_CHECKING:
-    from export.checks import Check
+    from export.verify.checks import Check
 
 
 def show_checks(checks: Sequence[Check]) -> None:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tcl.embed import Encoder
-    from tcl.processor import Processor
-    from tcl.search import Collection
+    from tcl.data.processor import Processor
+    from tcl.embedding.run import Encoder
+    from tcl.search.exact import Collection
 
 SUFFIXES = (".txt", ".jsonl", ".npy")
 KEYS = ("query", "text", "image")
@@ -112,7 +112,7 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
 
 
 def _pixels(query: Query, processor: Processor) -> NDArray[np.uint8]:
-    from tcl.data.images import ImageError
+    from tcl.data.images.decode import ImageError
 
     try:
         return processor.image(query.name)
@@ -121,9 +121,9 @@ def _pixels(query: Query, processor: Processor) -> NDArray[np.uint8]:
 
 
 def _text_or_image(text: str, row_id: str | None = None, place: str = "") -> Query:
-    from tcl.data.images import IMAGE_SUFFIXES
-    from tcl.data.remote import is_url
-    from tcl.data.scenes import PREFIX
+    from tcl.data.images.decode import IMAGE_SUFFIXES
+    from tcl.data.scenes.scenes import PREFIX
+    from tcl.files.remote import is_url
 
     if text.startswith(PREFIX) or is_url(text) or os.path.isfile(text):
         return Query(text, "image", row_id, place=place)
@@ -136,7 +136,7 @@ def _text_or_image(text: str, row_id: str | None = None, place: str = "") -> Que
 
 def _text(text: str, row_id: str | None, place: str) -> Query:
     """A text, whatever else it could be the name of."""
-    from tcl.data.captions import clean_caption
+    from tcl.data.tokenizer import clean_caption
 
     if not clean_caption(text):
         raise UsageError(
@@ -173,7 +173,7 @@ def _objects(path: Path) -> Iterator[Query]:
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers."""
-    from tcl.data.formats import numbered_lines
+    from tcl.data.tables.formats import numbered_lines
 
     return ((number, line.strip()) for number, line in numbered_lines(path) if line.strip())
 
@@ -181,8 +181,8 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
 def _vectors(path: Path) -> Iterator[Query]:
     import numpy as np
 
-    from tcl.vector_file import read_meta
-    from tcl.vectors import sidecar
+    from tcl.vectors.files import sidecar
+    from tcl.vectors.reader import read_meta
 
     meta = sidecar(path, "meta.json")
     model_hash = read_meta(meta).get("model_hash") if meta.is_file() else None
@@ -197,7 +197,7 @@ def _vectors(path: Path) -> Iterator[Query]:
 def _open_vectors(path: Path) -> NDArray[Any]:
     import numpy as np
 
-    from tcl.vector_parts import map_npy
+    from tcl.vectors.parts import map_npy
 
     vectors = np.atleast_2d(map_npy(path))
     if vectors.ndim != 2 or vectors.dtype.kind != "f":

@@ -6,9 +6,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from tcl.distributed.launch import launched
 from tcl.errors import UsageError
-from tcl.launch import launched
-from tcl.run_lock import hold_run, is_unused
+from tcl.files.locks import hold_run, is_unused
 
 
 def claim_run(run: Path | None, name: str, resume: bool, held: ExitStack | None) -> tuple[Path, Path | None]:

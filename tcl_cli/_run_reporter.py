@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from tcl.runlog import Reporter
+from tcl.training.runlog import Reporter
 from tcl_cli._console import Advance, out
 
 if TYPE_CHECKING:
-    from tcl.footprint import Footprint
-    from tcl.train import Training
+    from tcl.training.footprint import Footprint
+    from tcl.training.trainer import Training
 
 SHOWN = ("loss", "contrastive", "itm", "mlm", "accuracy")  # beside the bar, where there; metrics.jsonl has every part
 

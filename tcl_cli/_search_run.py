@@ -15,9 +15,9 @@ from tcl_cli._console import counted, format_value
 from tcl_cli._queries import Query, encode_queries
 
 if TYPE_CHECKING:
-    from tcl.embed import Encoder
-    from tcl.rerank import Reranker
-    from tcl.search import Collection, Hit
+    from tcl.embedding.run import Encoder
+    from tcl.search.exact import Collection, Hit
+    from tcl.search.rerank import Reranker
 
 AT_ONCE = 64  # queries that are encoded and searched together
 
@@ -75,7 +75,7 @@ class SearchRun:
 
     def _prepare(self, queries: Sequence[Query]) -> None:
         """Open the model, where these queries need one and it is not open yet."""
-        from tcl.rerank import Reranker, check_kinds
+        from tcl.search.rerank import Reranker, check_kinds
 
         if self.rerank is not None:
             for query in queries:

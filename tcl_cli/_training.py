@@ -18,11 +18,11 @@ from tcl_cli._console import counted, out
 from tcl_cli._run_reporter import ConsoleReporter
 
 if TYPE_CHECKING:
-    from tcl.config import Recipe
-    from tcl.distributed import World
-    from tcl.footprint import Footprint
+    from tcl.config.recipe import Recipe
+    from tcl.distributed.world import World
     from tcl.models.tcl import TCL
-    from tcl.train import Training
+    from tcl.training.footprint import Footprint
+    from tcl.training.trainer import Training
 
     Choice = tuple[Path, Path | None, Recipe]
     """Run folder, checkpoint to continue from, resolved recipe."""
@@ -46,11 +46,11 @@ def agree(device: str, plan: Callable[[], Choice]) -> Iterator[tuple[World, Plan
 
     A process that is alone chooses first: what is wrong, or a folder that is taken, is said before torch is loaded.
     """
-    from tcl.launch import launched
+    from tcl.distributed.launch import launched
 
     early = None if launched() else _settle(plan)
 
-    from tcl.distributed import join
+    from tcl.distributed.world import join
 
     with join(device) as world:
         yield world, early or _decide(world, plan)
@@ -58,7 +58,7 @@ def agree(device: str, plan: Callable[[], Choice]) -> Iterator[tuple[World, Plan
 
 def _settle(plan: Callable[[], Choice]) -> Plan:
     """What the first process chooses, and says at once."""
-    from tcl.preflight import is_finished
+    from tcl.training.preflight import is_finished
 
     run, checkpoint, recipe = plan()
     out.message(f"Run        {run}")
@@ -104,9 +104,9 @@ def train(
         auto: choose the batch size.
         check: looks at the model before anything is written.
     """
-    from tcl.fit import fit
-    from tcl.runlog import point_latest_at
-    from tcl.train import Training
+    from tcl.training.loop import fit
+    from tcl.training.runlog import point_latest_at
+    from tcl.training.trainer import Training
 
     run, checkpoint, recipe, finished = plan
     if finished:

@@ -16,7 +16,7 @@ from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
-    from tcl.resolve import ModelSource
+    from tcl.weights.find import ModelSource
 
 EPILOG = """\
 [bold]Examples[/]
@@ -108,10 +108,10 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Measure every way in which this machine can compute a model's vectors."""
-    from export.bench import Plan
-    from export.bench import bench as measure
-    from export.bench_record import save
-    from export.bench_ways import find_ways
+    from export.bench.bench import Plan
+    from export.bench.bench import bench as measure
+    from export.bench.ways import find_ways
+    from tcl.encoders.fastest import save
 
     if everything and images is None:
         raise UsageError("--all measures how files are read", hint="name some by --images FOLDER")
@@ -139,10 +139,10 @@ def _sides(model: str | None, bundle: Path | None) -> tuple[ModelSource | None, 
     Raises:
         UsageError: there is no model at all, or `bundle` is none.
     """
-    from export.bench_ways import check_same_model, find_bundle_of, find_run_of
+    from export.bench.ways import check_same_model, find_bundle_of, find_run_of
     from export.bundle import read_bundle
-    from export.runtime import find_source
-    from tcl.resolve import CONFIG_FILE, ModelSource, find_bundle, read_json
+    from tcl.encoders.open import find_source
+    from tcl.weights.find import CONFIG_FILE, ModelSource, find_bundle, read_json
 
     source = find_source(model)
     if source.kind == "bundle":
@@ -175,7 +175,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _report(record: dict[str, Any], plot: Path | None, json: bool) -> None:
     """Draw the picture, name the ways that failed, and print the figures."""
     if plot is not None:
-        from export.bench_chart import write_chart
+        from export.bench.chart import write_chart
 
         write_chart(plot, record)
         console.message(str(plot))

@@ -53,7 +53,7 @@ def convert(
 ) -> None:
     """Convert a published checkpoint to a model folder, or a model to the published format."""
     from tcl.errors import UsageError
-    from tcl.resolve import find_model
+    from tcl.weights.find import find_model
 
     found = find_model(source)
     if found.kind == "bundle":
@@ -67,13 +67,13 @@ def convert(
     if tokenizer is not None and not to_folder:
         raise UsageError("--tokenizer is for a published .pth; a model has its vocabulary", hint="leave it out")
 
-    from tcl.convert import from_reference, to_reference
+    from tcl.weights.convert import from_reference, to_reference
 
     if to_folder:
         report = from_reference(found.path, target, tokenizer)
         lines, keys = report.lines(), report.to_dict()
     else:
-        from tcl.checkpoint import fetch_model
+        from tcl.weights.model_folder import fetch_model
 
         folder = fetch_model(found.location) if found.kind == "hub" else found.path
         state = to_reference(folder, target, warn=console.warning)

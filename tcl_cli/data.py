@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tcl.memory import format_bytes
+from tcl.machine.memory import format_bytes
 from tcl_cli._console import counted
 from tcl_cli._console import out as console
 from tcl_cli._data_table import table_rows
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
 
 if TYPE_CHECKING:
-    from tcl.data.captions import CaptionTokenizer
-    from tcl.data.check import Limits, Listing
+    from tcl.data.check.report import Limits, Listing
+    from tcl.data.tokenizer import CaptionTokenizer
 
 LIMIT_PANEL = "Limits, in percent: beyond one of them the exit code is 1"
 MAX_LENGTH = 25
@@ -140,10 +140,10 @@ def check(
 
     Every image is read to its end, since a file that was cut off shows only so.
     """
-    from tcl.data.captions import CaptionTokenizer
-    from tcl.data.check import Limits
-    from tcl.data.parallel import available_cores
+    from tcl.data.check.report import Limits
+    from tcl.data.tokenizer import CaptionTokenizer
     from tcl.errors import DataError, UsageError
+    from tcl.machine.processes import available_cores
 
     for option, value in (("--max-length", max_length), ("--max-unknown", max_unknown)):
         if value is not None and tokenizer is None:
@@ -177,11 +177,11 @@ def _examine(
     workers: int,
     listing: Listing | None,
 ) -> dict[str, Any]:
-    """What `tcl.data.check.report` says of the pairs, with a bar for each pass over them."""
-    from tcl.data.check import report
-    from tcl.data.check_captions import check_captions
-    from tcl.data.check_images import check_images
-    from tcl.data.index import read_pairs
+    """What `tcl.data.check.report.report` says of the pairs, with a bar for each pass over them."""
+    from tcl.data.check.captions import check_captions
+    from tcl.data.check.images import check_images
+    from tcl.data.check.report import report
+    from tcl.data.pairs.table import read_pairs
 
     with console.progress("Indexing") as advance:
         index = read_pairs(sources, images, progress=advance)
@@ -224,9 +224,9 @@ def pack(
     """
     from dataclasses import asdict
 
-    from tcl.data.index import read_pairs
-    from tcl.data.pack import ERRORS, Pack, PackSettings
-    from tcl.data.parallel import available_cores
+    from tcl.data.pack.pack import ERRORS, Pack, PackSettings
+    from tcl.data.pairs.table import read_pairs
+    from tcl.machine.processes import available_cores
 
     with console.progress("Indexing") as advance:
         index = read_pairs(sources, images, progress=advance)
@@ -256,8 +256,8 @@ def _listing(path: Path | None) -> Iterator[Listing | None]:
     """What writes rows to `path` as JSONL; the file gets its name when all are written."""
     from json import dumps
 
-    from tcl.atomic import atomic_file
     from tcl.errors import UsageError
+    from tcl.files.atomic import atomic_file
     from tcl_cli._evaluation import check_output
 
     if path is None:

@@ -14,7 +14,7 @@ from tcl_cli._console import out as console
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL
 
 if TYPE_CHECKING:
-    from tcl.dedup import Group
+    from tcl.search.dedup import Group
 
 EPILOG = """\
 [bold]Examples[/]
@@ -70,8 +70,8 @@ def dedup(
     ] = False,
 ) -> None:
     """Find groups of near-duplicates."""
-    from tcl.dedup import find_groups, groups_of
-    from tcl.vector_file import VectorFile
+    from tcl.search.dedup import find_groups, groups_of
+    from tcl.vectors.reader import VectorFile
     from tcl_cli._evaluation import check_output
 
     if not 0 < threshold <= 1:
@@ -123,7 +123,7 @@ def _write_groups(groups: Iterator[Group], out: Path | None, entries: list[dict[
 
 
 def _write_html(path: Path, groups: Iterator[Group], note: str, kind: str, root: Path) -> None:
-    from tcl.result_page import Section, write_page
+    from tcl.search.page import Section, write_page
 
     sections = (
         Section(f"{len(group.duplicates)} like {group.kept.id}", [group.kept, *group.duplicates]) for group in groups

@@ -140,7 +140,7 @@ def _folders() -> dict[str, dict[str, Any]]:
     """Where downloads and runs go: whether they can be written, and how much fits in."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from tcl.data.cache import cache_folder
+    from tcl.files.cache import cache_folder
 
     places = {"cache": cache_folder(), "hub cache": Path(HF_HUB_CACHE), "working": Path()}
     return {place: _folder(path) for place, path in places.items()}
@@ -156,7 +156,7 @@ def _folder(path: Path) -> dict[str, Any]:
 def _model() -> dict[str, str]:
     """The model that commands take when none is named."""
     from tcl.errors import UsageError
-    from tcl.resolve import find_bundle, find_model
+    from tcl.weights.find import find_bundle, find_model
 
     hint = None
     for find in (find_model, find_bundle):

@@ -26,8 +26,8 @@ from tcl_cli._options import (
 )
 
 if TYPE_CHECKING:
-    from tcl.embed import Encoder
     from tcl.embedding.output import Output
+    from tcl.embedding.run import Encoder
 
 EPILOG = """\
 [bold]Examples[/]
@@ -233,10 +233,10 @@ def embed(
     ] = False,
 ) -> None:
     """Turn images or texts into vectors, with ids that match row by row."""
-    from tcl.embed import run_embedding
+    from tcl.data.inputs.listing import list_inputs
     from tcl.embedding.plan import Options
+    from tcl.embedding.run import run_embedding
     from tcl.errors import UsageError
-    from tcl.inputs import list_inputs
 
     if restart and resume:
         raise UsageError("--restart begins anew, --resume goes on", hint="choose one")
@@ -278,8 +278,8 @@ def embed(
 
 def open_on(model: str | None, backend: str, precision: str, device: str) -> Encoder:
     """The encoder of a device; a process that has one of several calls this."""
-    from export.runtime import open_encoder
-    from tcl.data.parallel import available_cores
+    from tcl.encoders.open import open_encoder
+    from tcl.machine.processes import available_cores
 
     # Two lanes even on one core: each call then computes in one thread on every machine, and so the same.
     lanes = max(2, available_cores())

@@ -12,8 +12,8 @@ from tcl_cli._console import out as console
 from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, LayerOption, ModelOption
 
 if TYPE_CHECKING:
-    from tcl.explain import Explanation
-    from tcl.heatmap_figure import Panel
+    from tcl.explain.figure import Panel
+    from tcl.explain.gradcam import Explanation
 
 EPILOG = """\
 [bold]Examples[/]
@@ -46,14 +46,14 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Draw a heat map of an image for each word of a caption (Grad-CAM of the fusion encoder)."""
-    from tcl.atomic import atomic_file
-    from tcl.boxes import region_box
-    from tcl.data.captions import clean_caption
-    from tcl.data.images import decode
+    from tcl.data.boxes import region_box
+    from tcl.data.images.decode import decode
+    from tcl.data.tokenizer import clean_caption
     from tcl.errors import UsageError
-    from tcl.explain import explain as explain_caption
-    from tcl.explain import fusion_layers
-    from tcl.heatmap_figure import Panel, draw_figure
+    from tcl.explain.figure import Panel, draw_figure
+    from tcl.explain.gradcam import explain as explain_caption
+    from tcl.explain.gradcam import fusion_layers
+    from tcl.files.atomic import atomic_file
 
     _check_output(out, image)
     if not clean_caption(caption).strip():
@@ -81,7 +81,7 @@ def explain(
 
 
 def _values(found: Explanation, caption: str, panels: Sequence[Panel], size: tuple[int, int]) -> dict[str, Any]:
-    from tcl.boxes import peak
+    from tcl.data.boxes import peak
 
     places = [{"peak": peak(panel.heat, size) if panel.box else None, "box": panel.box} for panel in panels]
     return {
@@ -102,10 +102,10 @@ def _note(found: Explanation) -> str:
 
 
 def _load(model: str | None, device: Device) -> tuple[str, Any]:
-    from tcl.checkpoint import load_model
-    from tcl.devices import choose_device
-    from tcl.models.untrained import check_trained
-    from tcl.resolve import find_model
+    from tcl.machine.devices import choose_device
+    from tcl.weights.find import find_model
+    from tcl.weights.model_folder import load_model
+    from tcl.weights.untrained import check_trained
 
     source = find_model(model)
     loaded = load_model(source.location)

@@ -29,7 +29,7 @@ from tcl_cli._options import OUTPUT_PANEL, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
-    from export.checks import Bounds
+    from export.verify.checks import Bounds
     from tcl.models.tcl import TCL
 
 EXPORTS = Path("exports")
@@ -173,12 +173,12 @@ def export(
     version_compatible: VersionOption = False,
 ) -> None:
     """Write a model as ONNX graphs that provably compute the same vectors."""
-    from export.checks import Bounds
-    from export.formats import ONNX_RUNTIME
-    from export.onnx import check_precisions
-    from export.runtime import unpacked_model
+    from export.graphs.write import check_precisions
+    from export.verify.checks import Bounds
+    from tcl.encoders.graphs import ONNX_RUNTIME
+    from tcl.encoders.open import unpacked_model
     from tcl.errors import UsageError, VerificationError
-    from tcl.resolve import find_model
+    from tcl.weights.find import find_model
 
     if bound and not verify:
         raise UsageError("--bound and --no-verify exclude each other", hint="leave one of them out")
@@ -225,9 +225,9 @@ def export(
     images = real_images(calibrate) if calibrate is not None else []
     texts = real_texts(calibrate_texts) if calibrate_texts is not None else []
 
-    from tcl.checkpoint import load_model
-    from tcl.models.task import TaskModel
-    from tcl.models.untrained import Use, check_trained, lacking
+    from tcl.models.task_model import TaskModel
+    from tcl.weights.model_folder import load_model
+    from tcl.weights.untrained import Use, check_trained, lacking
 
     loaded = load_model(source.location)
     uses: tuple[Use, ...] = ("vectors", "match scores") if matcher else ("vectors",)
@@ -242,7 +242,7 @@ def export(
     static = int8 is Int8.static or (int8 is Int8.auto and bool(images))
     bundle = _build(loaded, target, precisions, matcher, verify, images, texts, static, bounds)
     if tar is not None:
-        from export.pack import pack as write_pack
+        from tcl.encoders.bundle_tar import pack as write_pack
 
         write_pack(target, tar)
     if not json:
@@ -282,9 +282,9 @@ def _build(
     static: bool,
     bounds: Bounds,
 ) -> Bundle:
-    from export.builders import sizes_of
     from export.bundle import build_bundle
-    from export.formats import graphs
+    from export.graphs.build import sizes_of
+    from tcl.encoders.graphs import graphs
 
     steps = len(graphs(sizes_of(model), matcher)) * (len(precisions) + verify)
     with console.progress("Exporting", steps) as advance:

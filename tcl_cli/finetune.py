@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcl.tasks.share import Share
+from tcl.distributed.share import Share
 from tcl_cli._batch_size import AUTO
 from tcl_cli._console import counted, out
 from tcl_cli._options import (
@@ -30,9 +30,9 @@ from tcl_cli._run_folder import claim_run, recipe_of_run
 from tcl_cli._training import agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
-    from tcl.config import Recipe
-    from tcl.distributed import World
-    from tcl.tasks.held_out import HeldOut, HeldOutResult
+    from tcl.config.recipe import Recipe
+    from tcl.distributed.world import World
+    from tcl.evaluation.held_out import HeldOut, HeldOutResult
 
 EPILOG = """\
 [bold]Examples[/]
@@ -116,8 +116,8 @@ def finetune(
     overrides = settings_of({"data.train": data, "data.images": images, "data.val": val}, batch_size)
     name, given = split_arguments(arguments or [])
 
-    from tcl.config import load_recipe
-    from tcl.launch import restarted
+    from tcl.config.recipe import load_recipe
+    from tcl.distributed.launch import restarted
 
     held_out: HeldOut | None = None
     with ExitStack() as held:
@@ -166,10 +166,10 @@ def resolve(
     Raises:
         UsageError: there is no model, or two ways to start.
     """
-    from tcl.config import load_recipe
+    from tcl.config.recipe import load_recipe
     from tcl.errors import UsageError
-    from tcl.resolve import find_model
-    from tcl.starting import config_of
+    from tcl.training.start_model import config_of
+    from tcl.weights.find import find_model
 
     if scratch and model:
         raise UsageError("--scratch starts from no model, and --model names one", hint="leave one of them out")
@@ -187,14 +187,14 @@ def read_held_out(recipe: Recipe, sources: list[str] | None) -> HeldOut | None:
     """The rows of --test, before the training, so that a mistake in them shows then."""
     if not sources:
         return None
-    from tcl.tasks.held_out import HeldOut
+    from tcl.evaluation.held_out import HeldOut
 
     return HeldOut(recipe, sources)
 
 
 def evaluate_run(held_out: HeldOut, run: Path, world: World) -> HeldOutResult:
     """What the finished model of a run does on the test split; the processes share the rows."""
-    from tcl.checkpoint import load_model
+    from tcl.weights.model_folder import load_model
 
     share = Share.of(world)
     with share.agree(), world.main_first():  # which has only just written it
@@ -205,7 +205,7 @@ def evaluate_run(held_out: HeldOut, run: Path, world: World) -> HeldOutResult:
 
 def report(run: Path, result: HeldOutResult) -> None:
     """Write down what the model does on the test split, and print the figures."""
-    from tcl.atomic import write_whole
+    from tcl.files.atomic import write_whole
 
     if result.bad:
         first = result.bad[0]

@@ -83,9 +83,9 @@ def index(
 def _to_file(source: Path, out: Path | None, kind: Kind, restart: bool, json: bool) -> None:
     from dataclasses import asdict
 
-    from tcl.faiss_build import build_index, choose_kind
-    from tcl.faiss_index import SUFFIX, default_index
-    from tcl.vector_file import VectorFile
+    from tcl.search.faiss import SUFFIX, default_index
+    from tcl.search.faiss_build import build_index, choose_kind
+    from tcl.vectors.reader import VectorFile
     from tcl_cli._evaluation import check_output
 
     vectors = VectorFile.open(source)
@@ -109,8 +109,8 @@ def _to_file(source: Path, out: Path | None, kind: Kind, restart: bool, json: bo
 
 
 def _to_table(source: Path, place: str, json: bool) -> None:
-    from tcl.lancedb_table import write_table
-    from tcl.vector_file import VectorFile
+    from tcl.search.lancedb import write_table
+    from tcl.vectors.reader import VectorFile
 
     vectors = VectorFile.open(source)
     with console.progress("Writing", len(vectors)) as advance:

@@ -11,7 +11,7 @@ from tcl_cli._console import out as console
 from tcl_cli._options import OUTPUT_PANEL, JsonOption
 
 if TYPE_CHECKING:
-    from tcl.describe import Description
+    from tcl.weights.describe import Description
 
 EPILOG = """\
 [bold]Examples[/]
@@ -41,8 +41,8 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Say what a model is: sizes, parameters, training, and what became of each key of its file."""
-    from tcl.describe import describe
     from tcl.errors import CheckpointError
+    from tcl.weights.describe import describe
 
     description = describe(model)
     if json:

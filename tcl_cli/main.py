@@ -31,7 +31,7 @@ from tcl_cli import (
 )
 from tcl_cli._console import out
 from tcl_cli.data import data_app
-from tcl_cli.eval import eval_app
+from tcl_cli.eval.app import eval_app
 from tcl_cli.recipes import recipes_app
 
 STDOUT, STDERR = 1, 2

@@ -26,7 +26,7 @@ from tcl_cli._run_folder import claim_run, recipe_of_run
 from tcl_cli._training import agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
-    from tcl.config import Recipe
+    from tcl.config.recipe import Recipe
 
 EPILOG = """\
 [bold]Examples[/]
@@ -91,8 +91,8 @@ def pretrain(
     recipe_name, given = split_arguments(arguments or [])
     default = "small" if data else "demo"
 
-    from tcl.config import load_recipe
-    from tcl.launch import restarted
+    from tcl.config.recipe import load_recipe
+    from tcl.distributed.launch import restarted
 
     with ExitStack() as held:
 

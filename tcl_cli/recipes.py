@@ -35,7 +35,7 @@ OverridesArgument = Annotated[
 @recipes_app.command()
 def ls(json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from tcl.recipe_files import shipped_recipes
+    from tcl.config.files import shipped_recipes
 
     recipes = shipped_recipes()
     if json:
@@ -62,8 +62,8 @@ def show(
     ] = False,
 ) -> None:
     """Print a recipe."""
-    from tcl.config import load_recipe, settings
-    from tcl.recipe_files import find_recipe
+    from tcl.config.files import find_recipe
+    from tcl.config.recipe import load_recipe, settings
 
     loaded = load_recipe(recipe, overrides or [])
     if keys:
@@ -81,8 +81,8 @@ def cp(
     target: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, or a folder.", show_default=False)],
 ) -> None:
     """Copy a recipe, to change it."""
+    from tcl.config.files import find_recipe
     from tcl.errors import UsageError
-    from tcl.recipe_files import find_recipe
 
     source = find_recipe(recipe)
     target = target / source.name if target.is_dir() else target
@@ -102,7 +102,7 @@ def cp(
 @recipes_app.command()
 def validate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Check a recipe; report everything that is wrong with it at once."""
-    from tcl.config import load_recipe
+    from tcl.config.recipe import load_recipe
 
     load_recipe(recipe, overrides or [])
     console.data(f"{recipe}: valid")

@@ -64,9 +64,9 @@ def write_scenes(spec: str, folder: Path, *, labels: bool = False) -> int:
     """
     import json
 
-    from tcl.atomic import atomic_folder
-    from tcl.data.scenes import render, scene_rows
+    from tcl.data.scenes.scenes import render, scene_rows
     from tcl.errors import UsageError
+    from tcl.files.atomic import atomic_folder
 
     rows = list(scene_rows(spec))
     if folder.exists():
@@ -91,7 +91,7 @@ def write_scenes(spec: str, folder: Path, *, labels: bool = False) -> int:
 
 def label_rows(reference: str) -> dict[str, list[dict[str, Any]]]:
     """What the files of labels say about a scene, by file."""
-    from tcl.data.scene_labels import scene_regions, scene_statements
+    from tcl.data.scenes.labels import scene_regions, scene_statements
 
     return {
         STATEMENTS_FILE: [statement._asdict() for statement in scene_statements(reference)],

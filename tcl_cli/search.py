@@ -25,8 +25,8 @@ from tcl_cli._queries import Query, parse_query, read_queries
 from tcl_cli._search_run import SearchRun
 
 if TYPE_CHECKING:
-    from tcl.embed import Encoder
-    from tcl.search import Collection, Hit
+    from tcl.embedding.run import Encoder
+    from tcl.search.exact import Collection, Hit
 
 EPILOG = """\
 [bold]Examples[/]
@@ -123,7 +123,7 @@ def search(
     json: JsonOption = False,
 ) -> None:
     """Find the nearest images or texts to a query."""
-    from tcl.collection import open_collection
+    from tcl.search.open import open_collection
     from tcl_cli._evaluation import check_output
 
     _check_options(query, queries, out, html, json)
@@ -150,7 +150,7 @@ def search(
 
 
 def _check_options(query: str | None, queries: Path | None, out: Path | None, html: Path | None, json: bool) -> None:
-    from tcl.vectors import file_names
+    from tcl.vectors.files import file_names
     from tcl_cli._evaluation import check_output
 
     if (query is None) == (queries is None):
@@ -168,7 +168,7 @@ def _check_options(query: str | None, queries: Path | None, out: Path | None, ht
 
 
 def _open(model: str | None, backend: Backend, device: Device) -> Encoder:
-    from export.runtime import open_encoder
+    from tcl.encoders.open import open_encoder
     from tcl_cli.embed import warn_unverified
 
     # One query has all cores to itself.
@@ -220,7 +220,7 @@ def _to_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 def _write_html(
     path: Path, results: Sequence[tuple[Query, list[Hit]]], collection: Collection, images: Path | None, note: str
 ) -> None:
-    from tcl.result_page import Section, write_page
+    from tcl.search.page import Section, write_page
 
     sections = [Section(query.name, hits, query.name if query.kind == "image" else None) for query, hits in results]
     root = collection.root if images is None else images

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tcl.checkpoint import hash_model
-from tcl.config import ModelConfig
-from tcl.data.captions import CaptionTokenizer
+from tcl.config.recipe import ModelConfig
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
 from tcl.models.tcl import TCL
-from tcl.processor import Processor
+from tcl.weights.model_folder import hash_model
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.metrics import recall_at
+from tcl.evaluation.metrics import recall_at
 
 
 def positive_ranks(scores: NDArray[np.floating], positives: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

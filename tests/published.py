@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcl.config import ModelConfig
-from tcl.keyreport import KeyReport
-from tcl.layouts import NOT_THE_MODEL, Layout
+from tcl.config.recipe import ModelConfig
 from tcl.models.tcl import TCL
+from tcl.weights.keyreport import KeyReport
+from tcl.weights.layouts import NOT_THE_MODEL, Layout
 from tests.conftest import GOLDEN, TINY
 
 # Published models have heads of 64, and the fixtures' are narrower.

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tcl.adapt import adapt, check_same_adaptation, compile_layers, model_parts, transformer_layers
-from tcl.config import Part, TrainConfig
+from tcl.config.recipe import Part, TrainConfig
 from tcl.errors import ConfigError
+from tcl.models.adapters import adapt, check_same_adaptation, compile_layers, model_parts, transformer_layers
 from tcl.models.tcl import TCL
 from tests.conftest import TINY, make_tiny_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tcl.atomic import atomic_file, atomic_folder, write_whole
+from tcl.files.atomic import atomic_file, atomic_folder, write_whole
 
 
 def test_atomic_folder_leaves_nothing_behind_a_failure(tmp_path: Path) -> None:

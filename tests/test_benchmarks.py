@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import plain
-from tcl import losses
+from tcl.objective import losses
 from tests.test_parity import MOMENTUM, Case, close, gradient_is_noise, load_case, mask_key_third, pixels
 
 

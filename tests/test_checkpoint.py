@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tcl import TCL
-from tcl.checkpoint import hash_model, load_model, load_state, save_checkpoint
-from tcl.config import ModelConfig
-from tcl.data.captions import CaptionTokenizer
+from tcl.config.recipe import ModelConfig
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
-from tcl.initialise import load_pretrained_encoders
 from tcl.models.vision import resize_position_embeddings
-from tcl.processor import Processor
-from tcl.resolve import find_bundle, find_model
+from tcl.weights.find import find_bundle, find_model
+from tcl.weights.initialize import load_pretrained_encoders
+from tcl.weights.model_folder import hash_model, load_model, load_state, save_checkpoint
 from tests.conftest import CAPTIONS, TINY, make_tiny_model
 from tests.published import rename_reference
 

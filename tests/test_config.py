@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tcl.config import Recipe, build_recipe, load_recipe, settings
+from tcl.config.files import find_recipe, shipped_recipes
+from tcl.config.recipe import Recipe, build_recipe, load_recipe, settings
 from tcl.errors import ConfigError
-from tcl.recipe_files import find_recipe, shipped_recipes
 
 
 def message(error: pytest.ExceptionInfo[ConfigError]) -> str:

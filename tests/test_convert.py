@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tcl.checkpoint import load_model, write_model
-from tcl.convert import EXTRA_FILE, from_reference, reference_state, to_reference
 from tcl.errors import CheckpointError, UsageError
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.reference import load_reference
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.weights.convert import EXTRA_FILE, from_reference, reference_state, to_reference
+from tcl.weights.model_folder import load_model, write_model
+from tcl.weights.published import load_reference
 from tests.conftest import make_tiny_model
 from tests.published import (
     WIDE,
@@ -117,7 +117,7 @@ def test_converting_never_replaces_anything_and_leaves_nothing_behind(
 
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr("tcl.convert.save_file", full)
+    monkeypatch.setattr("tcl.weights.convert.save_file", full)
     with pytest.raises(CheckpointError, match=r"out.pth: cannot be written: .*No space left"):
         to_reference(tmp_path / "model", tmp_path / "out.pth")
     with pytest.raises(CheckpointError, match=r"other: cannot be written: .*No space left"):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tcl import dedup
-from tcl.dedup import find_groups, groups_of
 from tcl.errors import DataError
-from tcl.vector_file import VectorFile
+from tcl.search import dedup
+from tcl.search.dedup import find_groups, groups_of
+from tcl.vectors.reader import VectorFile
 from tests.vector_files import unit, write, write_folder
 
 

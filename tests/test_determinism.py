@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tcl.checkpoint import checkpoints
-from tcl.config import Recipe
-from tcl.distributed import World
+from tcl.config.recipe import Recipe
+from tcl.distributed.world import World
 from tcl.models.attention import KeyValue
 from tcl.models.rows import take_rows
-from tcl.runlog import Reporter
-from tcl.train import Training
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints
 from tests.conftest import TINY
 from tests.tasks.finetuning import TASKS, recipe_for, write_task
 from tests.test_train import assert_same_run, tiny_recipe
@@ -38,10 +38,10 @@ RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from tcl.checkpoint import checkpoints
-from tcl.fit import fit
-from tcl.runlog import Reporter
-from tcl.train import Training
+from tcl.weights.model_folder import checkpoints
+from tcl.training.loop import fit
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
 from tests.test_determinism import CPU, STOP, threaded_recipe
 
 class Stopper(Reporter):

@@ -13,10 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tcl.checkpoint import checkpoints
-from tcl.distributed import Agreement, World, _lost_peer
-from tcl.fit import fit
-from tcl.train import Training
+from tcl.distributed.world import Agreement, World, _lost_peer
+from tcl.training.loop import fit
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints
 from tests.test_train import metrics, tiny_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tcl.checkpoint import checkpoints
-from tcl.distributed import World
-from tcl.fit import fit
-from tcl.train import Training
+from tcl.distributed.world import World
+from tcl.training.loop import fit
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints
 from tcl_cli.main import run
 from tests.test_train import metrics, tiny_recipe
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tcl.config import settings
+from tcl.config.recipe import settings
 from tcl_cli.main import app
 
 ROOT = Path(__file__).parent.parent

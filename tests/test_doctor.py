@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tcl.doctor import CALM, Doctor
+from tcl.training.health import CALM, Doctor
 
 CANDIDATES = 65536 + 64
 CHANCE = math.log(CANDIDATES)

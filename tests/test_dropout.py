@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tcl.adapt import adapt
-from tcl.config import TrainConfig
+from tcl.config.recipe import TrainConfig
+from tcl.models.adapters import adapt
 from tcl.models.attention import Attention, ResidualOutput
 from tcl.models.bert import Embeddings, Layer
 from tcl.models.tcl import TCL
 from tcl.models.tokens import Tokens
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.objective import PretrainLosses, PretrainObjective
-from tcl.sampling import MaskedTokens
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.pretrain import PretrainLosses, PretrainObjective
+from tcl.objective.sampling import MaskedTokens
 from tests.chance import binomial, follows, is_rate
 from tests.conftest import TINY, make_tiny_model
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
 
-from export.runtime import TorchEncoder
-from tcl.embed import embed
+from tcl.data.inputs.listing import list_inputs
 from tcl.embedding.plan import reading_processor
+from tcl.embedding.run import embed
+from tcl.encoders.open import TorchEncoder
 from tcl.errors import DataError, UsageError
-from tcl.inputs import list_inputs
 from tcl.models.tcl import TCL
 
 NAMES = ["1.png", "2.jpg", "10.png", "b/3.png", "ünï 7.png"]

@@ -17,15 +17,15 @@ import pytest
 
 from benchmarks.embed_kill import kill_often
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
-from tcl.embed import embed
+from tcl.data.inputs.listing import Inputs, list_inputs
 from tcl.embedding import job as embed_job
 from tcl.embedding.folder import lock
 from tcl.embedding.job import FileJob
 from tcl.embedding.output import Output
 from tcl.embedding.pipeline import Link
 from tcl.embedding.plan import EncoderFacts, Options
+from tcl.embedding.run import embed
 from tcl.errors import DataError, TclError, UsageError
-from tcl.inputs import Inputs, list_inputs
 from tests.open_files import open_files
 
 IMAGES = 100

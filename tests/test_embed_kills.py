@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
-from tcl.embed import EmbedReport, run_embedding
+from tcl.data.inputs.listing import Inputs, list_inputs
 from tcl.embedding.folder import is_complete
 from tcl.embedding.output import Output
 from tcl.embedding.plan import Options
-from tcl.inputs import Inputs, list_inputs
-from tcl.vectors import partial_folder
+from tcl.embedding.run import EmbedReport, run_embedding
+from tcl.vectors.files import partial_folder
 from tests.open_files import open_files
 
 WRITES = ("write", "pwrite")

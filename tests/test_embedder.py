@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tcl
-from export.runtime import TorchEncoder
-from tcl.data.images import ImageError
-from tcl.embed import embed
-from tcl.embedder import Embedder
+from tcl.data.images.decode import ImageError
+from tcl.data.inputs.listing import list_inputs
+from tcl.embedding.run import embed
+from tcl.encoders.embedder import Embedder
+from tcl.encoders.open import TorchEncoder
+from tcl.encoders.sentence_transformers import SentenceEncoder
 from tcl.errors import DataError, TclError, UsageError
-from tcl.inputs import list_inputs
 from tcl.models.tcl import TCL
-from tcl.sentence_encoder import SentenceEncoder
 
 TEXTS = ["a dog runs on the grass near a white house", "a red circle", "a small blue square", "a dog"]
 
@@ -200,7 +200,7 @@ def test_another_version_of_sentence_transformers(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch, quiet_import: None
 ) -> None:
     """One without the modules that this one needs."""
-    monkeypatch.delitem(sys.modules, "tcl.sentence_module", raising=False)
+    monkeypatch.delitem(sys.modules, "tcl.encoders.sentence_module", raising=False)
     monkeypatch.setitem(sys.modules, "sentence_transformers.base.modality", None)
     with pytest.raises(UsageError, match="another version of sentence-transformers") as caught:
         SentenceEncoder(embedder).to_sentence_transformer()

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tcl.config import ModelConfig
+from tcl.config.recipe import ModelConfig
 from tcl.errors import UsageError
-from tcl.explain import (
+from tcl.explain.gradcam import (
     cross_attention_maps,
     default_layer,
     explain,

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcl import faiss_build, faiss_index
-from tcl.collection import open_collection
 from tcl.errors import DataError, MissingExtraError, UsageError
-from tcl.faiss_build import build_index, choose_kind
-from tcl.faiss_index import FaissCollection, default_index, report_file
-from tcl.search import ExactCollection
-from tcl.vector_file import VectorFile
-from tcl.vector_parts import ParquetPart
+from tcl.search import faiss as faiss_index
+from tcl.search import faiss_build
+from tcl.search.exact import ExactCollection
+from tcl.search.faiss import FaissCollection, default_index, report_file
+from tcl.search.faiss_build import build_index, choose_kind
+from tcl.search.open import open_collection
+from tcl.vectors.parts import ParquetPart
+from tcl.vectors.reader import VectorFile
 from tests.vector_files import HASH, unit, write, write_folder
 
 pytest.importorskip("faiss")
@@ -85,13 +86,13 @@ def test_parts(tmp_path: Path) -> None:
 def test_used_by_itself_above_a_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = str(tmp_path / "v.npy")
     vectors = write(tmp_path / "v.npy", unit(30))
-    monkeypatch.setattr("tcl.collection.EXACT_ROWS", 20)
+    monkeypatch.setattr("tcl.search.open.EXACT_ROWS", 20)
     assert isinstance(open_collection(place), ExactCollection)
     build_index(vectors, tmp_path / "v.faiss")
     assert isinstance(open_collection(place), FaissCollection)
     assert isinstance(open_collection(place, ann=False), ExactCollection)
     assert isinstance(open_collection(place, centre=True), ExactCollection)
-    monkeypatch.setattr("tcl.collection.EXACT_ROWS", 30)
+    monkeypatch.setattr("tcl.search.open.EXACT_ROWS", 30)
     assert isinstance(open_collection(place), ExactCollection)
     assert isinstance(open_collection(place, ann=True), FaissCollection)
 
@@ -133,7 +134,7 @@ def test_equal_vectors_are_as_good_as_one_another(tmp_path: Path) -> None:
 
 
 def test_each_row_group_is_read_once_per_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.vector_writer.ROW_GROUP_BYTES", 10 * 8 * 4)
+    monkeypatch.setattr("tcl.vectors.writer.ROW_GROUP_BYTES", 10 * 8 * 4)
     vectors = write(tmp_path / "v.parquet", unit(ROWS))
     build_index(vectors, tmp_path / "v.faiss", "flat")
     collection = FaissCollection(tmp_path / "v.faiss")

@@ -18,18 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tcl import upload
-from tcl.checkpoint import checkpoints, load_model
-from tcl.config import Recipe
-from tcl.distributed import World
+from tcl.config.recipe import Recipe
+from tcl.distributed.share import Share
+from tcl.distributed.world import World
 from tcl.errors import ConfigError, NonFiniteError, UsageError
-from tcl.fit import fit
-from tcl.preflight import is_finished
-from tcl.report import read_records
-from tcl.runlog import Reporter
-from tcl.seeding import mix
-from tcl.tasks.share import Share
-from tcl.train import Training
+from tcl.machine.seeding import mix
+from tcl.report.page import read_records
+from tcl.training import upload
+from tcl.training.loop import fit
+from tcl.training.preflight import is_finished
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints, load_model
 from tests.slow_files import SlowFiles, slow_storage
 from tests.test_train import assert_same_run, metrics, tiny_recipe
 

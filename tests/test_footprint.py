@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from tcl.adapt import adapt
-from tcl.config import TrainConfig
+from tcl.config.recipe import TrainConfig
 from tcl.errors import ConfigError
-from tcl.footprint import HEAP, TIMED_SAMPLES, Footprint, _LiveMemory, largest_batch, measure, time_at
-from tcl.memory import available_memory, format_bytes, free_memory, memory_budget, resident_memory
-from tcl.momentum import FeatureQueue, MomentumTeacher
+from tcl.machine.memory import available_memory, format_bytes, free_memory, memory_budget, resident_memory
+from tcl.models.adapters import adapt
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.training.footprint import HEAP, TIMED_SAMPLES, Footprint, _LiveMemory, largest_batch, measure, time_at
 from tests.conftest import make_tiny_model
 from tests.test_adapt import whole_loss
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from export.runtime import TorchEncoder
 from tcl import TCL
-from tcl.checkpoint import checkpoints
-from tcl.distributed import World
-from tcl.fit import fit
-from tcl.train import Training
+from tcl.distributed.world import World
+from tcl.encoders.open import TorchEncoder
+from tcl.training.loop import fit
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints
 from tests.conftest import CAPTIONS, make_tiny_model
 from tests.test_train import metrics, tiny_recipe
 

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tcl.data.captions import CaptionTokenizer
+from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
-from tcl.initialise import initialise, load_pretrained_encoders
-from tcl.layouts import TWIN_LAYER
 from tcl.models.tcl import TCL
 from tcl.models.vision import resize_position_embeddings
-from tcl.weights import open_weights
+from tcl.weights.initialize import initialise, load_pretrained_encoders
+from tcl.weights.layouts import TWIN_LAYER
+from tcl.weights.sources import open_weights
 from tests.conftest import CAPTIONS, GOLDEN
 from tests.published import (
     Golden,

@@ -21,10 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcl.data.images import ImageError, decode
+from tcl.data.images.decode import ImageError, decode
+from tcl.data.inputs.listing import Inputs, list_inputs
+from tcl.data.strings import Strings
 from tcl.errors import DataError, UsageError
-from tcl.inputs import Inputs, list_inputs
-from tcl.listing.strings import Strings
 from tests.data.files import jpeg, png
 from tests.data.test_tar import pack
 
@@ -177,7 +177,7 @@ def test_folders_that_may_not_be_read_are_named() -> None:
         (root / "a").chmod(0)
         root.chmod(0o755)
         script = (
-            "import os, sys; from tcl.inputs import list_inputs; from tcl.errors import DataError\n"
+            "import os, sys; from tcl.data.inputs.listing import list_inputs; from tcl.errors import DataError\n"
             "if os.getuid() == 0: os.seteuid(65534)\n"  # nobody
             f"inputs = list_inputs({str(root)!r}); print(*inputs.ids, *inputs.warnings)\n"
             f"try: list_inputs({str(root / 'a')!r})\n"

@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcl.initialise import initialise
-from tcl.keyreport import account
-from tcl.layouts import TWIN_LAYER, Layout, recognise
-from tcl.reference import layout_of
+from tcl.weights.initialize import initialise
+from tcl.weights.keyreport import account
+from tcl.weights.layouts import TWIN_LAYER, Layout, recognise
+from tcl.weights.published import layout_of
 from tests.published import (
     Golden,
     check_accounted,

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcl import lancedb_table
-from tcl.collection import open_collection
 from tcl.errors import DataError, MissingExtraError, UsageError
-from tcl.lancedb_table import LanceCollection, parse_place, write_table
-from tcl.search import ExactCollection
+from tcl.search import lancedb as lancedb_table
+from tcl.search.exact import ExactCollection
+from tcl.search.lancedb import LanceCollection, parse_place, write_table
+from tcl.search.open import open_collection
 from tests.vector_files import HASH, unit, write
 
 lancedb = pytest.importorskip("lancedb")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl.models.lean import gelu_linear, norm_linear
+from tcl.models.fused_linear import gelu_linear, norm_linear
 
 
 class Scaled(nn.Linear):

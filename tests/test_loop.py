@@ -19,12 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tcl.checkpoint import checkpoints
-from tcl.distributed import World
-from tcl.fit import TrainResult, fit
-from tcl.report import read_records
-from tcl.runlog import Reporter
-from tcl.train import Training
+from tcl.distributed.world import World
+from tcl.report.page import read_records
+from tcl.training.loop import TrainResult, fit
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints
 from tests.test_train import tiny_recipe
 
 

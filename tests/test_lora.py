@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl import TCL
-from tcl.adapt import adapt, model_parts
-from tcl.config import OptimConfig, TrainConfig
+from tcl.config.recipe import OptimConfig, TrainConfig
 from tcl.errors import ConfigError
+from tcl.models.adapters import adapt, model_parts
 from tcl.models.lora import LoraLinear, add_lora, lora_state_dict, merged_state_dict
-from tcl.momentum import MomentumTeacher
-from tcl.optim import build_optimizer
+from tcl.objective.momentum import MomentumTeacher
+from tcl.training.optim import build_optimizer
 from tests.conftest import make_tiny_model
 from tests.test_adapt import whole_loss
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tcl.losses import cma_loss, imc_loss, itm_loss, lmi_loss, mlm_loss, soft_cross_entropy
+from tcl.objective.losses import cma_loss, imc_loss, itm_loss, lmi_loss, mlm_loss, soft_cross_entropy
 
 
 def plain_lmi(global_feat: Tensor, local_feat: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcl.metrics import ClassFigures, accuracy, class_table, recall_at
+from tcl.evaluation.metrics import ClassFigures, accuracy, class_table, recall_at
 from tests.plain_metrics import positive_ranks, retrieval_metrics
 
 

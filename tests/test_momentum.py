@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcl.models.tcl import TCL
-from tcl.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tests.conftest import make_tiny_model
 
 

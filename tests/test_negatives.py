@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcl.objective import PretrainObjective
-from tcl.sampling import sample_negatives
-from tcl.tasks.retrieval_objective import ImageIdQueue, RetrievalObjective, sample_other_images
+from tcl.objective.pretrain import PretrainObjective
+from tcl.objective.retrieval import ImageIdQueue, RetrievalObjective, sample_other_images
+from tcl.objective.sampling import sample_negatives
 from tests.chance import follows
 from tests.test_parity import MOMENTUM, Case, load_case, pixels
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcl.losses import lmi_loss
 from tcl.models.tcl import TCL
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.objective import PretrainObjective
-from tcl.sampling import MaskedTokens
+from tcl.objective.losses import lmi_loss
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.pretrain import PretrainObjective
+from tcl.objective.sampling import MaskedTokens
 from tests.conftest import make_tiny_model
 
 

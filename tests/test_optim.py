@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tcl.config import OptimConfig
-from tcl.optim import build_optimizer, distillation_weight, learning_rate
+from tcl.config.recipe import OptimConfig
+from tcl.training.optim import build_optimizer, distillation_weight, learning_rate
 
 CONFIG = OptimConfig(lr=1e-3, warmup_lr=1e-4, min_lr=1e-5, warmup_steps=20)
 

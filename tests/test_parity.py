@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcl.config import ModelConfig, OptimConfig
-from tcl.layouts import NOT_THE_MODEL
-from tcl.losses import distilled_targets
+from tcl.config.recipe import ModelConfig, OptimConfig
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
 from tcl.models.vision import resize_position_embeddings
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.objective import PretrainLosses, PretrainObjective
-from tcl.optim import build_optimizer, distillation_weight, learning_rate
-from tcl.sampling import MaskedTokens, negative_weights
+from tcl.objective.losses import distilled_targets
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.pretrain import PretrainLosses, PretrainObjective
+from tcl.objective.sampling import MaskedTokens, negative_weights
+from tcl.training.optim import build_optimizer, distillation_weight, learning_rate
+from tcl.weights.layouts import NOT_THE_MODEL
 from tests.plain_metrics import retrieval_metrics
 from tests.published import rename_reference
 

@@ -10,14 +10,14 @@ import fsspec
 import pytest
 from PIL import Image
 
-from tcl.config import Recipe
-from tcl.data import storage
-from tcl.data.index import Part, read_pairs
-from tcl.distributed import World
+from tcl.config.recipe import Recipe
+from tcl.data.pairs.table import Part, read_pairs
+from tcl.data.storage import open as storage
+from tcl.distributed.world import World
 from tcl.errors import DataError, UsageError
-from tcl.preflight import LOOKED_AT, _spread, changed_batches, check_present
-from tcl.runlog import Reporter
-from tcl.train import Training
+from tcl.training.preflight import LOOKED_AT, _spread, changed_batches, check_present
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
 from tests.tasks.finetuning import recipe_for, write_rows
 
 

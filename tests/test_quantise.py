@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tcl import quantise as module
-from tcl.quantise import dequantise, int8_scale, quantise, quantise_each, recall_kept, stored_type, stored_width
+from tcl.vectors import dtypes as module
+from tcl.vectors.dtypes import dequantise, int8_scale, quantise, quantise_each, recall_kept, stored_type, stored_width
 from tests.vector_files import unit
 
 DTYPES = ["float32", "float16", "int8", "binary"]

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tcl.data.images import decode
-from tcl.data.index import PairIndex, read_pairs
-from tcl.data.regions import read_regions
+from tcl.data.images.decode import decode
+from tcl.data.labels.regions import read_regions
+from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.models.tcl import TCL
-from tcl.report import LabelSample, ReportSample, read_records, write_report
-from tcl.report_charts import Line, chart, format_figure, thin
-from tcl.report_curves import PUBLISHED
-from tcl.report_samples import collect_samples, region_samples
+from tcl.report.charts import Line, chart, format_figure, thin
+from tcl.report.curves import PUBLISHED
+from tcl.report.page import LabelSample, ReportSample, read_records, write_report
+from tcl.report.samples import collect_samples, region_samples
 
 RECORDED = Path(__file__).parent / "recorded" / "demo_metrics.jsonl"
 VOID = {"meta", "img", "br", "path", "circle"}

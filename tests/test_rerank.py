@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.matcher import TorchMatcher
-from export.runtime import TorchEncoder
+from tcl.encoders.open import TorchEncoder
 from tcl.errors import DataError, UsageError
 from tcl.models.tcl import TCL
-from tcl.rerank import Reranker, check_kinds
-from tcl.search import ExactCollection, Hit
+from tcl.search.exact import ExactCollection, Hit
+from tcl.search.rerank import Reranker, check_kinds
 from tests.vector_files import unit, write
 
 IMAGES = [f"scenes:val:0:{index}" for index in range(5)]
@@ -90,7 +90,7 @@ HITS = [Hit(row, IMAGES[row], 0.5) for row in (4, 0, 2, 1, 3)]
 
 def test_rerank_images(tiny_model: TCL, logits: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
     """From the images and from kept tokens, in chunks."""
-    monkeypatch.setattr("tcl.rerank.CHUNK", 2)
+    monkeypatch.setattr("tcl.search.rerank.CHUNK", 2)
     matcher = TorchMatcher(tiny_model)
     kept = matcher.image_tokens(tiny_model.processor.images(IMAGES))[1].astype(np.float16)
     expected = np.argsort(-logits[:, 1, 1], kind="stable").tolist()
@@ -173,7 +173,7 @@ def test_texts_are_compared_with_images() -> None:
 def test_rerank_texts(
     tiny_model: TCL, logits: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tcl.rerank.CHUNK", 2)
+    monkeypatch.setattr("tcl.search.rerank.CHUNK", 2)
     collection = ExactCollection(write(tmp_path / "v.npy", unit(3)))
     hits = [Hit(row, str(row), 0.5, TEXTS[row]) for row in (2, 0, 1)]
     reranker = Reranker(TorchMatcher(tiny_model), tiny_model.processor, collection, None)

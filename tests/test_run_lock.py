@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tcl.errors import UsageError
-from tcl.run_lock import LOCK_FILE, hold_run, is_unused
+from tcl.files.locks import LOCK_FILE, hold_run, is_unused
 
 
 def test_a_held_folder_is_refused_until_it_is_let_go(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcl.sampling import mask_tokens, negative_weights, pool_patches, sample_negatives
+from tcl.objective.sampling import mask_tokens, negative_weights, pool_patches, sample_negatives
 from tests.chance import follows, is_rate
 
 PAD, UNK, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 4, 50

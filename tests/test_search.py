@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tcl import search
-from tcl.collection import open_collection
 from tcl.errors import DataError, UsageError
-from tcl.search import ExactCollection, Hit, rerank
-from tcl.vector_file import VectorFile
-from tcl.vector_writer import VectorWriter
+from tcl.search import exact as search
+from tcl.search.exact import ExactCollection, Hit, rerank
+from tcl.search.open import open_collection
+from tcl.vectors.reader import VectorFile
+from tcl.vectors.writer import VectorWriter
 from tests.vector_files import HASH, unit, write, write_folder
 
 ROWS = 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tcl.seeding import mix, seeded
+from tcl.machine.seeding import mix, seeded
 
 
 def test_seeds_have_63_bits_and_are_unrelated() -> None:

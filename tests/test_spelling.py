@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcl.spelling import from_unicode, on_one_line, to_unicode
+from tcl.files.names import from_unicode, on_one_line, to_unicode
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tcl.distributed import World
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.train import Training
+from tcl.distributed.world import World
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.training.trainer import Training
 from tests.conftest import TINY, make_tiny_model
 from tests.tasks.finetuning import recipe_for, write_task
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tcl import stored_vectors
-from tcl.stored_vectors import FLOAT16_VALUES_AT_ONCE, VALUES_AT_ONCE, StoredVectors
+from tcl.vectors import products as stored_vectors
+from tcl.vectors.products import FLOAT16_VALUES_AT_ONCE, VALUES_AT_ONCE, StoredVectors
 from tests.vector_files import unit
 
 LAYOUTS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {

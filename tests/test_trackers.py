@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tcl import trackers
 from tcl.errors import UsageError
-from tcl.trackers import check_trackers, open_trackers
+from tcl.training import trackers
+from tcl.training.trackers import check_trackers, open_trackers
 
 
 def record(step: int, **figures: Any) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tcl.checkpoint import checkpoints, load_model
-from tcl.config import Recipe, build_recipe
-from tcl.distributed import World
+from tcl.config.recipe import Recipe, build_recipe
+from tcl.distributed.world import World
 from tcl.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from tcl.fit import fit
-from tcl.runlog import Reporter, point_latest_at
-from tcl.train import Training
+from tcl.training.loop import fit
+from tcl.training.runlog import Reporter, point_latest_at
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints, load_model
 from tests.conftest import TINY
 
 CPU = World()
@@ -105,9 +105,9 @@ import torch
 torch.set_num_threads(1)
 from tests.test_train import CPU, tiny_recipe
 from tcl import atomic, checkpoint
-from tcl.runlog import Reporter
-from tcl.fit import fit
-from tcl.train import Training
+from tcl.training.runlog import Reporter
+from tcl.training.loop import fit
+from tcl.training.trainer import Training
 
 where, run = sys.argv[1], Path(sys.argv[2])
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)

@@ -21,19 +21,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tcl import sampling
-from tcl.checkpoint import checkpoints
-from tcl.config import Recipe, build_recipe
+from tcl.config.recipe import Recipe, build_recipe
 from tcl.data.identified_pairs import IdentifiedBatch
 from tcl.data.loader import Batch
-from tcl.data.pairs import PairBatch
+from tcl.data.pairs.samples import PairBatch
 from tcl.data.statement_samples import StatementBatch
-from tcl.distributed import World
-from tcl.fit import fit
-from tcl.runlog import Reporter
-from tcl.sampling import MaskedTokens
-from tcl.tasks import pretraining, retrieval_objective
-from tcl.train import Training
+from tcl.distributed.world import World
+from tcl.objective import retrieval as retrieval_objective
+from tcl.objective import sampling
+from tcl.objective.sampling import MaskedTokens
+from tcl.tasks import pretraining
+from tcl.training.loop import fit
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
+from tcl.weights.model_folder import checkpoints
 from tests.conftest import GOLDEN
 from tests.tasks.cases import task_config
 from tests.tasks.finetuning import statement, write_rows

@@ -8,10 +8,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tcl import upload
 from tcl.errors import DataError, UsageError
-from tcl.runlog import Reporter
-from tcl.upload import Uploader
+from tcl.training import upload
+from tcl.training.runlog import Reporter
+from tcl.training.upload import Uploader
 from tests.slow_files import SlowFiles, slow_storage
 
 

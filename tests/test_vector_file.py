@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from tcl.errors import DataError, TclError, UsageError
-from tcl.quantise import dequantise
-from tcl.vector_file import VectorFile
+from tcl.vectors.dtypes import dequantise
+from tcl.vectors.reader import VectorFile
 from tests.vector_files import HASH, unit, write, write_folder
 
 ROWS = 50
@@ -43,7 +43,7 @@ def test_every_dtype(tmp_path: Path, suffix: str, dtype: str, dim: int) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 def test_blocks_from_a_row_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr("tcl.vector_writer.ROW_GROUP_BYTES", 10 * 32)
+    monkeypatch.setattr("tcl.vectors.writer.ROW_GROUP_BYTES", 10 * 32)
     vectors = unit(ROWS)
     for file in (write(tmp_path / f"v{suffix}", vectors), write_folder(tmp_path / "parts", vectors, 13, suffix)):
         for first in (0, 9, 10, 26, 49, 50):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.quantise import int8_scale
-from tcl.vector_file import VectorFile
-from tcl.vector_writer import VectorWriter
+from tcl.vectors.dtypes import int8_scale
+from tcl.vectors.reader import VectorFile
+from tcl.vectors.writer import VectorWriter
 
 HASH = "a" * 64
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tcl.data.augment import Transform
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.index import PairIndex
-from tcl.data.pairs import PairBatch, PairSample, PairSamples
+from tcl.data.images.augment import Transform
+from tcl.data.pairs.samples import PairBatch, PairSample, PairSamples
+from tcl.data.pairs.table import PairIndex
+from tcl.data.tokenizer import CaptionTokenizer
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from tcl.data.json_list import Text
+from tcl.data.tables.json_stream import Text
 
 
 def json_object(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:

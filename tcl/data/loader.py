@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tcl.data.images import ImageError
-from tcl.data.index import Part
+from tcl.data.images.decode import ImageError
+from tcl.data.pairs.table import Part
 from tcl.errors import DataError, UsageError
-from tcl.seeding import mix, seeded
+from tcl.machine.seeding import mix, seeded
 
 _TRIES = 20
 
@@ -84,7 +84,7 @@ class TrainLoader:
     batch never changes.
 
     Args:
-        samples: the rows; with weights, see `tcl.data.index`.
+        samples: the rows; with weights, see `tcl.data.pairs.table`.
         batch_size: B; with fewer samples than a step takes, batches are smaller.
         workers: processes that read ahead; 0 reads in this process.
         seed: of order and of all that `samples.load` draws.

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tcl.data.images import ImageError
-from tcl.data.original import Original, read_original
+from tcl.data.images.decode import ImageError
+from tcl.data.images.original import Original, read_original
 
 
 class Shrunk(NamedTuple):

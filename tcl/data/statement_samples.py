@@ -16,11 +16,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tcl.data.annotations import Statement
-from tcl.data.augment import Transform
-from tcl.data.captions import CaptionTokenizer, clean_caption
-from tcl.data.index import Part
+from tcl.data.images.augment import Transform
+from tcl.data.labels.statements import Statement
 from tcl.data.loader import Batch
+from tcl.data.pairs.table import Part
+from tcl.data.tokenizer import CaptionTokenizer, clean_caption
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""The embedding job: what `tcl.embed` is made of."""
+"""The embedding job: what `tcl.embedding.run` is made of."""

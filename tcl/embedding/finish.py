@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tcl
-from tcl.quantise import int8_scale, recall_kept
-from tcl.vector_writer import VectorWriter
+from tcl.vectors.dtypes import int8_scale, recall_kept
+from tcl.vectors.writer import VectorWriter
 
 if TYPE_CHECKING:
     from tcl.embedding.job import FileJob

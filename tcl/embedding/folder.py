@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tcl.atomic import write_whole
 from tcl.embedding.plan import differences, fingerprint_of
 from tcl.errors import UsageError
-from tcl.vectors import COMPLETE, other_formats, partial_folder, read_meta
+from tcl.files.atomic import write_whole
+from tcl.vectors.files import COMPLETE, other_formats, partial_folder, read_meta
 
 INPUTS = "inputs.arrow"
 FINAL = "final"

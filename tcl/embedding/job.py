@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl.data.inputs.listing import Inputs
 from tcl.embedding.finish import write_final
 from tcl.embedding.folder import (
     FINAL,
@@ -35,11 +36,10 @@ from tcl.embedding.pipeline import Clock, Link, Pipeline
 from tcl.embedding.plan import EncoderFacts, Options, Plan, Work, fingerprint, refuse_failed
 from tcl.embedding.store import VectorStore, runs_of
 from tcl.errors import DataError, TclError, reason_of
-from tcl.inputs import Inputs
-from tcl.vectors import check_output, partial_folder, publish, read_meta
+from tcl.vectors.files import check_output, partial_folder, publish, read_meta
 
 if TYPE_CHECKING:
-    from tcl.embed import Encoder
+    from tcl.embedding.run import Encoder
 
 
 class FileJob:

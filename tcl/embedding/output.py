@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from tcl.data.inputs.listing import Inputs
 from tcl.embedding.folder import is_begun
 from tcl.embedding.job import FileJob, check_file_output
 from tcl.embedding.parts import META, SHARD_ROWS, WORK, PartsJob, check_parts_output, parts_fingerprint
 from tcl.embedding.plan import EncoderFacts, Options, differences, fingerprint, fingerprint_of, refuse_failed
 from tcl.embedding.workers import Task
 from tcl.errors import UsageError
-from tcl.inputs import Inputs
-from tcl.vectors import partial_folder, read_meta
+from tcl.vectors.files import partial_folder, read_meta
 
 
 class Job(Protocol):

@@ -20,17 +20,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tcl.atomic import write_whole
+from tcl.data.inputs.listing import Inputs
 from tcl.embedding.folder import INPUTS, continues, discard, is_begun, lock, remove, write_job
 from tcl.embedding.job import FileJob, disk_errors
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts, Options, fingerprint, refuse_failed
 from tcl.errors import DataError, UsageError
-from tcl.inputs import Inputs
-from tcl.vectors import SUFFIXES, check_folder, partial_folder, read_meta, sync_folder
+from tcl.files.atomic import write_whole
+from tcl.vectors.files import SUFFIXES, check_folder, partial_folder, read_meta, sync_folder
 
 if TYPE_CHECKING:
-    from tcl.embed import Encoder
+    from tcl.embedding.run import Encoder
 
 META = "meta.json"
 WORK = ".partial"

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl.data.inputs.inputs import why_gone
+from tcl.data.inputs.listing import Inputs
 from tcl.embedding.plan import Options, Plan, Work, reading_processor
 from tcl.embedding.reading import Prepared, Reader
 from tcl.errors import DataError, TclError
-from tcl.inputs import Inputs
-from tcl.listing.lists import why_gone
 
 LOOK_AHEAD_BATCHES = 2  # prepared beside those that are encoded; bounds memory
 

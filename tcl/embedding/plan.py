@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tcl
 from tcl.errors import DataError
-from tcl.quantise import Dtype
+from tcl.vectors.dtypes import Dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tcl.embed import Encoder
-    from tcl.inputs import Inputs
-    from tcl.processor import Processor
+    from tcl.data.inputs.listing import Inputs
+    from tcl.data.processor import Processor
+    from tcl.embedding.run import Encoder
 
 TEXT_WINDOW = 32  # batches of texts that are sorted by length together
 

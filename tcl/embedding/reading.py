@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.data.captions import clean_caption
-from tcl.data.images import ImageError
+from tcl.data.images.decode import ImageError
+from tcl.data.inputs.listing import Inputs
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import clean_caption
 from tcl.embedding.plan import Plan, Work
 from tcl.errors import TclError
-from tcl.inputs import Inputs
-from tcl.processor import Processor
 
 
 class Prepared(NamedTuple):

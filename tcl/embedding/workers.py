@@ -15,14 +15,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
+from tcl.data.inputs.listing import Inputs
 from tcl.embedding.devices import use_device
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts
 from tcl.errors import CheckpointError, DataError, TclError, UsageError
-from tcl.inputs import Inputs
 
 if TYPE_CHECKING:
-    from tcl.embed import Encoder
+    from tcl.embedding.run import Encoder
 
 MakeEncoder = Callable[[str], "Encoder"]  # takes `cpu` or `cuda`; can be pickled
 ERRORS = (UsageError, DataError, CheckpointError, TclError)  # as which an error of a process is raised again

@@ -1,1 +1,1 @@
-"""What a source holds, kind by kind: what `tcl.inputs` is made of."""
+"""What a source holds, kind by kind: what `tcl.data.inputs.listing` is made of."""

@@ -6,12 +6,12 @@ import hashlib
 import re
 from pathlib import Path
 
+from tcl.data.inputs.ids import gather
+from tcl.data.inputs.inputs import Inputs
 from tcl.data.natural_order import natural_key
-from tcl.data.remote import find, url_path
-from tcl.listing.columns import InputRow
-from tcl.listing.files import Progress, is_image
-from tcl.listing.ids import gather
-from tcl.listing.lists import Inputs
+from tcl.data.sources.columns import InputRow
+from tcl.data.sources.folders import Progress, is_image
+from tcl.files.remote import find, url_path
 
 
 def remote_images(pattern: str, progress: Progress) -> Inputs:

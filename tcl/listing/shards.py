@@ -8,12 +8,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tcl.data.json_list import MAX_ROW_BYTES, parse
-from tcl.data.storage import member_reference
-from tcl.data.tar_members import Damaged, Member, NotATar, tar_members
+from tcl.data.sources.columns import Columns, InputRow, several, table_texts
+from tcl.data.sources.folders import is_image
+from tcl.data.storage.open import member_reference
+from tcl.data.storage.tar import Damaged, Member, NotATar, tar_members
+from tcl.data.tables.json_stream import MAX_ROW_BYTES, parse
 from tcl.errors import DataError
-from tcl.listing.columns import Columns, InputRow, several, table_texts
-from tcl.listing.files import is_image
 
 
 def shard_rows(

@@ -10,13 +10,13 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from tcl.data import scenes
-from tcl.data.formats import READERS, parquet_columns, read_parquet
-from tcl.data.remote import is_url, url_path
-from tcl.data.sources import DataFile, Source
-from tcl.data.table_cells import cell_reference
+from tcl.data.scenes import scenes
+from tcl.data.sources.columns import Columns, InputRow, several, table_texts
+from tcl.data.sources.find import DataFile, Source
+from tcl.data.storage.parquet_cells import cell_reference
+from tcl.data.tables.formats import READERS, parquet_columns, read_parquet
 from tcl.errors import DataError, UsageError, reason_of
-from tcl.listing.columns import Columns, InputRow, several, table_texts
+from tcl.files.remote import is_url, url_path
 from tcl.listing.shards import shard_rows
 
 _PARQUET_ROWS = 2048  # per step

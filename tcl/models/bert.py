@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl.models.attention import Attention, KeyValue, ResidualOutput
-from tcl.models.lean import gelu_linear
+from tcl.models.fused_linear import gelu_linear
 from tcl.models.tokens import Tokens
 from tcl.models.vision import init_gain
 

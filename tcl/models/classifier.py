@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tcl.models.attention import KeyValue
 from tcl.models.heads import HeadConfig
 from tcl.models.nlvr import double_fusion_layers
-from tcl.models.task import TaskModel
+from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tcl.config import Section
+from tcl.config.recipe import Section
 
 if TYPE_CHECKING:
-    from tcl.models.task import TaskModel
+    from tcl.models.task_model import TaskModel
     from tcl.models.tcl import TCL
 
 Task = Literal["entailment", "nlvr2", "text_assignment", "vqa"]

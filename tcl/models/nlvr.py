@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tcl.models.attention import KeyValue
 from tcl.models.bert import Bert
 from tcl.models.heads import HeadConfig
-from tcl.models.task import TaskModel
+from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 
 

@@ -7,8 +7,8 @@ import re
 from torch import Tensor
 
 from tcl.errors import UsageError
-from tcl.layouts import NOT_THE_MODEL, Layout, Place
 from tcl.models.heads import ASSIGNMENT, ENTAILMENT, NLVR2, HeadConfig
+from tcl.weights.layouts import NOT_THE_MODEL, Layout, Place
 
 _LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 _SHARED = re.compile(r"crossattention\.self\.(key|value)\.(weight|bias)")

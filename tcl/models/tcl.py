@@ -17,8 +17,8 @@ from tcl.models.vision import PIXEL_MEAN, PIXEL_STD, VisionEncoder, build_vision
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tcl.config import ModelConfig
-    from tcl.processor import Processor
+    from tcl.config.recipe import ModelConfig
+    from tcl.data.processor import Processor
 
 
 class ImageOutput(NamedTuple):
@@ -43,7 +43,7 @@ class TCL(nn.Module):
         config: the sizes it was built from.
         processor: turns files and strings into this model's inputs; set by `from_pretrained` and by training.
         model_hash: identifies weights, sizes, vocabulary and preprocessing; set by loading and saving.
-        untrained: parts that hold random numbers, see `tcl.models.untrained`.
+        untrained: parts that hold random numbers, see `tcl.weights.untrained`.
     """
 
     config: ModelConfig
@@ -99,13 +99,13 @@ class TCL(nn.Module):
             UsageError: nothing is there.
             CheckpointError: it does not hold a TCL model.
         """
-        from tcl.checkpoint import load_model
+        from tcl.weights.model_folder import load_model
 
         return load_model(source)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights, configuration, tokenizer and preprocessing to `folder`; `from_pretrained` reads them back."""
-        from tcl.checkpoint import save_model
+        from tcl.weights.model_folder import save_model
 
         save_model(self, Path(folder))
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl.errors import ConfigError
-from tcl.models.lean import gelu_linear, norm_linear
+from tcl.models.fused_linear import gelu_linear, norm_linear
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as published; of pixels scaled to [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -7,16 +7,16 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from tcl.adapt import compile_layers
-from tcl.config import Recipe
-from tcl.data.augment import Transform, build_transform
+from tcl.config.recipe import Recipe
+from tcl.data.images.augment import Transform, build_transform
 from tcl.data.loader import Samples
-from tcl.distributed import World
+from tcl.distributed.world import World
 from tcl.errors import ConfigError
-from tcl.models.task import TaskModel
-from tcl.momentum import MomentumTeacher
-from tcl.report import Sample
-from tcl.task import build_loader
+from tcl.models.adapters import compile_layers
+from tcl.models.task_model import TaskModel
+from tcl.objective.momentum import MomentumTeacher
+from tcl.report.page import Sample
+from tcl.training.task import build_loader
 
 
 class Rows(Samples, Protocol):
@@ -28,7 +28,7 @@ class Rows(Samples, Protocol):
 
 
 class Finetuning:
-    """The parts of `tcl.task.Task` that are the same for every task with a head.
+    """The parts of `tcl.training.task.Task` that are the same for every task with a head.
 
     Attributes:
         model: what is trained and saved.

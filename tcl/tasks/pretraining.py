@@ -1,6 +1,6 @@
 """Pre-training on image-text pairs: the data, the model, and what happens around the loss of one batch.
 
-The training step (`tcl.train`) calls these in the published order: `begin_step` moves the teacher, `losses` computes
+The training step (`tcl.training.trainer`) calls these in the published order: `begin_step` moves the teacher, `losses` computes
 one forward pass, `end_step` fills the queue.
 """
 
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tcl.adapt import compile_layers
-from tcl.config import Recipe
-from tcl.data.augment import Transform, build_transform
-from tcl.data.pairs import PairBatch, PairSamples
-from tcl.distributed import World
-from tcl.doctor import TEMPERATURE_RANGE
-from tcl.momentum import FeatureQueue, MomentumTeacher
-from tcl.objective import PretrainLosses, PretrainObjective
-from tcl.preflight import check_readable, read_index
-from tcl.report import ReportSample
-from tcl.report_samples import collect_samples
-from tcl.runlog import Reporter
-from tcl.sampling import MaskedTokens, mask_tokens
-from tcl.starting import start_model
+from tcl.config.recipe import Recipe
+from tcl.data.images.augment import Transform, build_transform
+from tcl.data.pairs.samples import PairBatch, PairSamples
+from tcl.distributed.share import Share
+from tcl.distributed.world import World
+from tcl.evaluation.retrieval import evaluate_retrieval
+from tcl.models.adapters import compile_layers
+from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.pretrain import PretrainLosses, PretrainObjective
+from tcl.objective.sampling import MaskedTokens, mask_tokens
+from tcl.report.page import ReportSample
+from tcl.report.samples import collect_samples
 from tcl.statistics import duplicate_share, feature_spread
-from tcl.task import build_loader
 from tcl.tasks.noise import Noise
-from tcl.tasks.retrieval import evaluate_retrieval
-from tcl.tasks.share import Share
+from tcl.training.health import TEMPERATURE_RANGE
+from tcl.training.preflight import check_readable, read_index
+from tcl.training.runlog import Reporter
+from tcl.training.start_model import start_model
+from tcl.training.task import build_loader
 
 
 class Pretraining:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcl.tasks.reranking import VectorRanking
+from tcl.evaluation.reranking import VectorRanking
 
 LISTED = 10
 """Candidates that a line lists, as deep as the deepest recall."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tcl.distributed.share import ALONE, Share
+from tcl.evaluation.batches import decode_batches
 from tcl.models.attention import KeyValue
-from tcl.models.task import TaskModel
-from tcl.tasks.decoding import decode_batches
-from tcl.tasks.share import ALONE, Share
+from tcl.models.task_model import TaskModel
 
 
 class RowsOfImages(NamedTuple):

@@ -1,188 +1,103 @@
-"""What visual entailment and NLVR2 share: a text is classified, given its one or two images.
-
-Letters: R texts, n images per text, S tokens, K classes.
-"""
+"""Fine-tuning for visual entailment and NLVR2, with the published classes or one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from tcl.data.annotations import Statement
-from tcl.data.captions import clean_caption
-from tcl.data.images import IMAGES_HINT
-from tcl.errors import DataError
-from tcl.losses import distilled_targets, soft_cross_entropy
-from tcl.metrics import ClassFigures, accuracy, class_table
+from tcl.config.recipe import Recipe
+from tcl.data.labels.statements import Statement, StatementTask, label_set, read_statements
+from tcl.data.statement_samples import StatementBatch, StatementSamples
+from tcl.distributed.share import Share
+from tcl.distributed.world import World
+from tcl.evaluation.statements import MAX_WORDS, ClassifierLosses, ClassifierObjective, evaluate_statements
 from tcl.models.classifier import Classifier
-from tcl.momentum import MomentumTeacher
-from tcl.tasks.rows_by_image import rows_by_image
-from tcl.tasks.share import ALONE, Share
+from tcl.models.heads import HeadConfig
+from tcl.report.page import Sample
+from tcl.report.samples import statement_samples
+from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
+from tcl.tasks.noise import Noise
+from tcl.training.preflight import check_readable
+from tcl.training.runlog import Reporter
+from tcl.training.start_model import start_model
 
-MAX_WORDS = {"entailment": 30, "nlvr2": 40}  # of a text, as published
-
-
-@dataclass
-class ClassifierLosses:
-    """The loss of a batch, and its share of right answers.
-
-    Attributes:
-        total: what is minimised, a scalar.
-        accuracy: without gradient, 0 to 1.
-    """
-
-    total: Tensor
-    accuracy: Tensor
-
-    def named(self) -> dict[str, Tensor]:
-        """Both, detached, for the log."""
-        return {"loss": self.total.detach(), "accuracy": self.accuracy}
+NOISE_LENGTH = 30  # tokens of a text that memory and time are measured with
 
 
-class ClassifierObjective(nn.Module):
-    """Cross entropy with the classes, distilled from the teacher, which sees the same images.
+class StatementTraining(Finetuning):
+    """Training on statements: a text about one image or two, and its class."""
 
-    Without a teacher, and at alpha 0, nothing is distilled, and nothing spent on it.
-    """
+    model: Classifier
 
-    def __init__(self, model: Classifier, teacher: MomentumTeacher | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.teacher = teacher
-        model.freeze_unused()
+    def __init__(self, recipe: Recipe, world: World, checkpoint: Path | None, reporter: Reporter) -> None:
+        """Read the data and build the model.
 
-    def forward(
-        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, alpha: float
-    ) -> ClassifierLosses:
-        """One batch.
-
-        Args:
-            images: uint8 or normalised [n R, 3, H, W]: the first image of every text, then the second.
-            input_ids: int64 [R, S].
-            attention_mask: bool [R, S].
-            labels: int64 [R].
-            alpha: weight of the teacher's targets, now.
+        Raises:
+            DataError: a row that cannot be used, one class only, or a validation label that training does not have.
         """
-        logits = _logits(self.model, images, input_ids, attention_mask)
-        targets = F.one_hot(labels, logits.shape[1]).to(torch.float32)
-        if self.teacher is not None and alpha > 0:
-            with torch.no_grad():
-                logits_m = _logits(self.teacher.model, images, input_ids, attention_mask)  # type: ignore[arg-type]
-            targets = distilled_targets(logits_m, targets, alpha)
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        return ClassifierLosses(soft_cross_entropy(logits, targets), accuracy)
+        self.task = cast(StatementTask, recipe.task)
+        self._data = recipe.data
+        with world.main_first():
+            statements = list(read_statements(self.task, recipe.data.train, recipe.data.images))
+        self._val: list[Statement] = []
+        found = {str(statement.label) for statement in statements}
 
+        def choose_head(known: HeadConfig | None) -> HeadConfig:
+            labels = label_set(self.task, found)
+            if known and known.task == self.task and found <= set(known.labels):
+                labels = known.labels
+            with world.main_first():
+                self._val = self._read_validation(labels)
+            return HeadConfig(task=self.task, labels=labels)
 
-def _logits(model: Classifier, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    key_values = model.image_key_values(model.encode_image(images).image_embeds)
-    return model.classify(key_values, input_ids, attention_mask)
+        texts = (statement.text for statement in statements)
+        model = cast(Classifier, start_model(recipe, texts, checkpoint, reporter, choose_head))
+        samples = StatementSamples(
+            statements,
+            model.head.labels,
+            model.processor.tokenizer,
+            transform_of(recipe),
+            max_words=MAX_WORDS[self.task],
+            max_length=model.max_positions,
+        )
+        teacher = teacher_of(model, recipe)
+        super().__init__(recipe, world, model, samples, ClassifierObjective(model, teacher), teacher)
 
+    def _read_validation(self, labels: list[str]) -> list[Statement]:
+        if not self._data.val:
+            return []
+        statements = list(read_statements(self.task, self._data.val, self._data.images, labels=labels))
+        check_readable(image for statement in statements for image in statement.images)
+        return statements
 
-def tokenize_statements(model: Classifier, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """`input_ids` [R, S] and mask, bool [R, S]; as published, only what the model has no positions for is cut."""
-    words = MAX_WORDS[model.head.task]
-    cleaned = [clean_caption(text, words) for text in texts]
-    input_ids, mask = model.processor.tokenizer(cleaned, model.max_positions, clean=False)
-    return torch.from_numpy(input_ids), torch.from_numpy(mask).bool()
+    @property
+    def validates(self) -> bool:
+        """Are there validation statements?"""
+        return bool(self._val)
 
+    def losses(self, objective: nn.Module, batch: StatementBatch, alpha: float, seed: int) -> ClassifierLosses:
+        """The loss of one batch; nothing is drawn but dropout."""
+        batch = batch.to(self.world.device)
+        losses: ClassifierLosses = objective(batch.images, batch.input_ids, batch.attention_mask, batch.labels, alpha)
+        return losses
 
-def check_labels(statements: Sequence[Statement], labels: Sequence[str]) -> None:
-    """Refuse a label that the model does not know.
+    def synthetic_batch(self, size: int) -> StatementBatch:
+        """A batch of noise of the shapes of this run, to measure time and memory with."""
+        noise = Noise(self.model)
+        input_ids, attention_mask = noise.texts(size, min(NOISE_LENGTH, self.model.max_positions))
+        images = noise.images(size * self.model.images_per_text)
+        return StatementBatch([], [], images, input_ids, attention_mask, torch.zeros(size, dtype=torch.long))
 
-    Raises:
-        DataError: there is one.
-    """
-    for statement in statements:
-        if statement.label is not None and statement.label not in labels:
-            raise DataError(
-                f"{statement.place}: unknown label {statement.label!r}",
-                hint=f"the model knows {', '.join(labels[:20])}",
-            )
+    def validate(self, share: Share) -> dict[str, float]:
+        """Accuracy on the validation statements, in percent."""
+        result = evaluate_statements(self.model, self._val, batch_size=self.recipe.data.batch_size, share=share)
+        assert result.accuracy is not None  # every row has a label
+        return {"accuracy": result.accuracy}
 
-
-@dataclass
-class StatementResult:
-    """What a model says about statements.
-
-    Attributes:
-        accuracy: in percent, over rows with a label; None without such rows.
-        classes: a line per class, over the same rows.
-        predictions: an object per row that could be read, for a JSONL: images, text, the label where there is one,
-            `predicted`, `confidence`, and `top` with the likeliest classes.
-        bad: images that could not be read, with their rows and why.
-    """
-
-    accuracy: float | None
-    classes: list[ClassFigures]
-    predictions: list[dict[str, Any]]
-    bad: list[dict[str, str]]
-
-
-@torch.inference_mode()
-def evaluate_statements(
-    model: Classifier,
-    statements: Sequence[Statement],
-    *,
-    batch_size: int = 32,
-    workers: int = 4,
-    top: int = 5,
-    share: Share = ALONE,
-    progress: Callable[[int], None] = lambda done: None,
-) -> StatementResult:
-    """Classify every statement, and compare with its label where it has one.
-
-    Args:
-        model: in evaluation mode, with its processor.
-        statements: rows; labels are those of `model.head`.
-        batch_size: images, and texts, at once.
-        workers: decoding threads.
-        top: classes that a prediction lists.
-        share: what this process does of the rows; the result is the same in all processes.
-        progress: told how many rows were done since the last call.
-
-    Raises:
-        DataError: a label is none of the model's, or no image can be read.
-    """
-    labels = model.head.labels
-    check_labels(statements, labels)
-    predictions: dict[int, dict[str, Any]] = {}
-    unread: list[tuple[int, str, str]] = []
-    references = [statement.images for statement in statements]
-    advance = share.progress(progress, len(statements))
-    with share.agree():
-        for batch in rows_by_image(model, references, batch_size, workers, lambda *why: unread.append(why), share):
-            input_ids, mask = tokenize_statements(model, [statements[row].text for row in batch.rows])
-            logits = model.classify(batch.images, input_ids, mask, batch.image_of_row)
-            best = logits.float().softmax(dim=1).topk(min(top, len(labels)))
-            for row, shares, numbers in zip(batch.rows, best.values.tolist(), best.indices.tolist(), strict=True):
-                predictions[row] = _prediction(statements[row], [labels[number] for number in numbers], shares)
-            advance(len(batch.rows))
-    predictions, unread = share.join_rows(predictions, unread)
-    bad = [{"row": statements[row].place, "image": image, "reason": reason} for row, image, reason in unread]
-    if not predictions:
-        raise DataError(f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}", hint=IMAGES_HINT)
-    in_order = list(predictions.values())
-    judged = [
-        (labels.index(row["predicted"]), labels.index(row["label"])) for row in in_order if row["label"] is not None
-    ]
-    if not judged:
-        return StatementResult(None, [], in_order, bad)
-    predicted, wanted = np.array(judged).T
-    return StatementResult(accuracy(predicted, wanted), class_table(predicted, wanted, labels), in_order, bad)
-
-
-def _prediction(statement: Statement, labels: list[str], shares: list[float]) -> dict[str, Any]:
-    return {
-        "images": list(statement.images),
-        "text": statement.text,
-        "label": statement.label,
-        "predicted": labels[0],
-        "confidence": shares[0],
-        "top": [{"label": label, "confidence": share} for label, share in zip(labels, shares, strict=True)],
-    }
+    def examples(self) -> Sequence[Sample]:
+        """A few validation statements with the likeliest classes."""
+        return statement_samples(self.model, self._val) if self._val else []

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tcl.data.annotations import Statement, label_set, read_statements
-from tcl.data.questions import answer_list, read_answer_list, read_questions
+from tcl.data.labels.questions import answer_list, read_answer_list, read_questions
+from tcl.data.labels.statements import Statement, label_set, read_statements
 from tcl.errors import DataError, UsageError
 
 Write = Callable[[str, Any], str]

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tcl.data.augment import build_transform
-from tcl.data.images import ImageError, resize
-from tcl.data.scenes import render
+from tcl.data.images.augment import build_transform
+from tcl.data.images.decode import ImageError, resize
+from tcl.data.scenes.scenes import render
 
 
 @pytest.mark.parametrize("name", ["published", "mild", "none"])

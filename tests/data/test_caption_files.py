@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tcl.data.index import read_pairs
+from tcl.data.pairs.table import read_pairs
 from tcl.errors import DataError
 
 COCO = {

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcl.data.captions import CaptionTokenizer, clean_caption, clean_question
+from tcl.data.tokenizer import CaptionTokenizer, clean_caption, clean_question
 from tcl.errors import ConfigError, UsageError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -77,7 +77,7 @@ def test_a_batch_is_padded_to_its_longest_text(tokenizer: CaptionTokenizer) -> N
 
 def test_training_gives_the_same_vocabulary_in_another_process() -> None:
     script = (
-        "import sys, json; from tcl.data.captions import CaptionTokenizer\n"
+        "import sys, json; from tcl.data.tokenizer import CaptionTokenizer\n"
         "sys.stdout.write(CaptionTokenizer.train(json.loads(sys.argv[1]), 60).to_json())"
     )
     command = [sys.executable, "-c", script, json.dumps(CAPTIONS)]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tcl.data import check_captions as captions_module
-from tcl.data import check_images as images_module
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.check import Limits, report, summary
-from tcl.data.check_captions import CaptionCheck, Unknown, check_captions
-from tcl.data.check_images import ImageCheck, check_images
-from tcl.data.index import PairIndex, read_pairs
+from tcl.data.check import captions as captions_module
+from tcl.data.check import images as images_module
+from tcl.data.check.captions import CaptionCheck, Unknown, check_captions
+from tcl.data.check.images import ImageCheck, check_images
+from tcl.data.check.report import Limits, report, summary
+from tcl.data.pairs.table import PairIndex, read_pairs
+from tcl.data.tokenizer import CaptionTokenizer
 from tests.conftest import CAPTIONS
 from tests.data.files import jpeg
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tcl.data.csv_lines import MAX_CELL_LINES
-from tcl.data.index import read_pairs
-from tcl.data.json_list import MAX_ROW_BYTES
-from tcl.data.rows import MAX_CAPTION
+from tcl.data.pairs.table import read_pairs
+from tcl.data.sources.records import MAX_CAPTION
+from tcl.data.tables.csv_lines import MAX_CELL_LINES
+from tcl.data.tables.json_stream import MAX_ROW_BYTES
 from tcl.errors import DataError
 
 PLAIN = "".join(f"{number}.jpg,a dog\n" for number in range(MAX_CELL_LINES + 10))

@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from tcl.data.images import ImageError, decode
+from tcl.data.images.decode import ImageError, decode
 
 
 def test_a_damaged_tiff_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:

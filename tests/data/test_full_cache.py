@@ -9,12 +9,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from tcl.data.cache import CacheError
-from tcl.data.check_images import check_images
-from tcl.data.images import decode
-from tcl.data.index import PairIndex, read_pairs
+from tcl.data.check.images import check_images
+from tcl.data.images.decode import decode
+from tcl.data.images.original import read_original
 from tcl.data.loader import Batch, TrainLoader
-from tcl.data.original import read_original
+from tcl.data.pairs.table import PairIndex, read_pairs
+from tcl.files.cache import CacheError
 from tests.data.test_tar import jpeg
 
 

@@ -15,17 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcl.data.captions import CaptionTokenizer
-from tcl.data.images import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    ImageError,
-    decode,
-    decode_crops,
-    resize,
-    resize_into,
-)
-from tcl.processor import Processor
+from tcl.data.images.decode import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, decode, decode_crops, resize, resize_into
+from tcl.data.processor import Processor
+from tcl.data.tokenizer import CaptionTokenizer
 
 LEFT_RIGHT = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1)  # red | blue, 8 x 16
 
@@ -379,7 +371,7 @@ def test_a_batch_is_its_images() -> None:
 def test_pillow_is_used_without_torch() -> None:
     script = (
         "import sys; sys.modules['torch'] = None\n"
-        "import numpy as np; from PIL import Image; from tcl.processor import Processor\n"
+        "import numpy as np; from PIL import Image; from tcl.data.processor import Processor\n"
         "from tcl.errors import MissingExtraError\n"
         "processor = Processor(None, (8, 8), 25).fast()\n"
         "print(processor.image(Image.new('RGB', (9, 9), 'red')).sum())\n"

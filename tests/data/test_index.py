@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tcl.data.index import Pair, PairIndex, read_pairs
+from tcl.data.pairs.table import Pair, PairIndex, read_pairs
 from tcl.errors import DataError, UsageError
 
 ROWS = [
@@ -254,9 +254,9 @@ def test_huge_captions_are_cut(tmp_path: Path) -> None:
 
 
 def test_rows_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.data.formats.MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr("tcl.data.json_list.MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr("tcl.data.json_list._READ_BYTES", 64)
+    monkeypatch.setattr("tcl.data.tables.formats.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("tcl.data.tables.json_stream.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("tcl.data.tables.json_stream._READ_BYTES", 64)
     row = json.dumps({"image": "b.jpg", "caption": "x" * 2000})
     with pytest.raises(DataError, match="line 2: longer than"):
         read_pairs([write(tmp_path / "pairs.jsonl", jsonl(ROWS[0]) + row)])
@@ -266,7 +266,7 @@ def test_rows_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
 def test_json_lists_are_read_in_pieces(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.data.json_list._READ_BYTES", step)
+    monkeypatch.setattr("tcl.data.tables.json_stream._READ_BYTES", step)
     rows = [*ROWS, 12345, {"image": "é€😀.jpg", "caption": '[{\\"]'}, None, {"image": "c", "caption": "x"}]
     for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False)):
         index = read_pairs([write(tmp_path / "pairs.json", f"\n {text} \n")])
@@ -335,7 +335,7 @@ def test_progress_counts_every_row(tmp_path: Path) -> None:
 
 
 def test_large_sources_arrive_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.data.index._BATCH_ROWS", 4)
+    monkeypatch.setattr("tcl.data.pairs.table._BATCH_ROWS", 4)
     index = read_pairs(["scenes:train:11"], cache=False)
     assert len(index) == len(list(index)) == 11
     copy: PairIndex = pickle.loads(pickle.dumps(index))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tcl.data.index import PairIndex, read_pairs
+from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.errors import DataError
 
 
@@ -19,7 +19,7 @@ from tcl.errors import DataError
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with `pairs.jsonl`; indexes of more than four rows are files."""
     monkeypatch.setenv("TCL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tcl.data.index._BATCH_ROWS", 4)
+    monkeypatch.setattr("tcl.data.pairs.table._BATCH_ROWS", 4)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "pairs.jsonl", 11)
@@ -66,9 +66,9 @@ def test_a_small_index_needs_no_file(place: Path) -> None:
 
 def test_the_fingerprint_does_not_depend_on_batches(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fingerprint = read()[0].fingerprint
-    monkeypatch.setattr("tcl.data.index._BATCH_ROWS", 100)
+    monkeypatch.setattr("tcl.data.pairs.table._BATCH_ROWS", 100)
     assert read_pairs(["pairs.jsonl"], cache=False).fingerprint == fingerprint
-    monkeypatch.setattr("tcl.data.index._BATCH_CHARACTERS", 30)
+    monkeypatch.setattr("tcl.data.pairs.table._BATCH_CHARACTERS", 30)
     index = read_pairs(["pairs.jsonl"], cache=False)
     assert index.fingerprint == fingerprint and index.table.column(0).num_chunks > 3
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from tcl.data.augment import Transform, build_transform
-from tcl.data.captions import CaptionTokenizer, clean_caption
-from tcl.data.index import PairIndex, Part, read_pairs
+from tcl.data.images.augment import Transform, build_transform
 from tcl.data.loader import Batch, TrainLoader
-from tcl.data.pairs import PairBatch, PairSamples
+from tcl.data.pairs.samples import PairBatch, PairSamples
+from tcl.data.pairs.table import PairIndex, Part, read_pairs
+from tcl.data.tokenizer import CaptionTokenizer, clean_caption
 from tcl.errors import DataError, UsageError
-from tcl.seeding import mix
+from tcl.machine.seeding import mix
 
 SCENES = read_pairs(["scenes:train:23"])
 TOKENIZER = CaptionTokenizer.train([text for pair in SCENES for text in pair.captions], 200)

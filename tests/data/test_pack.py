@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcl.data import pack as pack_module
-from tcl.data import shard as shard_module
-from tcl.data.images import decode
-from tcl.data.index import PairIndex, read_pairs
-from tcl.data.pack import Pack, PackReport, PackSettings
+from tcl.data.images.decode import decode
+from tcl.data.pack import pack as pack_module
+from tcl.data.pack import shard as shard_module
+from tcl.data.pack.pack import Pack, PackReport, PackSettings
+from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.errors import DataError, TclError, UsageError
 from tests.data.files import jpeg, png
 
@@ -139,8 +139,8 @@ def test_packed_shards_are_a_source_of_pairs(index: PairIndex, tmp_path: Path) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tcl.data.index import read_pairs
-from tcl.data.pack import Pack, PackSettings
+from tcl.data.pairs.table import read_pairs
+from tcl.data.pack.pack import Pack, PackSettings
 
 done = 0
 def progress(n, bad):
@@ -149,8 +149,8 @@ def progress(n, bad):
     if done > 4:
         os.kill(os.getpid(), signal.SIGKILL)
 
-import tcl.data.pack
-tcl.data.pack.CHUNK_IMAGES = 1
+import tcl.data.pack.pack
+tcl.data.pack.pack.CHUNK_IMAGES = 1
 Pack(read_pairs([sys.argv[1]]), Path(sys.argv[2]), PackSettings(32, 80, 3)).write(1, progress)
 """
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tcl.data.parallel import available_cores, ordered_map
 from tcl.errors import TclError
+from tcl.machine.processes import available_cores, ordered_map
 
 REPOSITORY = Path(__file__).parents[2]
 DIES = """
 import os, signal, sys
 from functools import partial
-from tcl.data.parallel import ordered_map
+from tcl.machine.processes import ordered_map
 
 if __name__ == "__main__":
     for _, worker in ordered_map(partial(partial, os.getpgid), [0] * 40, workers=2):

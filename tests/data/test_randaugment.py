@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
-from tcl.data import randaugment
-from tcl.data.randaugment import OPERATIONS, draw_operations
+from tcl.data.images import randaugment
+from tcl.data.images.randaugment import OPERATIONS, draw_operations
 from tests.chance import follows
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 from hypothesis import given
 
-from tcl.data.scene_labels import FALSE, TRUE, scene_regions, scene_statements
-from tcl.data.scene_layout import COLOURS, HELD_OUT
-from tcl.data.scenes import render, scene
+from tcl.data.scenes.labels import FALSE, TRUE, scene_regions, scene_statements
+from tcl.data.scenes.layout import COLOURS, HELD_OUT
+from tcl.data.scenes.scenes import render, scene
 from tests.data.test_scenes import NAME, holds, references
 
 

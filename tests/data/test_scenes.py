@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tcl.data.captions import clean_caption
-from tcl.data.scene_layout import COLOURS, HELD_OUT, SHAPES, Scene, Shape
-from tcl.data.scenes import DEFAULT_COUNT, IMAGE_SIZE, describe, render, scene, scene_rows
+from tcl.data.scenes.layout import COLOURS, HELD_OUT, SHAPES, Scene, Shape
+from tcl.data.scenes.scenes import DEFAULT_COUNT, IMAGE_SIZE, describe, render, scene, scene_rows
+from tcl.data.tokenizer import clean_caption
 from tcl.errors import UsageError
 
 references = st.builds(

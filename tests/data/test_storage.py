@@ -18,13 +18,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tcl.data import cache, remote
-from tcl.data.cache import CacheError
-from tcl.data.images import ImageError, decode
-from tcl.data.index import Pair, read_pairs
-from tcl.data.storage import member_reference, open_binary
+from tcl.data.images.decode import ImageError, decode
+from tcl.data.inputs.listing import list_inputs
+from tcl.data.pairs.table import Pair, read_pairs
+from tcl.data.storage.open import member_reference, open_binary
 from tcl.errors import DataError, TclError, UsageError
-from tcl.inputs import list_inputs
+from tcl.files import cache, remote
+from tcl.files.cache import CacheError
 from tests.data.test_tar import jpeg, pack
 
 DOWNLOADS: list[str] = []

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tcl.data import table_cells
-from tcl.data.storage import member_reference
-from tcl.data.table_cells import cell_reference, open_image
+from tcl.data.storage import parquet_cells as table_cells
+from tcl.data.storage.open import member_reference
+from tcl.data.storage.parquet_cells import cell_reference, open_image
 
 ROWS = 3000
 

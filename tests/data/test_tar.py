@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tcl.data.images import ImageError, decode
-from tcl.data.index import PairIndex, read_pairs
-from tcl.data.storage import open_binary
+from tcl.data.images.decode import ImageError, decode
+from tcl.data.pairs.table import PairIndex, read_pairs
+from tcl.data.storage.open import open_binary
 from tcl.errors import DataError
 
 

@@ -20,10 +20,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
-from tcl.config import load_recipe
-from tcl.data import randaugment
-from tcl.data.augment import build_transform
-from tcl.seeding import seeded
+from tcl.config.recipe import load_recipe
+from tcl.data.images import randaugment
+from tcl.data.images.augment import build_transform
+from tcl.machine.seeding import seeded
 from tests.chance import follows, follows_curve, is_rate, is_uniform
 
 FACTS = json.loads((Path(__file__).parent.parent / "golden/augment.json").read_text(encoding="utf-8"))["facts"]

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from export.bundle import Bundle, build_bundle
-from export.cases import Samples, calibration
-from export.checks import Bounds
-from export.formats import PRECISIONS
-from export.torch_reference import TorchReference
+from export.verify.cases import Samples, calibration
+from export.verify.checks import Bounds
+from export.verify.references import TorchReference
+from tcl.encoders.graphs import PRECISIONS
 from tcl.models.heads import HeadConfig, Task, attach_head
-from tcl.models.task import TaskModel
+from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS
 

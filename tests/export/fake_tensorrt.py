@@ -22,9 +22,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from export.profiles import Profiles, Range
-from export.tensorrt import BuildOptions, Plan
-from export.tensorrt_package import Messages, Package
+from tcl.encoders.tensorrt.build import BuildOptions, Plan
+from tcl.encoders.tensorrt.package import Messages, Package
+from tcl.encoders.tensorrt.profiles import Profiles, Range
 
 VERSION = "11.4.0.106"
 GPU = "NVIDIA H200"
@@ -213,7 +213,7 @@ def install(monkeypatch: pytest.MonkeyPatch, ranges_of: Callable[[bytes], Mappin
 
     trt = SimpleNamespace(Runtime=Runtime, TensorIOMode=Mode)
     package = Package("tensorrt", trt, VERSION, None, messages)
-    monkeypatch.setattr("export.tensorrt_runtime.open_package", lambda flavour: package)
+    monkeypatch.setattr("tcl.encoders.tensorrt.encoder.open_package", lambda flavour: package)
     return device
 
 
@@ -240,5 +240,5 @@ def install_for(
         inputs, profiles = known[content]
         return profiles.of(inputs)
 
-    monkeypatch.setattr("export.engine_build.build_plan", build)
+    monkeypatch.setattr("tcl.encoders.tensorrt.engines.build_plan", build)
     return install(monkeypatch, ranges)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.onnx_export import build
-from export.formats import PRECISIONS
-from export.onnx import export_onnx
-from export.verify import verify
+from export.graphs.write import export_onnx
+from export.verify.onnx import verify
+from tcl.encoders.graphs import PRECISIONS
 from tests.export.conftest import calibrated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import bench_record, bench_worker
-from export.bench import Plan, bench, samples
-from export.bench_chart import draw_chart, write_chart
-from export.bench_ways import find_bundle_of, find_run_of, find_ways
-from export.bench_worker import Way
+from export.bench import worker as bench_worker
+from export.bench.bench import Plan, bench, samples
+from export.bench.chart import draw_chart, write_chart
+from export.bench.ways import find_bundle_of, find_run_of, find_ways
+from export.bench.worker import Way
 from export.bundle import Bundle
 from export.flops import graph_flops
-from export.runtime import OnnxEncoder, TorchEncoder, open_encoder
-from tcl.data.cache import CacheError
+from tcl.encoders import fastest as bench_record
+from tcl.encoders.open import OnnxEncoder, TorchEncoder, open_encoder
 from tcl.errors import DataError, MissingExtraError, UsageError
+from tcl.files.cache import CacheError
 from tcl.models.tcl import TCL
-from tcl.resolve import ModelSource
+from tcl.weights.find import ModelSource
 
 PLAN = Plan(batch_sizes=(1, 3), seconds=0.02)
 # One image of the tiny model: patches, two layers of 17 tokens, projection. The last layer of a graph goes on with the
@@ -82,7 +83,7 @@ def place(
 
 def test_ways(every_precision: Bundle, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelSource("model", str(tiny_model_folder))
-    monkeypatch.setattr("export.bench_ways.gpus", lambda: [])
+    monkeypatch.setattr("export.bench.ways.gpus", lambda: [])
     assert [way.name for way in find_ways(model, every_precision)] == [
         "torch-cpu fp32",
         "onnx-cpu fp32",
@@ -96,15 +97,15 @@ def test_ways(every_precision: Bundle, tiny_model_folder: Path, monkeypatch: pyt
     with pytest.raises(UsageError, match="nothing on this machine runs its precisions, fp8") as caught:
         find_ways(None, replace(every_precision, precisions=("fp8",)))
     assert caught.value.hint == "export the model again with --precision fp32"
-    monkeypatch.setattr("export.bench_ways.gpus", lambda: ["a GPU"])
+    monkeypatch.setattr("export.bench.ways.gpus", lambda: ["a GPU"])
     names = [way.name for way in find_ways(model, every_precision, "cuda")]
     assert names[0] == "torch-cpu fp32", "the reference stays"
     assert {"torch-cuda bf16", "torch-compiled-cuda fp16", "onnx-cuda fp16"} < set(names)
     assert not any(name.startswith("onnx-trt") for name in names)
-    monkeypatch.setattr("export.bench_ways.find_spec", lambda name: True)
+    monkeypatch.setattr("export.bench.ways.find_spec", lambda name: True)
     names = [way.name for way in find_ways(model, every_precision, "cuda")]
     assert [name for name in names if name.startswith("onnx-trt")] == ["onnx-trt-cuda fp16", "onnx-trt-cuda fp32"]
-    monkeypatch.setattr("export.bench_ways.find_spec", lambda name: None)
+    monkeypatch.setattr("export.bench.ways.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="onnxruntime"):
         find_ways(model, every_precision)
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from export.bundle import Bundle, build_bundle, read_bundle, read_graphs
-from export.runtime import OnnxEncoder
+from tcl.encoders.open import OnnxEncoder
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 from tcl.models.tcl import TCL
 

@@ -12,10 +12,10 @@ import pytest
 
 from export.bundle import Bundle, build_bundle
 from export.matcher import matcher_of
-from export.pack import pack, unpacked
-from export.runtime import OnnxEncoder, open_encoder
-from tcl.data.cache import cache_folder
+from tcl.encoders.bundle_tar import pack, unpacked
+from tcl.encoders.open import OnnxEncoder, open_encoder
 from tcl.errors import CheckpointError, UsageError
+from tcl.files.cache import cache_folder
 from tcl.models.tcl import TCL
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.cases import Case
-from export.checks import Bounds, Check, Figures
-from export.comparison import Comparison
-from export.formats import Graph, Port
+from export.verify.cases import Case
+from export.verify.checks import Bounds, Check, Figures
+from export.verify.comparison import Comparison
+from tcl.encoders.graphs import Graph, Port
 from tcl.errors import UsageError
 from tests.vector_files import unit
 

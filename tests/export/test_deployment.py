@@ -13,9 +13,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from export.bundle import Bundle
-from export.formats import ONNX_RUNTIME
-from export.pack import pack
-from export.runtime import OnnxEncoder
+from tcl.encoders.bundle_tar import pack
+from tcl.encoders.graphs import ONNX_RUNTIME
+from tcl.encoders.open import OnnxEncoder
 from tcl.models.tcl import TCL
 
 ROOT = Path(__file__).parents[2]

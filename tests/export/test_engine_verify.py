@@ -13,21 +13,21 @@ import onnx
 import pytest
 
 from export.bundle import Bundle, build_bundle, read_bundle
-from export.cases import Reference, Samples
-from export.checks import Bounds
-from export.engine import BuiltEngine
-from export.engine_build import build_engine, build_engines, record_verification
-from export.engine_verify import VerifiedEngine, onnx_reference, verify_engines
 from export.onnx_reference import OnnxReference
-from export.profiles import Profiles
-from export.tensorrt import BuildOptions
-from export.tensorrt_package import Package, open_package
-from export.tensorrt_runtime import TensorRTEncoder
-from export.torch_reference import TorchReference
+from export.verify.cases import Reference, Samples
+from export.verify.checks import Bounds
+from export.verify.engines import VerifiedEngine, onnx_reference, verify_engines
+from export.verify.references import TorchReference
 from tcl.embedding.plan import unverified
+from tcl.encoders.tensorrt.build import BuildOptions
+from tcl.encoders.tensorrt.encoder import TensorRTEncoder
+from tcl.encoders.tensorrt.engine import BuiltEngine
+from tcl.encoders.tensorrt.engines import build_engine, build_engines, record_verification
+from tcl.encoders.tensorrt.package import Package, open_package
+from tcl.encoders.tensorrt.profiles import Profiles
 from tcl.errors import CheckpointError, UsageError
 from tcl.models.heads import Task
-from tcl.models.task import TaskModel
+from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS
 from tests.export import fake_tensorrt
@@ -195,7 +195,7 @@ def test_nothing_here_can_run_it(mine: Bundle, device: Device, monkeypatch: pyte
     (found,) = verify_engines(mine, [engine], package, _no_reference)
     assert found.checks == [] and found.engine.sidecar.verified is None
     assert _written(engine)["verification"] == {"not_run": "this machine has no GPU that could run it"}
-    monkeypatch.setattr("export.cuda.find_spec", lambda name: None)
+    monkeypatch.setattr("tcl.encoders.tensorrt.cuda.find_spec", lambda name: None)
     (found,) = verify_engines(mine, [engine], package, _no_reference)
     assert "cuda-python is not installed" in found.engine.sidecar.verification["not_run"]
 
@@ -208,7 +208,7 @@ def test_nothing_to_compare_it_with(
     found = _verify(half, _build(half, "text_encoder"))
     assert found.engine.sidecar.verified is None
     assert found.engine.sidecar.verification == {"not_run": "the bundle has no fp32 graphs to compare them with"}
-    monkeypatch.setattr("export.engine_verify.find_spec", lambda name: None)
+    monkeypatch.setattr("export.verify.engines.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="onnxruntime is not installed"):
         onnx_reference(mine)
 

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from export.builders import sizes_of
 from export.bundle import Bundle, build_bundle
-from export.cases import Samples, calibration
-from export.float8 import scale_of, to_float8
-from export.formats import graphs
-from export.onnx import export_onnx
-from export.rounding import write_rounded
-from export.sessions import open_session
-from export.torch_reference import TorchReference
+from export.graphs.build import sizes_of
+from export.graphs.fp8 import scale_of, to_float8
+from export.graphs.write import export_onnx
+from export.verify.cases import Samples, calibration
+from export.verify.references import TorchReference
+from export.verify.rounding import write_rounded
+from tcl.encoders.graphs import graphs
+from tcl.encoders.sessions import open_session
 from tcl.errors import UsageError
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from export import onnx as exporter
 from export.bundle import Bundle
-from export.cases import Samples, calibration
-from export.formats import PRECISIONS
-from export.onnx import export_onnx
-from export.runtime import OnnxEncoder, TorchEncoder
-from export.sessions import open_session
-from export.torch_reference import TorchReference
-from export.verify import verify
-from export.vision import is_plain
+from export.graphs import write as exporter
+from export.graphs.vision import is_plain
+from export.graphs.write import export_onnx
+from export.verify.cases import Samples, calibration
+from export.verify.onnx import verify
+from export.verify.references import TorchReference
+from tcl.encoders.graphs import PRECISIONS
+from tcl.encoders.open import OnnxEncoder, TorchEncoder
+from tcl.encoders.sessions import open_session
 from tcl.errors import TclError, UsageError
 from tcl.models.tcl import TCL
 from tests.conftest import make_tiny_model

@@ -10,7 +10,7 @@ import pytest
 from export.bundle import Bundle, build_bundle
 from export.matcher import TorchMatcher
 from export.onnx_matcher import OnnxMatcher
-from export.runtime import OnnxEncoder
+from tcl.encoders.open import OnnxEncoder
 from tcl.errors import UsageError
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS

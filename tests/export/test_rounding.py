@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from export.rounding import write_rounded
-from export.sessions import open_session
+from export.verify.rounding import write_rounded
+from tcl.encoders.sessions import open_session
 
 KINDS = {"float16": (TensorProto.FLOAT16, torch.float16), "bfloat16": (TensorProto.BFLOAT16, torch.bfloat16)}
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import runtime
 from export.bundle import Bundle
-from export.runtime import OnnxEncoder, TorchEncoder, open_encoder
-from export.sessions import PROVIDERS, check_provider, open_session
+from tcl.encoders import open as runtime
+from tcl.encoders.open import OnnxEncoder, TorchEncoder, open_encoder
+from tcl.encoders.sessions import PROVIDERS, check_provider, open_session
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ("tensorrt.py", "tensorrt_package.py", "engine_session.py", "build_progress.py")
+FILES = ("build.py", "package.py", "session.py")
 RECORDED: dict[str, Any] = json.loads((ROOT / "tests/recorded/tensorrt_api.json").read_text(encoding="utf-8"))
 
 CLASSES = {
@@ -32,7 +32,7 @@ CLASSES = {
 
 def _trees() -> Iterator[ast.AST]:
     for name in FILES:
-        tree = ast.parse((ROOT / "export" / name).read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / "tcl/encoders/tensorrt" / name).read_text(encoding="utf-8"))
         for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)):
             handler.body.clear()  # there `error` is an exception
         yield tree
@@ -129,7 +129,7 @@ def test_the_installed_package_has_what_was_recorded() -> None:
 
 def test_the_cuda_calls_exist() -> None:
     cudart = pytest.importorskip("cuda.bindings.runtime")
-    tree = ast.parse((ROOT / "export" / "cuda.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "tcl/encoders/tensorrt/cuda.py").read_text(encoding="utf-8"))
     names = {
         node.attr
         for node in ast.walk(tree)

@@ -15,16 +15,16 @@ from PIL import Image
 
 from export.build_progress import Phases
 from export.bundle import Bundle, build_bundle
-from export.cuda import Gpu
-from export.engine_build import build_engine, build_engines
-from export.formats import PRECISIONS
-from export.profiles import Profiles
-from export.tensorrt import BuildOptions, build_plan, check_options
-from export.tensorrt_package import Messages, Package, one_line, open_package
-from tcl.data.cache import cache_folder
+from tcl.encoders.graphs import PRECISIONS
+from tcl.encoders.tensorrt.build import BuildOptions, build_plan, check_options
+from tcl.encoders.tensorrt.cuda import Gpu
+from tcl.encoders.tensorrt.engines import build_engine, build_engines
+from tcl.encoders.tensorrt.package import Messages, Package, one_line, open_package
+from tcl.encoders.tensorrt.profiles import Profiles
 from tcl.errors import CheckpointError, MissingExtraError, UsageError
+from tcl.files.cache import cache_folder
 from tcl.models.heads import Task
-from tcl.models.task import TaskModel
+from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS, make_tiny_model
 
@@ -212,7 +212,7 @@ def test_what_only_tensorrt_for_data_centres_is_asked(
         return build(self, network, config)
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", built)
-    monkeypatch.setattr("export.tensorrt.current_gpu", lambda: Gpu("NVIDIA H200", "9.0", "13.0", "13.0"))
+    monkeypatch.setattr("tcl.encoders.tensorrt.build.current_gpu", lambda: Gpu("NVIDIA H200", "9.0", "13.0", "13.0"))
     posing = replace(package, flavour="tensorrt", version=version)
     options = BuildOptions(OPTIONS.profiles, hardware_compatible=True, version_compatible=True)
     path = static.graph_file("image_key_values", "fp16")
@@ -228,7 +228,7 @@ def test_what_only_tensorrt_for_data_centres_is_asked(
 
 
 def test_tensorrt_for_data_centres_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.tensorrt.current_gpu", lambda: None)
+    monkeypatch.setattr("tcl.encoders.tensorrt.build.current_gpu", lambda: None)
     package = Package("tensorrt", None, "11.4.0.106", None, Messages())
     with pytest.raises(UsageError, match=r"TensorRT 11\.4\.0\.106 builds engines on the GPU") as caught:
         check_options(package, OPTIONS)
@@ -285,7 +285,7 @@ def test_messages_are_one_line() -> None:
 def test_8_bit_floats_where_there_are_none(
     monkeypatch: pytest.MonkeyPatch, gpu: Gpu, options: BuildOptions, message: str
 ) -> None:
-    monkeypatch.setattr("export.tensorrt.current_gpu", lambda: gpu)
+    monkeypatch.setattr("tcl.encoders.tensorrt.build.current_gpu", lambda: gpu)
     package = Package("tensorrt", None, "11.4.0.106", None, Messages())
     with pytest.raises(UsageError, match=message):
         check_options(package, options, ["fp16", "fp8"])
@@ -296,5 +296,5 @@ def test_8_bit_floats_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     package = Package("tensorrt", None, "11.4.0.106", None, Messages())
     for capability in ("8.9", "9.0", "10.0"):
         gpu = Gpu("a GPU", capability, "13.0", "13.0")
-        monkeypatch.setattr("export.tensorrt.current_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr("tcl.encoders.tensorrt.build.current_gpu", lambda gpu=gpu: gpu)
         assert check_options(package, OPTIONS, ["fp8"]) == gpu

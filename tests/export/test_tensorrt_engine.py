@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from export import engine_build
 from export.bundle import Bundle, read_bundle
-from export.cuda import Gpu
-from export.engine import BuiltEngine, Sidecar, engines_of, find_engine, mismatch
-from export.engine_build import build_engine, build_engines
-from export.profiles import Profiles
-from export.tensorrt import BuildOptions, Plan
-from export.tensorrt_package import Messages, Package, open_package
+from tcl.encoders.tensorrt import engines as engine_build
+from tcl.encoders.tensorrt.build import BuildOptions, Plan
+from tcl.encoders.tensorrt.cuda import Gpu
+from tcl.encoders.tensorrt.engine import BuiltEngine, Sidecar, engines_of, find_engine, mismatch
+from tcl.encoders.tensorrt.engines import build_engine, build_engines
+from tcl.encoders.tensorrt.package import Messages, Package, open_package
+from tcl.encoders.tensorrt.profiles import Profiles
 from tcl.errors import CheckpointError, TclError, UsageError
 
 OPTIONS = BuildOptions(Profiles.parse([], 25))

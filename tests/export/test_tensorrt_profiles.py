@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.engine_session import buffer_bytes
 from export.fitting import fit_lengths
-from export.profiles import Profiles, Range, split
+from tcl.encoders.tensorrt.profiles import Profiles, Range, split
+from tcl.encoders.tensorrt.session import buffer_bytes
 from tcl.errors import UsageError
 
 IMAGES = {"pixel_values": ("batch", 3, 32, 32)}

@@ -10,14 +10,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from export import tensorrt_provider
 from export.bundle import Bundle, read_bundle
-from export.profiles import Profiles
-from export.runtime import OnnxEncoder, open_encoder
-from export.sessions import PROVIDERS
-from export.tensorrt_provider import settings
-from tcl.data.cache import CacheError, cache_folder
+from tcl.encoders.open import OnnxEncoder, open_encoder
+from tcl.encoders.sessions import PROVIDERS
+from tcl.encoders.tensorrt import provider as tensorrt_provider
+from tcl.encoders.tensorrt.profiles import Profiles
+from tcl.encoders.tensorrt.provider import settings
 from tcl.errors import MissingExtraError, UsageError
+from tcl.files.cache import CacheError, cache_folder
 
 DRAW = np.random.default_rng(0)
 PIXELS = DRAW.integers(0, 256, (9, 3, 32, 32), dtype=np.uint8)
@@ -161,7 +161,7 @@ def test_as_a_backend(every_precision: Bundle, opened: Opened, tmp_path: Path, m
     for precision in ("int8", "bf16", "fp8"):
         with pytest.raises(UsageError, match=f"does not run {precision} graphs by its TensorRT provider"):
             open_encoder(backend="onnx-trt", precision=precision)  # type: ignore[arg-type]
-    monkeypatch.setattr("export.runtime.find_spec", lambda name: None)
+    monkeypatch.setattr("tcl.encoders.open.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         open_encoder(backend="onnx-trt")
     assert caught.value.hint == "pip install 'tcl-vision-language[onnx-gpu]'"

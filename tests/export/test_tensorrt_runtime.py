@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from export.bundle import Bundle, read_bundle
-from export.engine import Sidecar, engines_of
-from export.engine_build import build_engine
-from export.profiles import Profiles
-from export.runtime import OnnxEncoder
-from export.tensorrt import BuildOptions
-from export.tensorrt_package import Package, open_package
-from export.tensorrt_runtime import TensorRTEncoder, choose_precision
-from tcl.embed import Encoder, TokenEncoder
+from tcl.embedding.run import Encoder, TokenEncoder
+from tcl.encoders.open import OnnxEncoder
+from tcl.encoders.tensorrt.build import BuildOptions
+from tcl.encoders.tensorrt.encoder import TensorRTEncoder, choose_precision
+from tcl.encoders.tensorrt.engine import Sidecar, engines_of
+from tcl.encoders.tensorrt.engines import build_engine
+from tcl.encoders.tensorrt.package import Package, open_package
+from tcl.encoders.tensorrt.profiles import Profiles
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 from tests.export import fake_tensorrt
 from tests.export.fake_tensorrt import Device
@@ -210,7 +210,7 @@ def test_no_gpu(mine: Bundle, device: Device) -> None:
 
 
 def test_no_cuda_python(mine: Bundle, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.cuda.find_spec", lambda name: None)
+    monkeypatch.setattr("tcl.encoders.tensorrt.cuda.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="cuda-python") as caught:
         TensorRTEncoder(mine.folder)
     assert caught.value.hint == "pip install 'tcl-vision-language[trt]'"
@@ -241,7 +241,7 @@ def test_a_real_engine_is_loaded_as_far_as_a_gpu_is_needed(mine: Bundle, monkeyp
     cudart = pytest.importorskip("cuda.bindings.runtime")
     if cudart.cudaGetDeviceCount()[0] == cudart.cudaError_t.cudaSuccess:
         pytest.skip("there is a GPU")
-    from export.engine_session import EngineSession
+    from tcl.encoders.tensorrt.session import EngineSession
 
     package: Package = open_package("rtx")
     built = build_engine(mine, "image_key_values", "fp32", BuildOptions(PROFILES), package)
@@ -252,7 +252,7 @@ def test_a_real_engine_is_loaded_as_far_as_a_gpu_is_needed(mine: Bundle, monkeyp
 
 def test_it_loads_without_torch_and_without_onnx_runtime() -> None:
     heavy = ["torch", "onnx", "onnxruntime", "timm", "transformers"]
-    script = f"import sys; sys.modules.update(dict.fromkeys({heavy})); import export.tensorrt_runtime"
+    script = f"import sys; sys.modules.update(dict.fromkeys({heavy})); import tcl.encoders.tensorrt.encoder"
     root = Path(__file__).parent.parent.parent
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

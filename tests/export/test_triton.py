@@ -14,13 +14,13 @@ import onnxruntime
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from export.builders import sizes_of
 from export.bundle import Bundle
-from export.formats import graphs
+from export.graphs.build import sizes_of
 from export.triton import config, write_repository
+from tcl.encoders.graphs import graphs
 from tcl.errors import CheckpointError, UsageError
 from tcl.models.heads import Task
-from tcl.models.task import TaskModel
+from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 
 NAMES = (

@@ -14,13 +14,13 @@ import pytest
 from onnx import numpy_helper
 
 from export.bundle import Bundle, build_bundle, read_bundle
-from export.cases import Samples
-from export.checks import Bounds, Check
-from export.formats import PRECISIONS
-from export.onnx import export_onnx
-from export.verify import verify
+from export.graphs.write import export_onnx
+from export.verify.cases import Samples
+from export.verify.checks import Bounds, Check
+from export.verify.onnx import verify
+from tcl.encoders.graphs import PRECISIONS
 from tcl.models.heads import Task
-from tcl.models.task import TaskModel
+from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tests.export.conftest import FLOAT8, calibrated
 

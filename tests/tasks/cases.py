@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcl.config import ModelConfig
+from tcl.config.recipe import ModelConfig
 from tcl.models.heads import attach_head
 from tcl.models.published import published_head, task_state
-from tcl.models.task import NOT_TRAINED, TaskModel
+from tcl.models.task_model import NOT_TRAINED, TaskModel
 from tcl.models.tcl import TCL
-from tcl.momentum import MomentumTeacher
+from tcl.objective.momentum import MomentumTeacher
 
 MOMENTUM = 0.995
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tcl.config import ModelConfig, Recipe, build_recipe
+from tcl.config.recipe import ModelConfig, Recipe, build_recipe
 from tcl.models.tcl import TCL
 from tests.conftest import make_tiny_model
 

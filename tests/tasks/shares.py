@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tcl.tasks.share import Share
+from tcl.distributed.share import Share
 
 
 def in_processes(world_size: int, work: Callable[[Share], Any]) -> list[Any]:

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from tcl.errors import DataError, UsageError
-from tcl.models.tcl import TCL
-from tcl.tasks.classification import (
+from tcl.evaluation.classification import (
     LabelledImages,
     Prediction,
     _result,
@@ -20,6 +19,7 @@ from tcl.tasks.classification import (
     class_vectors,
     evaluate_classification,
 )
+from tcl.models.tcl import TCL
 from tests.conftest import make_tiny_model
 
 CLASSES = ("small_dog", "white house", "grass", "10 cats", "2 houses", "sand", "empty")
@@ -56,7 +56,7 @@ def test_natural_names(name: str, natural: str) -> None:
 def test_templates_are_averaged_and_normalised_again(
     tiny_model: TCL, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tcl.tasks.classification.TEXTS", at_once)
+    monkeypatch.setattr("tcl.evaluation.classification.TEXTS", at_once)
     templates = ("a photo of a {}", "{}", "two {} on the grass")
     vectors = class_vectors(tiny_model, ["dog", "house"], templates)
     assert not vectors.requires_grad

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tcl.evaluation.batches import decode_batches
 from tcl.models.tcl import TCL
-from tcl.tasks.decoding import decode_batches
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

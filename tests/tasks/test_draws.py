@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.data.augment import Transform
-from tcl.distributed import World
-from tcl.fit import fit
-from tcl.runlog import Reporter
-from tcl.train import Training
+from tcl.data.images.augment import Transform
+from tcl.distributed.world import World
+from tcl.training.loop import fit
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
 from tests.chance import follows, is_rate
 from tests.conftest import TINY, make_tiny_model
 from tests.tasks.finetuning import TASKS, recipe_for, write_task

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.tasks.statements import ClassifierObjective
+from tcl.evaluation.statements import ClassifierObjective
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.data.annotations import Statement
-from tcl.data.questions import Question
+from tcl.data.labels.questions import Question
+from tcl.data.labels.statements import Statement
 from tcl.errors import DataError
+from tcl.evaluation.statements import evaluate_statements, tokenize_statements
+from tcl.evaluation.vqa import evaluate_vqa, rank_answers, tokenize_answers, tokenize_questions
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.tcl import TCL
-from tcl.tasks.statements import evaluate_statements, tokenize_statements
-from tcl.tasks.vqa import evaluate_vqa, rank_answers, tokenize_answers, tokenize_questions
 from tests.conftest import TINY, make_tiny_model
 
 IMAGES = [f"scenes:train:0:{number}" for number in range(4)]
@@ -72,7 +72,7 @@ def test_statements_one_by_one(statement_model: Any, batch_size: int) -> None:
 
 
 def test_an_image_is_read_once(statement_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tcl.tasks import decoding
+    from tcl.evaluation import batches as decoding
 
     read: Counter[str] = Counter()
     decode = decoding.decode

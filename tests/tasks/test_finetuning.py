@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.checkpoint import checkpoints, load_model, load_state
-from tcl.data.augment import build_transform
 from tcl.data.identified_pairs import IdentifiedPairs
-from tcl.data.index import read_pairs
-from tcl.describe import describe
-from tcl.distributed import World
+from tcl.data.images.augment import build_transform
+from tcl.data.pairs.table import read_pairs
+from tcl.distributed.share import ALONE
+from tcl.distributed.world import World
 from tcl.errors import ConfigError
-from tcl.fit import fit
-from tcl.report import read_records
-from tcl.tasks.held_out import HeldOut
-from tcl.tasks.share import ALONE
-from tcl.train import Training
+from tcl.evaluation.held_out import HeldOut
+from tcl.report.page import read_records
+from tcl.training.loop import fit
+from tcl.training.trainer import Training
+from tcl.weights.describe import describe
+from tcl.weights.model_folder import checkpoints, load_model, load_state
 from tests.conftest import make_tiny_model
 from tests.tasks.finetuning import TASKS, head_weights, question, recipe_for, scene, write_rows, write_task
 from tests.tasks.shares import in_processes

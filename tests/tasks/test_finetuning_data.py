@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tcl.config import Recipe
-from tcl.distributed import World
+from tcl.config.recipe import Recipe
+from tcl.distributed.world import World
 from tcl.errors import DataError, TclError, UsageError
-from tcl.runlog import Reporter
-from tcl.tasks.held_out import HeldOut
-from tcl.train import Training
+from tcl.evaluation.held_out import HeldOut
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
 from tests.tasks.finetuning import question, recipe_for, scene, statement, write_rows
 
 
@@ -144,7 +144,7 @@ def test_weights_that_lack_a_part(kind: str, tiny_model_folder: Path, tmp_path: 
 
     from safetensors.torch import load_file, save_file
 
-    from tcl.starting import config_of
+    from tcl.training.start_model import config_of
 
     state = load_file(tiny_model_folder / "model.safetensors")
     source = write_rows(tmp_path / "train.jsonl", statements("entailment", "yes", "no"))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tcl.boxes import Peak, best_box, contains, inside_share, iou, peak, region_box, usable
-from tcl.data.regions import Region, find_phrase, read_regions
-from tcl.data.sources import find_source
+from tcl.data.boxes import Peak, best_box, contains, inside_share, iou, peak, region_box, usable
+from tcl.data.labels.regions import Region, find_phrase, read_regions
+from tcl.data.sources.find import find_source
 from tcl.errors import DataError, UsageError
-from tcl.explain import cross_attention_maps, resample, word_spans
+from tcl.evaluation.grounding import evaluate_grounding, region_maps
+from tcl.explain.gradcam import cross_attention_maps, resample, word_spans
 from tcl.models.tcl import TCL
-from tcl.tasks.grounding import evaluate_grounding, region_maps
 
 
 def test_published_overlaps(golden: Any) -> None:

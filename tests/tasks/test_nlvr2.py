@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from tcl.evaluation.statements import ClassifierObjective
 from tcl.models.heads import ASSIGNMENT, NLVR2, HeadConfig, attach_head
 from tcl.models.tcl import TCL
-from tcl.tasks.nlvr2 import (
+from tcl.objective.text_assignment import (
     FIRST,
     NEITHER,
     SECOND,
@@ -19,7 +20,6 @@ from tcl.tasks.nlvr2 import (
     assignment_weights,
     draw_assignment,
 )
-from tcl.tasks.statements import ClassifierObjective
 from tests.chance import follows
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 

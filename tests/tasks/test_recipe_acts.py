@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tcl.config import ModelConfig
-from tcl.data.index import read_pairs
-from tcl.distributed import World
+from tcl.config.recipe import ModelConfig
+from tcl.data.pairs.table import read_pairs
+from tcl.distributed.share import ALONE
+from tcl.distributed.world import World
 from tcl.errors import ConfigError
 from tcl.models.heads import HeadConfig, attach_head
-from tcl.runlog import Reporter
-from tcl.tasks.share import ALONE
-from tcl.train import Training
+from tcl.training.runlog import Reporter
+from tcl.training.trainer import Training
 from tests.conftest import TINY, make_tiny_model
 from tests.tasks.finetuning import TASKS, question, recipe_for, statement, write_rows, write_task
 from tests.tasks.shares import in_processes

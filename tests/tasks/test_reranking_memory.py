@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from tcl.data.index import PairIndex, read_pairs
+from tcl.data.pairs.table import PairIndex, read_pairs
+from tcl.evaluation.reranking import PackedTexts
+from tcl.evaluation.retrieval import evaluate_retrieval
 from tcl.models.tcl import TCL
-from tcl.tasks.reranking import PackedTexts
-from tcl.tasks.retrieval import evaluate_retrieval
 
 BATCH, TEXTS = 3, 4
 EVERY = 10**6  # candidates: each image meets all texts, as one that every text finds near
@@ -53,7 +53,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> dict[str, Alive]:
 
     monkeypatch.setattr(TCL, "encode_image", encoding)
     monkeypatch.setattr(PackedTexts, "__init__", packing)
-    monkeypatch.setattr("tcl.tasks.reranking.TEXTS", TEXTS)
+    monkeypatch.setattr("tcl.evaluation.reranking.TEXTS", TEXTS)
     return states
 
 

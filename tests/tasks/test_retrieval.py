@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tcl.data.index import PairIndex, read_pairs
+from tcl.data.pairs.table import PairIndex, read_pairs
+from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
+from tcl.evaluation import reranking
+from tcl.evaluation.reranking import PackedTexts, match_logits, rank_by_vectors, score_pairs
+from tcl.evaluation.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval, reranked_ranks
 from tcl.models.tcl import TCL
-from tcl.tasks import reranking
-from tcl.tasks.reranking import PackedTexts, match_logits, rank_by_vectors, score_pairs
-from tcl.tasks.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval, reranked_ranks
-from tcl.tasks.share import ALONE, Share
 from tests.conftest import make_tiny_model
 from tests.plain_metrics import positive_ranks, retrieval_metrics
 from tests.tasks.shares import in_processes
@@ -180,7 +180,7 @@ def test_texts_are_kept_where_they_fit(tiny_model: TCL, index: PairIndex, encode
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 def test_texts_a_few_at_a_time(tiny_model: TCL, index: PairIndex, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
     expected = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4, token_memory=memory)
-    monkeypatch.setattr("tcl.tasks.reranking.TEXTS", 3)
+    monkeypatch.setattr("tcl.evaluation.reranking.TEXTS", 3)
     result = evaluate_retrieval(tiny_model, index, rerank=4, batch_size=4, token_memory=memory)
     assert result.reranked == expected.reranked
     scores, wanted = (of_one.ranked.candidate_scores for of_one in (result, expected))
@@ -266,7 +266,7 @@ def test_one_ranking_for_all(tiny_model: TCL, index: PairIndex, monkeypatch: pyt
         ranking = rank_by_vectors(*arguments)
         return ranking if len(calls) == 1 else replace(ranking, of_image=ranking.of_image.flip(1))
 
-    monkeypatch.setattr("tcl.tasks.retrieval.rank_by_vectors", of_this_process)
+    monkeypatch.setattr("tcl.evaluation.retrieval.rank_by_vectors", of_this_process)
     first, second = in_processes(
         2, lambda share: evaluate_retrieval(tiny_model, index, rerank=2, batch_size=2, share=share)
     )
@@ -319,7 +319,7 @@ def test_progress_counts_images_then_pairs(
     tiny_model: TCL, index: PairIndex, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
     """Each process counts its own, and each pair once, whether its texts come in one piece or in many."""
-    monkeypatch.setattr("tcl.tasks.reranking.TEXTS", 3)
+    monkeypatch.setattr("tcl.evaluation.reranking.TEXTS", 3)
     calls: list[list[tuple[int, int]]] = [[] for _ in range(world_size)]
 
     def evaluate(share: Share) -> RetrievalResult:
@@ -414,7 +414,7 @@ def test_an_image_that_is_gone_when_it_is_needed_again(
         (tmp_path / "6.png").unlink()
         return rank_by_vectors(*arguments)
 
-    monkeypatch.setattr("tcl.tasks.retrieval.rank_by_vectors", then_it_goes)
+    monkeypatch.setattr("tcl.evaluation.retrieval.rank_by_vectors", then_it_goes)
 
     def evaluate(share: Share) -> RetrievalResult:
         return evaluate_retrieval(tiny_model, pairs, rerank=2, batch_size=2, share=share, token_memory=0)

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcl.config import OptimConfig
-from tcl.losses import distilled_targets
-from tcl.momentum import MomentumTeacher
-from tcl.optim import build_optimizer
-from tcl.tasks.retrieval_objective import (
+from tcl.config.recipe import OptimConfig
+from tcl.objective.losses import distilled_targets
+from tcl.objective.momentum import MomentumTeacher
+from tcl.objective.retrieval import (
     ImageIdQueue,
     RetrievalLosses,
     RetrievalObjective,
@@ -21,6 +20,7 @@ from tcl.tasks.retrieval_objective import (
     pool_to_cells,
     sample_other_images,
 )
+from tcl.training.optim import build_optimizer
 from tests.conftest import make_tiny_model
 from tests.test_objective import check_contrast_is_exact_under_autocast
 from tests.test_parity import MOMENTUM, Case, close, gradient_is_noise, load_case, pixels

@@ -12,19 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from tcl.data.annotations import Statement
-from tcl.data.images import ImageError
-from tcl.data.questions import Question
-from tcl.data.regions import Region
+from tcl.data.images.decode import ImageError
+from tcl.data.labels.questions import Question
+from tcl.data.labels.regions import Region
+from tcl.data.labels.statements import Statement
+from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError, TclError
+from tcl.evaluation.classification import Prediction, evaluate_classification
+from tcl.evaluation.grounding import evaluate_grounding
+from tcl.evaluation.statements import evaluate_statements
+from tcl.evaluation.vqa import evaluate_vqa
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.tcl import TCL
-from tcl.runlog import Stopped
-from tcl.tasks.classification import Prediction, evaluate_classification
-from tcl.tasks.grounding import evaluate_grounding
-from tcl.tasks.share import ALONE, Share
-from tcl.tasks.statements import evaluate_statements
-from tcl.tasks.vqa import evaluate_vqa
+from tcl.training.runlog import Stopped
 from tests.tasks.shares import in_processes
 
 SIZE = 7  # rows, in batches of 2 and 1

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tcl.evaluation import vqa
+from tcl.evaluation.vqa import AnswerList, VqaObjective, rank_answers, tokenize_answers
 from tcl.models.heads import HeadConfig, attach_head
 from tcl.models.tcl import TCL
 from tcl.models.vqa import AskedQuestions, VqaModel, decoder_state
-from tcl.tasks import vqa
-from tcl.tasks.vqa import AnswerList, VqaObjective, rank_answers, tokenize_answers
 from tests.conftest import CAPTIONS, GOLDEN, TINY, make_tiny_model
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tcl.vector_file import VectorFile
+from tcl.vectors.reader import VectorFile
 
 STORED = Path(__file__).parents[1] / "compat"
 EMBED = ("--model", "bundle", "--batch-size", "4", "--workers", "1", "--backend", "onnx", "--precision", "fp32")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcl.data.captions import CaptionTokenizer
+from tcl.data.tokenizer import CaptionTokenizer
 from tests.conftest import CAPTIONS
 
 

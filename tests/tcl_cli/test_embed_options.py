@@ -112,6 +112,6 @@ def test_bad_options(workplace: Path, tcl: Tcl, arguments: list[str], message: s
 
 
 def test_ray_that_is_not_installed(workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.embedding.ray_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("tcl.embedding.ray.find_spec", lambda name: None)
     result = tcl("embed", "images", "--out", "parts/", "--engine", "ray")
     assert result.code == 2 and "this needs ray" in result.stderr and "[ray]" in result.stderr

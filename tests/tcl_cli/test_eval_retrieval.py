@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.checkpoint import load_model
 from tcl.errors import ConfigError, UsageError
-from tcl.protocols import RETRIEVAL, find_protocol
+from tcl.evaluation.published import RETRIEVAL, find_protocol
+from tcl.weights.model_folder import load_model
 from tests.tcl_cli.fine_tuned import read_lines, save_fine_tuned, write_rows
 
 FIGURES = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
@@ -97,7 +97,7 @@ def test_sizes_that_are_none(workplace: Path, tcl: Any, size: str) -> None:
 
 
 def test_resized_models_keep_what_they_know(tiny_model_folder: Path) -> None:
-    from tcl.models.resize import resize_images
+    from tcl.weights.resize import resize_images
 
     model = load_model(tiny_model_folder)
     known, hash_before = model.visual_encoder.state_dict(), model.model_hash

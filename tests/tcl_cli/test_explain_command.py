@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcl.heatmap_figure import Panel, colour, draw_figure, overlay, shorten, wrap
+from tcl.explain.figure import Panel, colour, draw_figure, overlay, shorten, wrap
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from export.cuda import Gpu
-from export.pack import pack, unpacked
-from export.sessions import open_session
+from tcl.encoders.bundle_tar import pack, unpacked
+from tcl.encoders.sessions import open_session
+from tcl.encoders.tensorrt.cuda import Gpu
 from tests.export import fake_tensorrt
 from tests.tcl_cli.conftest import Result
 
@@ -131,9 +131,9 @@ def _on_a_gpu(monkeypatch: pytest.MonkeyPatch, run: Callable[[str, Any], Any]) -
         def run(self, outputs: list[str], feed: Any) -> Any:
             return run(self.graph, self.session.run(outputs, feed))
 
-    monkeypatch.setattr("export.engine_verify.EngineSession", Session)
-    monkeypatch.setattr("export.engine_verify.runtime", lambda: None)
-    monkeypatch.setattr("export.engine_verify.current_gpu", lambda: Gpu("NVIDIA L4", "8.9", "13.0", "13.0"))
+    monkeypatch.setattr("export.verify.engines.EngineSession", Session)
+    monkeypatch.setattr("export.verify.engines.runtime", lambda: None)
+    monkeypatch.setattr("export.verify.engines.current_gpu", lambda: Gpu("NVIDIA L4", "8.9", "13.0", "13.0"))
 
 
 def test_engines_that_run_are_compared_with_the_model(

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tcl.errors import CheckpointError
-from tcl.weights import open_weights
+from tcl.weights.sources import open_weights
 from tests.conftest import GOLDEN, make_tiny_model
 
 PRETRAINING_KEYS = 268

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tcl.data.captions import CaptionTokenizer
+from tcl.data.tokenizer import CaptionTokenizer
 from tests.conftest import TINY
 
 SETTINGS = {

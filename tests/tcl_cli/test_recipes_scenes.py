@@ -9,10 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from tcl.data.annotations import label_set, read_statements
-from tcl.data.index import read_pairs
-from tcl.data.regions import read_regions
-from tcl.recipe_files import shipped_recipes
+from tcl.config.files import shipped_recipes
+from tcl.data.labels.regions import read_regions
+from tcl.data.labels.statements import label_set, read_statements
+from tcl.data.pairs.table import read_pairs
 from tcl_cli.main import run
 
 Capture = pytest.CaptureFixture[str]

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from export.matcher import TorchMatcher
-from export.runtime import TorchEncoder
-from tcl.embedder import Embedder
+from tcl.encoders.embedder import Embedder
+from tcl.encoders.open import TorchEncoder
 from tcl.models.tcl import TCL
-from tcl.vector_writer import VectorWriter
+from tcl.vectors.writer import VectorWriter
 from tests.tcl_cli.conftest import Result
 
 Tcl = Callable[..., Result]
@@ -362,7 +362,7 @@ def test_dedup_bad_input(vectors: Path, tcl: Tcl, arguments: list[str], message:
 
 
 def test_a_huge_group_on_the_page(vectors: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tcl.result_page.SHOWN", 2)
+    monkeypatch.setattr("tcl.search.page.SHOWN", 2)
     np.save("vecs.npy", np.load("vecs.npy")[[0, 0, 0]])
     assert tcl("dedup", "vecs.npy", "--html", "d.html").code == 0
     page = Page(Path("d.html").read_text())

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tcl.config import Recipe
-from tcl.run_lock import hold_run
+from tcl.config.recipe import Recipe
+from tcl.files.locks import hold_run
 from tcl_cli._batch_size import bounded
 from tests.tasks.finetuning import question, write_rows
 from tests.tcl_cli.test_pretrain_eval import SETTINGS, write_pairs

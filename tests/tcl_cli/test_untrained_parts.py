@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tcl.models.untrained import read_untrained
+from tcl.weights.untrained import read_untrained
 from tests.conftest import TINY
 from tests.tasks.finetuning import question, statement, write_rows
 from tests.tcl_cli.test_eval_published import LABELS, published

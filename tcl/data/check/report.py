@@ -1,0 +1,98 @@
+"""Is data fit for training? Figures of captions and images, and the limits they must keep. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tcl.data.check.captions import CaptionCheck
+    from tcl.data.check.images import ImageCheck
+
+SHOWN = 10  # entries of a "worst first" list
+QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95, "p99": 0.99}
+
+Listing = Callable[[Mapping[str, Any]], object]
+"""Takes what is wrong with one row: `row`, `image`, `problem`, and what explains it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is tolerated, in percent; beyond it `tcl data check` fails.
+
+    Args:
+        bad: images that are missing or unreadable, of those read.
+        skipped: rows without image or caption, of all rows.
+        duplicates: images whose file is a copy of another image's, of those that could be read.
+        unknown: tokens that are `[UNK]`.
+    """
+
+    bad: float = 5.0
+    skipped: float = 5.0
+    duplicates: float = 20.0
+    unknown: float = 5.0
+
+    def exceeded(self, skipped: int, captions: CaptionCheck, images: ImageCheck) -> list[str]:
+        """What is beyond a limit, each as a sentence that names the option which sets it."""
+        figures = [
+            (self.bad, images.bad, images.checked, "of the images are missing or unreadable", "bad"),
+            (self.skipped, skipped, captions.pairs + skipped, "of the rows were skipped", "skipped"),
+            (self.duplicates, images.copies, images.readable, "of the images are copies of another", "duplicates"),
+        ]
+        if captions.unknown is not None:
+            tokens = captions.unknown
+            figures.append((self.unknown, tokens.tokens, tokens.of_tokens, "of the tokens are [UNK]", "unknown"))
+        return [
+            f"{percent(part, whole):.4g} % {what} (--max-{option} {limit:g})"
+            for limit, part, whole, what, option in figures
+            if part * 100 > limit * whole
+        ]
+
+
+def report(
+    skipped: int, skipped_reasons: list[str], captions: CaptionCheck, images: ImageCheck, limits: Limits
+) -> dict[str, Any]:
+    """Everything that was found, as plain values."""
+    exceeded = limits.exceeded(skipped, captions, images)
+    return {
+        "ok": not exceeded,
+        "exceeded": exceeded,
+        "limits": asdict(limits),
+        "pairs": captions.pairs,
+        "skipped": {"rows": skipped, "examples": skipped_reasons},
+        "captions": captions.to_json(),
+        "images": images.to_json(),
+    }
+
+
+def percent(part: int, whole: int) -> float:
+    """Percentage to two places; 0 of nothing."""
+    return round(100 * part / whole, 2) if whole else 0.0
+
+
+def share(part: int, whole: int) -> dict[str, float]:
+    """A count with its percentage."""
+    return {"count": part, "percent": percent(part, whole)}
+
+
+def summary(counts: Counter[int]) -> dict[str, float]:
+    """Minimum, quantiles (nearest rank), maximum and mean of numbers, given how often each occurs."""
+    total = sum(counts.values())
+    if not total:
+        return {}
+    quantiles: dict[str, float] = {}
+    values, passed = sorted(counts), 0
+    wanted = list(QUANTILES.items())
+    for value in values:
+        passed += counts[value]
+        while wanted and passed >= wanted[0][1] * total:
+            quantiles[wanted.pop(0)[0]] = value
+    mean = sum(value * count for value, count in counts.items()) / total
+    return {"min": values[0], **quantiles, "max": values[-1], "mean": round(mean, 2)}
+
+
+def most_common(counts: Counter[str]) -> dict[str, int]:
+    """The most frequent entries, most frequent first; equal ones in the order of the alphabet."""
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN])

@@ -1,0 +1,287 @@
+"""What `tcl embed` is pointed at, as a list of images or texts with ids. Imports no torch.
+
+| source | rows | id |
+|---|---|---|
+| folder | its images, sub-folders included, natural order | path relative to the folder |
+| glob, image file | the images | path relative to the folder the pattern starts in |
+| `.txt`, `.lst`, `-` for standard input | one sentence, or one image path or URL, per line | line number; the line |
+| `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` | an image or text column | the column `id`, else path or row number |
+| `.tar` | its images; with kind `text` its `.txt` and `.json` | name of the member; of the sample |
+| `scenes:` | rendered scenes or their captions | the scene's reference |
+
+Tables and shards may be several, by a glob or braces, and have a condition `#COLUMN=VALUE`. All but a folder may be a
+URL of any fsspec scheme, and so may a folder where the remote can list it. A row with several texts gives several
+inputs: `3#1`, `3#2`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal, NamedTuple
+
+from tcl.data.images.decode import IMAGE_SUFFIXES
+from tcl.data.inputs.ids import gather, numbered, qualified, refuse_repeats
+from tcl.data.inputs.inputs import Inputs, Kind, locate
+from tcl.data.scenes import scenes
+from tcl.data.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns, InputRow
+from tcl.data.sources.find import find_source
+from tcl.data.sources.folders import Progress, images_in, images_matching, is_image
+from tcl.data.sources.shards import unpack_command
+from tcl.data.strings import Strings
+from tcl.data.tables.formats import READERS, numbered_lines
+from tcl.errors import DataError, UsageError
+from tcl.files.remote import fetch, is_url, stamp, url_path
+from tcl.listing.remote_images import remote_images
+from tcl.listing.tables import all_rows, check_columns_apply, input_rows, kind_of, names_tables, place, resolve
+
+__all__ = ["Inputs", "Kind", "list_inputs", "locate"]
+
+LISTS = (".txt", ".lst")
+PEEK_LINES = 5  # of a list, to tell paths from sentences
+WARNINGS_KEPT = 20
+
+
+def list_inputs(
+    source: str,
+    kind: Literal["auto", "image", "text"] = "auto",
+    *,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    images: str | None = None,
+    stdin: BinaryIO | None = None,
+    progress: Progress = lambda rows: None,
+) -> Inputs:
+    """List what a source holds. Images are not opened.
+
+    Args:
+        source: see the module's table.
+        kind: `auto` takes images where there are any, else texts.
+        image_column: of a table, instead of those with a usual name.
+        text_column: likewise.
+        id_column: likewise.
+        images: folder or URL that relative image paths in a table or list start from, instead of its own folder.
+        stdin: what `-` reads; by default this process's standard input.
+        progress: called with the number of rows read since the last call.
+
+    Raises:
+        UsageError: nothing is there, or it cannot hold what is asked for.
+        DataError: it is malformed, cannot be read, holds nothing, or gives two inputs the same id.
+    """
+    if "\0" in source:
+        raise UsageError(f"{source!r}: no file has a name with a NUL in it")
+    if images is not None and not is_url(images) and not Path(images).is_dir():
+        raise UsageError(f"{images}: no such folder", hint="say by --images where the images are")
+    columns = Columns(image_column, text_column, id_column)
+    asked = _Asked(source.removeprefix("file://"), kind, columns, images, progress)
+    try:
+        inputs = _list(asked, stdin)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    if not len(inputs):
+        what = {"auto": "image or text", "image": "image", "text": "text"}[kind]
+        unread = f"; {inputs.warnings[0]}" if inputs.warnings else ""
+        raise DataError(f"{source}: holds no {what}{unread}", hint=_what_was_looked_for(Path(source), kind))
+    return inputs
+
+
+def _unreadable(source: str, error: OSError) -> DataError:
+    reason = str(error) if error.strerror is None else f"cannot read {error.filename or source}: {error.strerror}"
+    return DataError(reason, hint="check that it can be reached, and who may read it")
+
+
+class _Asked(NamedTuple):
+    """What `list_inputs` was asked."""
+
+    source: str
+    kind: Literal["auto", "image", "text"]
+    columns: Columns
+    images: str | None
+    progress: Progress
+
+
+def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
+    source, path = asked.source, Path(asked.source)
+    if source.startswith(scenes.PREFIX):
+        return _scenes(_names_no_images(_without_columns(asked)))
+    if source == "-":
+        return _stdin(_without_columns(asked), stdin or sys.stdin.buffer)
+    if is_url(source):
+        return _remote(asked)
+    if path.is_dir():
+        return _folder(_without_columns(_only_images(asked)))
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in IMAGE_SUFFIXES:
+        return _one_image(_without_columns(_only_images(asked)))
+    if path.exists() and suffix in LISTS:
+        return _lines(_without_columns(asked), path, path.parent, "")
+    if names_tables(source):
+        return _tables(asked)
+    if path.exists():
+        if command := unpack_command(source):
+            raise UsageError(f"{source} is compressed: inputs are read from any place of a file", hint=command)
+        raise UsageError(
+            f"{source}: unknown kind of source {suffix or path.name!r}",
+            hint="give a folder, a glob, an image, .txt, .lst, .tar, .json, .jsonl, .csv, .tsv, .parquet, or scenes:",
+        )
+    if glob.has_magic(source):
+        warnings: list[str] = []
+        names, root = images_matching(_without_columns(_only_images(asked)).source, warnings, asked.progress)
+        return Inputs("image", names, names, root, _few(warnings))
+    raise UsageError(
+        f"{source}: no such file or folder", hint="check the path; quote a glob so that the shell keeps it"
+    )
+
+
+def _only_images(asked: _Asked) -> _Asked:
+    if asked.kind == "text":
+        raise UsageError(f"{asked.source}: holds images, not texts", hint="leave out --kind, or give a file of texts")
+    return _names_no_images(asked)
+
+
+def _names_no_images(asked: _Asked) -> _Asked:
+    if asked.images is not None:
+        raise UsageError(f"{asked.source}: is no table and no list", hint="leave out --images")
+    return asked
+
+
+def _without_columns(asked: _Asked) -> _Asked:
+    if asked.columns != Columns():
+        raise UsageError(f"{asked.source}: has no columns to choose from", hint="leave out the --...-column options")
+    return asked
+
+
+def _start(asked: _Asked) -> str | None:
+    """What relative paths of images start from where the user says so: an absolute path, or a URL."""
+    return asked.images if asked.images is None or is_url(asked.images) else os.path.abspath(asked.images)
+
+
+def _what_was_looked_for(path: Path, kind: str) -> str:
+    if path.suffix.lower() == ".tar" and kind == "text":
+        return "texts of a shard are its .txt members, and captions in its .json members"
+    if str(path) == "-" or path.suffix.lower() in LISTS:
+        return "every line is an input, and there is none"
+    if path.suffix.lower() in READERS:
+        return f"columns looked for: {', '.join(IMAGE_COLUMNS)} or {', '.join(TEXT_COLUMNS)}"
+    if path.is_dir() and (shards := sorted(path.glob("*.tar")) or sorted(path.glob("*.parquet"))):
+        return f"for its {shards[0].suffix} files write '{path}/*{shards[0].suffix}'"
+    return f"looked for files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+
+
+def _few(warnings: list[str]) -> tuple[str, ...]:
+    more = len(warnings) - WARNINGS_KEPT
+    return (*warnings[:WARNINGS_KEPT], f"and {more} more such places") if more > 0 else tuple(warnings)
+
+
+def _folder(asked: _Asked) -> Inputs:
+    warnings: list[str] = []
+    names = images_in(Path(asked.source), warnings, asked.progress)
+    return Inputs("image", names, names, Path(asked.source), _few(warnings))
+
+
+def _one_image(asked: _Asked) -> Inputs:
+    path = Path(asked.source)
+    names = Strings.of([path.name])
+    return Inputs("image", names, names, path.parent)
+
+
+def _scenes(asked: _Asked) -> Inputs:
+    rows = scenes.scene_rows(asked.source)
+    if asked.kind != "text":
+        ids, values = gather((InputRow(name, name, "") for name, _ in rows), asked.progress)
+        return Inputs("image", ids, values, Path())
+    texts = (InputRow(f"{name}#{number}", text, "") for name, texts in rows for number, text in enumerate(texts, 1))
+    return Inputs("text", *gather(texts, asked.progress), Path())
+
+
+def _stdin(asked: _Asked, stdin: BinaryIO) -> Inputs:
+    with tempfile.NamedTemporaryFile(suffix=".txt") as copy:  # it is read twice, the first lines for their kind
+        shutil.copyfileobj(stdin, copy)
+        copy.flush()
+        return _lines(asked, Path(copy.name), Path(), "")
+
+
+def _lines(asked: _Asked, path: Path, root: Path, base: str) -> Inputs:
+    """A list of images or of sentences; `base` is the URL that relative paths start from."""
+    name = "standard input" if asked.source == "-" else asked.source
+    kind = asked.kind if asked.kind != "auto" else _kind_of_lines(path, name)
+    lines = ((number, line) for number, text in numbered_lines(path, name) if (line := text.strip()))
+    if kind == "text":
+        return Inputs(
+            "text", *gather((InputRow(str(number), line, "") for number, line in lines), asked.progress), root
+        )
+    start = _start(asked) or base
+    ids, values = gather((InputRow(line, resolve(line, start), "") for _, line in lines), asked.progress)
+    return Inputs("image", numbered(ids), values, root)
+
+
+def _kind_of_lines(path: Path, name: str) -> Kind:
+    if name.lower().endswith(".lst"):
+        return "image"
+    lines = (line.strip() for _, line in numbered_lines(path, name))
+    first = list(islice(filter(None, lines), PEEK_LINES))
+    return "image" if first and all(is_image(url_path(line)) for line in first) else "text"
+
+
+def _tables(asked: _Asked) -> Inputs:
+    """Rows of tables and of shards."""
+    found = find_source(asked.source)
+    if found.weight != 1:
+        raise UsageError(f"{asked.source}: every input is embedded once", hint="leave out what stands behind the @")
+    if any(os.path.isdir(file.name) for file in found.files):
+        raise UsageError(f"{asked.source}: a folder is not read as a table", hint="name the files in it")
+    files, root = place(found)
+    if start := _start(asked):
+        files = [placed._replace(base=start) for placed in files]
+    columns = replace(asked.columns, condition=found.condition)
+    kind: Kind = kind_of(files[0], columns) if asked.kind == "auto" else asked.kind
+    check_columns_apply(asked.source, kind, columns, any(file.suffix == ".tar" for file in found.files))
+    warnings: list[str] = []
+    counts, given = [0] * len(files), [False]
+
+    def rows() -> Iterator[InputRow]:
+        for number, placed in enumerate(files):
+            for row in input_rows(placed, kind, columns, warnings):
+                counts[number] += 1
+                given[0] |= row.given
+                yield row
+
+    ids, values = gather(rows(), asked.progress)
+    if columns.condition and not ids:
+        raise DataError(f"{asked.source}: no row has {'='.join(columns.condition)}", hint="check column and value")
+    if given[0]:
+        refuse_repeats(asked.source, ids, lambda: all_rows(files, kind, columns, []))
+    else:
+        ids = qualified(ids, [(file.name, count) for file, count in zip(found.files, counts, strict=True)])
+    origin = "\n".join(f"{file.name} {file.stamp}" for file in found.files if is_url(file.name))
+    return Inputs(kind, ids, values, root, _few(warnings), origin)
+
+
+def _remote(asked: _Asked) -> Inputs:
+    url = asked.source
+    suffix = PurePosixPath(url_path(url)).suffix.lower()
+    web = url.startswith(("http://", "https://"))
+    wildcard = any(mark in url for mark in ("*[" if web else "*?["))
+    try:
+        if suffix in LISTS and not wildcard:
+            current = stamp(url)
+            base = url_path(url).rpartition("/")[0]
+            listed = _lines(_without_columns(asked), fetch(url, current), Path(), base)
+            return replace(listed, origin=f"{url} {current}")
+        if names_tables(url):
+            return _tables(asked)
+        _without_columns(_only_images(asked))
+        if not wildcard and (web or suffix in IMAGE_SUFFIXES):
+            ids = Strings.of([PurePosixPath(url_path(url)).name or url])
+            return Inputs("image", ids, Strings.of([url]), Path())
+        return remote_images(url if wildcard else f"{url.rstrip('/')}/**", asked.progress)
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file or folder: {url}", hint="check the URL") from error

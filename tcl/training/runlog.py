@@ -1,0 +1,207 @@
+"""What a run tells the outside as it goes: its files, its listener, and the wish to stop it. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tcl.files.atomic import write_whole
+from tcl.training.health import Doctor
+
+if TYPE_CHECKING:
+    from tcl.training.trackers import Tracker
+
+
+class Reporter:
+    """Hears what a run does; this one keeps quiet."""
+
+    def message(self, text: str) -> None:
+        """Something worth a warning."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def reading(self, rows: int) -> None:
+        """`rows` more rows of the data have been read."""
+
+    def started(self, first_step: int, total_steps: int) -> None:
+        """The loop begins after `first_step` steps that are done already."""
+
+    def stepped(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def logged(self, record: Mapping[str, Any]) -> None:
+        """A line of `metrics.jsonl` was written."""
+
+
+class RunLog:
+    """What a run writes as it goes: `metrics.jsonl`, `bad_samples.jsonl`, `warnings.jsonl`, and the trackers.
+
+    A resumed run first drops what was written past its checkpoint.
+    """
+
+    def __init__(self, run: Path, step: int, reporter: Reporter, doctor: Doctor) -> None:
+        self._metrics, self._bad, self._warnings = (
+            run / name for name in ("metrics.jsonl", "bad_samples.jsonl", "warnings.jsonl")
+        )
+        for path in (self._metrics, self._bad, self._warnings):
+            _keep_until(path, step)
+        self._reporter, self._doctor = reporter, doctor
+        self._trackers: Tracker | None = None
+        self._clock = time.perf_counter()
+        self._samples: int | None = None
+        self._waited = 0.0
+
+    def track(self, tracker: Tracker) -> None:
+        """Send every further record there too."""
+        self._trackers = tracker
+
+    def training(self, record: dict[str, Any], waited: float) -> None:
+        """A line of figures; it gains the speed since the one before, and the doctor looks at it.
+
+        Args:
+            record: has `step` and `samples`.
+            waited: seconds that the run has spent waiting for data so far.
+        """
+        now = time.perf_counter()
+        if self._samples is not None:
+            passed = now - self._clock
+            record["samples_per_second"] = round((record["samples"] - self._samples) / passed, 2)
+            record["loader_wait"] = round((waited - self._waited) / passed, 4)
+        self._clock, self._samples, self._waited = now, record["samples"], waited
+        self._write(record)
+        for message in self._doctor.examine(record):
+            self.warning(record["step"], message)
+
+    def validation(self, record: dict[str, Any]) -> None:
+        """A line of validation figures."""
+        self._write(record)
+
+    def warning(self, step: int, message: str) -> None:
+        """Something the user should look at."""
+        _append(self._warnings, [{"step": step, "message": message}])
+        self._reporter.message(f"step {step}: {message}")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        _append(self._metrics, [record])
+        self._reporter.logged(record)
+        if self._trackers:
+            self._trackers.log(record)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
+
+    def bad_samples(self, samples: Sequence[dict[str, Any]]) -> None:
+        """Append what could not be read, with its step, and why."""
+        if samples:
+            _append(self._bad, samples)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._trackers:
+            self._trackers.close()
+
+
+class Stopped(BaseException):
+    """What is done inside `StopRequest.raising` is wanted no longer. No error, so that nothing takes it for one."""
+
+
+class StopRequest:
+    """Inside it, the first SIGINT or SIGTERM only sets `signal`. A Ctrl-C after it acts as usual; further SIGTERMs, as
+    launchers and schedulers send them on top of each other, change nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._raises = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        interrupt = self._previous.pop(signal.SIGINT, None)
+        if interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)
+        if self._raises:
+            self._raises = False
+            raise Stopped
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Inside it a signal raises `Stopped`, also one from before: for work that takes long and changes nothing."""
+        try:
+            self._raises = True
+            if self.signal:
+                raise Stopped
+            yield
+        finally:
+            self._raises = False
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+
+def point_latest_at(run: Path) -> None:
+    """Make `runs/latest` a link to a run under `runs`; runs elsewhere are named when they are wanted."""
+    run = run.resolve()
+    link = run.parent / "latest"
+    if run.parent.name != "runs" or (link.exists() and not link.is_symlink()):
+        return
+    temporary = run.parent / ".latest.partial"
+    temporary.unlink(missing_ok=True)
+    os.symlink(run.name, temporary)
+    temporary.replace(link)
+
+
+def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    lines = [json.dumps(_finite(record)) for record in records]
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(line + "\n" for line in lines))
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity are no JSON; they are null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last line that was cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["step"] <= step:
+            kept.append(f"{line}\n")
+    write_whole(path, "".join(kept))

@@ -1,0 +1,131 @@
+"""Vectors on disk: what `tcl embed` writes and `tcl search` reads. Imports no torch.
+
+    vecs.npy            [N, E] of float32, float16 or int8, or [N, ceil(E / 8)] of packed bits; see `tcl.vectors.dtypes`
+    vecs.ids.jsonl      line i names row i: {"id", "status": "ok"}, and the text, or the path where that is not the id
+    vecs.errors.jsonl   inputs without a vector: {"id", "reason"}; only when there are any
+    vecs.tokens.npy     float16 [N, T, W], the image encoder's last states; only when they were asked for
+    vecs.meta.json      model hash, preprocessing, backend, precision, counts
+
+With the suffix `.parquet` one file with the columns `id`, `vector`, and `text` or `path`, takes the place of the first
+two. Where there are tokens, each row also has `tokens_crc32`, which ties them to its vector. The file of vectors gets
+its name last, so vectors that are there are complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl.errors import UsageError
+
+SUFFIXES = (".npy", ".parquet")
+COMPLETE = "complete.json"  # lists the finished files of a folder; written last
+TOKENS_CHECKSUM = "tokens_crc32"  # of a row: the name of `tokens_checksum`
+
+
+def sidecar(out: Path, name: str) -> Path:
+    """The file beside the vectors: `sidecar(vecs.npy, "ids.jsonl")` is `vecs.ids.jsonl`."""
+    return out.with_name(f"{out.stem}.{name}")
+
+
+def other_formats(out: Path) -> list[Path]:
+    """Vectors of the same name that share the sidecar files of `out`."""
+    return [out.with_suffix(suffix) for suffix in SUFFIXES if suffix != out.suffix]
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the job that makes `out` works: `vecs.npy.partial`."""
+    return out.with_name(out.name + ".partial")
+
+
+def tokens_checksum(vector: NDArray[Any], tokens: NDArray[np.float16]) -> int:
+    """What a row says of its tokens: the CRC-32 of its vector, as stored, and of the tokens [T, W] behind it."""
+    return zlib.crc32(tokens.tobytes(), zlib.crc32(vector.tobytes()))
+
+
+def check_output(out: Path, restart: bool = False, continued: bool = False) -> None:
+    """Can vectors be written to `out`? Creates its folder.
+
+    Args:
+        out: of the vectors.
+        restart: what is there may be replaced.
+        continued: a job that may replace it was begun.
+
+    Raises:
+        UsageError: wrong suffix; `out` exists and may not be replaced; vectors of the other format are there, which
+            never may; or its folder is not writable.
+    """
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"{out}: vectors are written as .npy or .parquet", hint=f"for example --out {out.stem}.npy")
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder", hint="choose another name")
+    for path in other_formats(out):
+        if path.exists():
+            raise UsageError(
+                f"{path}: exists, and shares its sidecar files with {out.name}",
+                hint="choose another name, or move it away with the files beside it",
+            )
+    if out.exists() and not sidecar(out, "meta.json").exists():
+        raise UsageError(f"{out}: exists, and is not the work of `tcl embed`", hint="choose another name")
+    for path in () if restart or continued else (out, *file_names(out)):
+        if path.exists():
+            raise UsageError(f"{path}: exists", hint="choose another name, or add --restart to replace it")
+    check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """Create the folder that `out` is to be in, and see whether it can be written to.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}", hint="choose another folder") from error
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Move the files that `VectorWriter.complete` left in `folder` to their place, the vectors last.
+
+    What was there before gives way. May be called again after it was killed at any point.
+    """
+    if (folder / out.name).exists():  # else the last one has moved already
+        names = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        out.unlink(missing_ok=True)  # from here on, and until the last rename, there are no vectors
+        for path in file_names(out):
+            if (folder / path.name).exists():
+                (folder / path.name).replace(path)
+            elif path.name not in names:
+                path.unlink(missing_ok=True)  # of an earlier run
+    sync_folder(out.parent)
+
+
+def read_meta(out: Path) -> dict[str, Any]:
+    """What belongs to vectors that `tcl embed` has just finished."""
+    meta: dict[str, Any] = json.loads(sidecar(out, "meta.json").read_text(encoding="utf-8"))
+    return meta
+
+
+def file_names(out: Path) -> list[Path]:
+    """Every file that belongs to the vectors, in the order in which they get their names."""
+    return [*(sidecar(out, name) for name in ("ids.jsonl", "errors.jsonl", "tokens.npy", "meta.json")), out]
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # a file system that cannot
+        pass
+    finally:
+        os.close(descriptor)

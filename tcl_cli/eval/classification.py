@@ -1,0 +1,120 @@
+"""`tcl eval classification`: zero-shot, by the captions of the classes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tcl.weights.find import find_model
+from tcl_cli._console import out
+from tcl_cli._evaluation import check_output, list_bad, load, percent, processes, write_lines
+from tcl_cli._options import (
+    INPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
+    ImageSizeOption,
+    JsonOption,
+    ModelOption,
+    PredictionsOption,
+    WorkersOption,
+)
+
+if TYPE_CHECKING:
+    from tcl.evaluation.classification import ClassificationResult, Prediction
+
+EPILOG = """\
+[bold]Examples[/]
+
+  tcl eval classification --data pets/
+  tcl eval classification --data pets/ --template "a photo of a {}" --template "a {}, a kind of pet"
+  tcl eval classification --data pets/ --model runs/demo --predictions said.jsonl --json
+"""
+
+
+def classification(
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="Holds one folder of images per class, named after it; _ is a space.",
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ],
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A caption with {} for the class; repeat it, and the vectors of all are averaged. Default: five "
+            "that fit photographs.",
+            show_default=False,
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    predictions: PredictionsOption = None,
+    image_size: ImageSizeOption = None,
+    batch_size: BatchOption = 64,
+    workers: WorkersOption = 4,
+    device: DeviceOption = Device.auto,
+    json: JsonOption = False,
+) -> None:
+    """Zero-shot top-1 and top-5 accuracy: the class whose captions are nearest to the image."""
+    from tcl.evaluation.classification import TEMPLATES, LabelledImages, check_templates, evaluate_classification
+
+    with processes(device) as (place, share):
+        with share.agree():
+            location = find_model(model).location
+            templates = tuple(template or TEMPLATES)
+            check_templates(templates)
+            check_output("--predictions", predictions, [])
+            total = len(LabelledImages.from_folder(data).images)
+            loaded = load(location, place, image_size, "vectors")
+        said: list[Prediction] = []
+        with out.progress("Classifying", total=total) as advance:
+            result = evaluate_classification(
+                loaded,
+                data,
+                templates,
+                batch_size=batch_size,
+                workers=workers,
+                share=share,
+                predicted=said.append,
+                progress=advance,
+            )
+        if share.rank:
+            return
+        list_bad(result.bad)
+        if json:
+            values = {"task": "classification", "model": location, "data": data, "templates": list(templates)}
+            out.json(values | asdict(result) | {"predictions": predictions and str(predictions)})
+        else:
+            out.message(
+                f"{location}: {result.images} images, {len(result.classes)} classes, {len(templates)} templates"
+            )
+            _table(result)
+        if predictions:
+            write_lines(predictions, map(_line, said))
+            out.message(f"predictions in {predictions}")
+
+
+def _line(prediction: Prediction) -> dict[str, Any]:
+    label, confidence = prediction.top[0]
+    return {
+        "image": prediction.image,
+        "label": prediction.label,
+        "predicted": label,
+        "confidence": confidence,
+        "top": [{"label": label, "confidence": share} for label, share in prediction.top],
+    }
+
+
+def _table(result: ClassificationResult) -> None:
+    rows: list[list[object]] = [
+        [line.name, line.images, percent(line.top1), percent(line.top5), line.confused_with or "-"]
+        for line in result.classes
+    ]
+    rows.append(["mean of classes", result.images, percent(result.mean_per_class), "-", "-"])
+    rows.append(["all", result.images, percent(result.top1), percent(result.top5), "-"])
+    out.table(["class", "images", "top-1 %", "top-5 %", "taken for"], rows)

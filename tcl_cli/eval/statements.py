@@ -1,0 +1,144 @@
+"""`tcl eval entailment` and `tcl eval nlvr2`: texts about one image or two, classified."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tcl.weights.find import find_model
+from tcl_cli._console import counted, out
+from tcl_cli._evaluation import check_images, check_output, list_bad, load_for, percent, processes, write_lines
+from tcl_cli._options import (
+    INPUT_PANEL,
+    BatchOption,
+    Device,
+    DeviceOption,
+    ImageSizeOption,
+    ImagesOption,
+    JsonOption,
+    ModelOption,
+    PredictionsOption,
+    WorkersOption,
+)
+
+if TYPE_CHECKING:
+    from tcl.data.labels.statements import StatementTask
+    from tcl.evaluation.statements import StatementResult
+
+ENTAILMENT_EPILOG = """\
+[bold]Examples[/]
+
+  tcl eval entailment --model runs/ve --data test.jsonl --images photos/
+  tcl eval entailment --model runs/ve --data snli_ve_test.jsonl --images flickr30k-images/ --json
+  tcl eval entailment --model runs/ve --data unlabelled.csv --predictions said.jsonl
+"""
+NLVR2_EPILOG = """\
+[bold]Examples[/]
+
+  tcl eval nlvr2 --model runs/nlvr2 --data dev.json --images nlvr2/
+  tcl eval nlvr2 --model runs/nlvr2 --data test1.json --images nlvr2/ --predictions said.jsonl --json
+"""
+
+DataOption = Annotated[
+    list[str],
+    typer.Option(
+        help="Rows: JSON, JSONL, CSV, TSV or Parquet, published, original or one's own; FILE#COLUMN=VALUE takes some "
+        "of them. Without labels there are only predictions. Repeat it for several.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
+
+
+def entailment(
+    data: DataOption,
+    images: ImagesOption = None,
+    model: ModelOption = None,
+    predictions: PredictionsOption = None,
+    image_size: ImageSizeOption = None,
+    batch_size: BatchOption = 32,
+    workers: WorkersOption = 4,
+    device: DeviceOption = Device.auto,
+    json: JsonOption = False,
+) -> None:
+    """Accuracy of visual entailment (SNLI-VE, or classes of one's own), with a line per class."""
+    _evaluate("entailment", data, images, model, predictions, image_size, batch_size, workers, device, json)
+
+
+def nlvr2(
+    data: DataOption,
+    images: ImagesOption = None,
+    model: ModelOption = None,
+    predictions: PredictionsOption = None,
+    image_size: ImageSizeOption = None,
+    batch_size: BatchOption = 32,
+    workers: WorkersOption = 4,
+    device: DeviceOption = Device.auto,
+    json: JsonOption = False,
+) -> None:
+    """Accuracy of statements about two images (NLVR2, or classes of one's own), with a line per class."""
+    _evaluate("nlvr2", data, images, model, predictions, image_size, batch_size, workers, device, json)
+
+
+def _evaluate(
+    task: StatementTask,
+    data: list[str],
+    images: str | None,
+    model: str | None,
+    predictions: Path | None,
+    image_size: str | None,
+    batch_size: int,
+    workers: int,
+    device: Device,
+    json: bool,
+) -> None:
+    from tcl.data.labels.statements import read_statements
+    from tcl.errors import UsageError
+
+    with processes(device) as (place, share):
+        with share.agree():
+            location = find_model(model).location
+            check_images(images)
+            check_output("--predictions", predictions, data)
+            rows = list(read_statements(task, data, images, need_labels=False))
+            labelled = sum(row.label is not None for row in rows)
+            if not labelled and predictions is None:
+                raise UsageError(
+                    f"{', '.join(data)}: no row has a label, so there is nothing to measure",
+                    hint="for predictions alone: --predictions FILE.jsonl",
+                )
+            if labelled < len(rows):
+                out.message(f"{len(rows) - labelled} of {len(rows)} rows have no label: predictions only")
+            loaded = load_for(task, location, place, image_size)
+        from tcl.evaluation.statements import evaluate_statements
+
+        with out.progress("Evaluating", total=len(rows)) as advance:
+            result = evaluate_statements(
+                loaded, rows, batch_size=batch_size, workers=workers, share=share, progress=advance
+            )
+        if share.rank:
+            return
+        list_bad(result.bad)
+        if json:
+            values = {"task": task, "model": location, "data": data, "rows": len(result.predictions)}
+            values |= {"accuracy": result.accuracy, "classes": [asdict(figures) for figures in result.classes]}
+            out.json(values | {"bad": result.bad, "predictions": predictions and str(predictions)})
+        else:
+            out.message(f"{location}: {counted(len(result.predictions), 'rows')}")
+            _table(result)
+        if predictions:
+            write_lines(predictions, result.predictions)
+            out.message(f"predictions in {predictions}")
+
+
+def _table(result: StatementResult) -> None:
+    if result.accuracy is None:
+        return
+    rows: list[list[object]] = [
+        [line.label, line.rows, percent(line.recall), percent(line.precision), percent(line.f1)]
+        for line in result.classes
+    ]
+    rows.append(["all", sum(line.rows for line in result.classes), percent(result.accuracy), "-", "-"])
+    out.table(["class", "rows", "accuracy %", "precision %", "F1 %"], rows)
