@@ -34,9 +34,10 @@ from tcl.config.recipe import ModelConfig
 from tcl.data.pairs.table import read_pairs
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
-from tcl.encoders.open import OnnxEncoder, TorchEncoder
+from tcl.encoders.onnx import OnnxEncoder
+from tcl.encoders.torch import TorchEncoder
 from tcl.models.tcl import TCL
-from tcl.weights.model_folder import hash_model
+from tcl.weights.files import hash_model
 
 WANTED = {"image 1": (1.15, 1.7), "image 8": (1.08, 1.7), "text 1": (1.1, 1.8), "text 16": (1.1, 1.8)}
 """Times as fast as torch eager: float32, int8."""

@@ -34,9 +34,9 @@ from tcl.data.inputs.listing import list_inputs
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.embedding.run import embed
-from tcl.encoders.open import OnnxEncoder
+from tcl.encoders.onnx import OnnxEncoder
 from tcl.models.tcl import TCL
-from tcl.weights.model_folder import hash_model
+from tcl.weights.files import hash_model
 
 IMAGES, TEXTS, BATCH, THREADS = 200, 640, 32, 2
 WANTED = {"fp32": {"image": 1.2, "text": 4.0}, "int8": {"image": 1.9}}

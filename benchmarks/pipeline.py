@@ -27,8 +27,8 @@ from PIL import Image
 
 from benchmarks.synthetic import ProjectionEncoder, make_processor
 from tcl.data.inputs.listing import Inputs, list_inputs
-from tcl.embedding.plan import reading_processor
 from tcl.embedding.run import embed
+from tcl.encoders.base import reading_processor
 
 WANTED = 0.85
 SIDE = 256

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.matcher import TorchMatcher
 from tcl.config.recipe import ModelConfig
 from tcl.data.pairs.table import read_pairs
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
+from tcl.encoders.torch import TorchMatcher
 from tcl.models.tcl import TCL
 from tcl.search.exact import ExactCollection
 from tcl.search.rerank import Reranker

@@ -26,7 +26,7 @@ def graph_flops(folder: Path, name: str, precision: str, feed: Mapping[str, NDAr
     Returns:
         None where no graph can be counted, or `onnx` is not installed.
     """
-    from export.bundle import read_bundle
+    from tcl.encoders.bundle import read_bundle
 
     bundle = read_bundle(folder)
     choice = next((one for one in (precision, *COUNTED) if one in COUNTED and one in bundle.precisions), None)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tcl.encoders.open import OnnxEncoder
+    from tcl.encoders.onnx import OnnxEncoder
     from tcl.encoders.tensorrt.encoder import TensorRTEncoder
 
 

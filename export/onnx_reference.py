@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle
 from export.verify.cases import ANSWERS, SMALL_MODEL, Case, Feed, Tokens
 from tcl.data.processor import Processor
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.graphs import DEFAULT_PRECISION, Graph
 from tcl.encoders.sessions import open_session
 from tcl.weights.find import BUNDLE_FILE, read_json

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export.bundle import read_bundle, read_graphs, writing
+from tcl.encoders.bundle import read_bundle, read_graphs
 from tcl.encoders.graphs import DEFAULT_PRECISION, ONNX_RUNTIME, Graph, Port
 from tcl.errors import UsageError
 from tcl.files.atomic import atomic_folder
+from tcl.files.locks import writing
 
 CONFIG = "config.pbtxt"
 VERSION = "1"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["TCL", "Embedder", "__version__", "load"]
+from tcl.version import __version__
 
 if TYPE_CHECKING:
-    from tcl.encoders.embedder import Embedder, load
+    from tcl.encoders.embedder import Embedder
+    from tcl.encoders.open import load
     from tcl.models.tcl import TCL
+
+__all__ = ["TCL", "Embedder", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

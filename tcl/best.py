@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tcl.report.page import read_records
+from tcl.report.records import read_records
 
 BEST_FILE = "best.json"
 BEST_FOLDER = "best"

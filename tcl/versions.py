@@ -9,7 +9,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-import tcl
+from tcl.version import __version__
 
 DISTRIBUTION = "tcl-vision-language"
 ROOT = Path(__file__).parent.parent  # of a checkout
@@ -66,6 +66,6 @@ def _git(*arguments: str) -> str:
 
 def versions() -> dict[str, str]:
     """What decides how a run turns out: Python, this package and its commit, torch and what stands beside it."""
-    found = {"python": platform.python_version(), "tcl": tcl.__version__, "commit": git_commit()}
+    found = {"python": platform.python_version(), "tcl": __version__, "commit": git_commit()}
     found |= {name: installed_version(name) for name in ("torch", "torchvision", "timm", "transformers", "numpy")}
     return {name: version for name, version in found.items() if version}

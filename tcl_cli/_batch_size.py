@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tcl.config.recipe import Recipe
     from tcl.distributed.world import World
-    from tcl.training.runlog import Reporter
+    from tcl.training.reporter import Reporter
 
 AUTO = "auto"
 STEPS_PER_EPOCH = 8  # at least

@@ -14,9 +14,9 @@ from tcl_cli._engine_report import check_engines, engines_json, show_engines
 
 if TYPE_CHECKING:
     from export.build_progress import Progress
-    from export.bundle import Bundle
     from export.verify.cases import Reference, Samples
     from export.verify.checks import Bounds
+    from tcl.encoders.bundle import Bundle
     from tcl.encoders.tensorrt.engine import BuiltEngine
     from tcl.encoders.tensorrt.package import Package
     from tcl.models.tcl import TCL
@@ -153,8 +153,8 @@ def add_engines(
         UsageError: options were given that are of exports alone; else as of `build_engines`.
         VerificationError: an engine computes something else than the bundle.
     """
-    from export.bundle import read_bundle
     from export.verify.engines import onnx_reference
+    from tcl.encoders.bundle import read_bundle
     from tcl.errors import UsageError
 
     if not_for_bundles:

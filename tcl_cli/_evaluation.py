@@ -82,7 +82,7 @@ def load(location: str, device: str, image_size: str | None, *uses: Use) -> TCL:
         UsageError: there is no such device, the size is malformed, or the model lacks what a use needs.
         CheckpointError: the weights are damaged or not finite.
     """
-    from tcl.weights.model_folder import load_model
+    from tcl.weights.load import load_model
 
     loaded = _place(location, load_model, device, image_size)
     check_trained(loaded.untrained, location, *uses)
@@ -122,7 +122,7 @@ def load_for(
     """
 
     def read(location: str) -> TCL:
-        from tcl.weights.model_folder import load_model
+        from tcl.weights.load import load_model
         from tcl.weights.published import WHOLE, build_fine_tuned, build_reference, read_reference
 
         found = find_model(location)

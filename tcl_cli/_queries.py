@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tcl.data.processor import Processor
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
     from tcl.search.exact import Collection
 
 SUFFIXES = (".txt", ".jsonl", ".npy")
@@ -88,7 +88,7 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
     """
     import numpy as np
 
-    from tcl.embedding.plan import reading_processor
+    from tcl.encoders.base import reading_processor
 
     vectors = np.empty((len(queries), collection.dim), np.float32)
     for kind in ("text", "image"):

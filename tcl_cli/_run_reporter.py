@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl_cli._console import Advance, out
 
 if TYPE_CHECKING:

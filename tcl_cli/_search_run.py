@@ -15,7 +15,7 @@ from tcl_cli._console import counted, format_value
 from tcl_cli._queries import Query, encode_queries
 
 if TYPE_CHECKING:
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
     from tcl.search.exact import Collection, Hit
     from tcl.search.rerank import Reranker
 
@@ -87,7 +87,7 @@ class SearchRun:
             self.collection.check_model(self._encoder.model_hash)
         if self.rerank is not None and self._reranker is None and self._encoder is not None:
             from export.matcher import matcher_of
-            from tcl.embedding.plan import reading_processor
+            from tcl.encoders.base import reading_processor
 
             matcher = matcher_of(self._encoder)
             self._reranker = Reranker(matcher, reading_processor(self._encoder), self.collection, self.images)

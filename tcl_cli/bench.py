@@ -15,7 +15,7 @@ from tcl_cli._console import out as console
 from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL, JsonOption, ModelOption
 
 if TYPE_CHECKING:
-    from export.bundle import Bundle
+    from tcl.encoders.bundle import Bundle
     from tcl.weights.find import ModelSource
 
 EPILOG = """\
@@ -140,7 +140,7 @@ def _sides(model: str | None, bundle: Path | None) -> tuple[ModelSource | None, 
         UsageError: there is no model at all, or `bundle` is none.
     """
     from export.bench.ways import check_same_model, find_bundle_of, find_run_of
-    from export.bundle import read_bundle
+    from tcl.encoders.bundle import read_bundle
     from tcl.encoders.open import find_source
     from tcl.weights.find import CONFIG_FILE, ModelSource, find_bundle, read_json
 

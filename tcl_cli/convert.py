@@ -73,7 +73,7 @@ def convert(
         report = from_reference(found.path, target, tokenizer)
         lines, keys = report.lines(), report.to_dict()
     else:
-        from tcl.weights.model_folder import fetch_model
+        from tcl.weights.files import fetch_model
 
         folder = fetch_model(found.location) if found.kind == "hub" else found.path
         state = to_reference(folder, target, warn=console.warning)

@@ -17,7 +17,8 @@ from tcl_cli._data_table import table_rows
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
 
 if TYPE_CHECKING:
-    from tcl.data.check.report import Limits, Listing
+    from tcl.data.check.figures import Listing
+    from tcl.data.check.report import Limits
     from tcl.data.tokenizer import CaptionTokenizer
 
 LIMIT_PANEL = "Limits, in percent: beyond one of them the exit code is 1"

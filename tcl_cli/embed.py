@@ -27,7 +27,7 @@ from tcl_cli._options import (
 
 if TYPE_CHECKING:
     from tcl.embedding.output import Output
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
 
 EPILOG = """\
 [bold]Examples[/]
@@ -315,7 +315,7 @@ def _devices(devices: str | None, device: Device, engine: Engine) -> list[str]:
 
 def warn_unverified(encoder: Encoder) -> None:
     """Say so when vectors come from a bundle whose numbers were not verified, or were and failed."""
-    from tcl.embedding.plan import unverified
+    from tcl.encoders.base import unverified
 
     if place := unverified(encoder):
         say_unverified(place)

@@ -104,7 +104,7 @@ def _note(found: Explanation) -> str:
 def _load(model: str | None, device: Device) -> tuple[str, Any]:
     from tcl.machine.devices import choose_device
     from tcl.weights.find import find_model
-    from tcl.weights.model_folder import load_model
+    from tcl.weights.load import load_model
     from tcl.weights.untrained import check_trained
 
     source = find_model(model)

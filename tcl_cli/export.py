@@ -28,8 +28,8 @@ from tcl_cli._export_report import show_checks
 from tcl_cli._options import OUTPUT_PANEL, JsonOption, ModelOption
 
 if TYPE_CHECKING:
-    from export.bundle import Bundle
     from export.verify.checks import Bounds
+    from tcl.encoders.bundle import Bundle
     from tcl.models.tcl import TCL
 
 EXPORTS = Path("exports")
@@ -226,7 +226,7 @@ def export(
     texts = real_texts(calibrate_texts) if calibrate_texts is not None else []
 
     from tcl.models.task_model import TaskModel
-    from tcl.weights.model_folder import load_model
+    from tcl.weights.load import load_model
     from tcl.weights.untrained import Use, check_trained, lacking
 
     loaded = load_model(source.location)

@@ -194,7 +194,7 @@ def read_held_out(recipe: Recipe, sources: list[str] | None) -> HeldOut | None:
 
 def evaluate_run(held_out: HeldOut, run: Path, world: World) -> HeldOutResult:
     """What the finished model of a run does on the test split; the processes share the rows."""
-    from tcl.weights.model_folder import load_model
+    from tcl.weights.load import load_model
 
     share = Share.of(world)
     with share.agree(), world.main_first():  # which has only just written it

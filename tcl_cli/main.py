@@ -12,8 +12,8 @@ from typing import Annotated, cast
 
 import typer
 
-import tcl
 from tcl.errors import MissingExtraError, TclError
+from tcl.version import __version__
 from tcl_cli import (
     bench,
     convert,
@@ -74,7 +74,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        out.data(f"tcl {tcl.__version__}")
+        out.data(f"tcl {__version__}")
         raise typer.Exit
 
 

@@ -25,7 +25,7 @@ from tcl_cli._queries import Query, parse_query, read_queries
 from tcl_cli._search_run import SearchRun
 
 if TYPE_CHECKING:
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
     from tcl.search.exact import Collection, Hit
 
 EPILOG = """\

@@ -20,7 +20,7 @@ from tcl.config.recipe import ModelConfig
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.models.tcl import TCL
-from tcl.weights.model_folder import hash_model
+from tcl.weights.files import hash_model
 
 GOLDEN = Path(__file__).parent / "golden"
 

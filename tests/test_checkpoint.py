@@ -22,9 +22,11 @@ from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
 from tcl.models.vision import resize_position_embeddings
+from tcl.training.checkpoint import load_state, save_checkpoint
+from tcl.weights.files import hash_model
 from tcl.weights.find import find_bundle, find_model
 from tcl.weights.initialize import load_pretrained_encoders
-from tcl.weights.model_folder import hash_model, load_model, load_state, save_checkpoint
+from tcl.weights.load import load_model
 from tests.conftest import CAPTIONS, TINY, make_tiny_model
 from tests.published import rename_reference
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from tcl.errors import CheckpointError, UsageError
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tcl.weights.convert import EXTRA_FILE, from_reference, reference_state, to_reference
-from tcl.weights.model_folder import load_model, write_model
+from tcl.weights.load import load_model
+from tcl.weights.model_folder import write_model
 from tcl.weights.published import load_reference
 from tests.conftest import make_tiny_model
 from tests.published import (

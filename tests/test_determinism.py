@@ -22,9 +22,9 @@ from tcl.config.recipe import Recipe
 from tcl.distributed.world import World
 from tcl.models.attention import KeyValue
 from tcl.models.rows import take_rows
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints
+from tcl.weights.files import checkpoints
 from tests.conftest import TINY
 from tests.tasks.finetuning import TASKS, recipe_for, write_task
 from tests.test_train import assert_same_run, tiny_recipe

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tcl.distributed.world import Agreement, World, _lost_peer
 from tcl.training.loop import fit
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints
+from tcl.weights.files import checkpoints
 from tests.test_train import metrics, tiny_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ import pytest
 from tcl.distributed.world import World
 from tcl.training.loop import fit
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints
+from tcl.weights.files import checkpoints
 from tcl_cli.main import run
 from tests.test_train import metrics, tiny_recipe
 

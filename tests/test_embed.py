@@ -14,9 +14,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from tcl.data.inputs.listing import list_inputs
-from tcl.embedding.plan import reading_processor
 from tcl.embedding.run import embed
-from tcl.encoders.open import TorchEncoder
+from tcl.encoders.base import reading_processor
+from tcl.encoders.torch import TorchEncoder
 from tcl.errors import DataError, UsageError
 from tcl.models.tcl import TCL
 

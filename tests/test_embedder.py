@@ -17,8 +17,8 @@ from tcl.data.images.decode import ImageError
 from tcl.data.inputs.listing import list_inputs
 from tcl.embedding.run import embed
 from tcl.encoders.embedder import Embedder
-from tcl.encoders.open import TorchEncoder
 from tcl.encoders.sentence_transformers import SentenceEncoder
+from tcl.encoders.torch import TorchEncoder
 from tcl.errors import DataError, TclError, UsageError
 from tcl.models.tcl import TCL
 

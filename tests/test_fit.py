@@ -23,13 +23,14 @@ from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.errors import ConfigError, NonFiniteError, UsageError
 from tcl.machine.seeding import mix
-from tcl.report.page import read_records
+from tcl.report.records import read_records
 from tcl.training import upload
 from tcl.training.loop import fit
 from tcl.training.preflight import is_finished
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints, load_model
+from tcl.weights.files import checkpoints
+from tcl.weights.load import load_model
 from tests.slow_files import SlowFiles, slow_storage
 from tests.test_train import assert_same_run, metrics, tiny_recipe
 

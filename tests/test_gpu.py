@@ -11,10 +11,10 @@ import torch
 
 from tcl import TCL
 from tcl.distributed.world import World
-from tcl.encoders.open import TorchEncoder
+from tcl.encoders.torch import TorchEncoder
 from tcl.training.loop import fit
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints
+from tcl.weights.files import checkpoints
 from tests.conftest import CAPTIONS, make_tiny_model
 from tests.test_train import metrics, tiny_recipe
 

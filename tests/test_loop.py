@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from tcl.distributed.world import World
-from tcl.report.page import read_records
+from tcl.report.records import read_records
 from tcl.training.loop import TrainResult, fit
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints
+from tcl.weights.files import checkpoints
 from tests.test_train import tiny_recipe
 
 

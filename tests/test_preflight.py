@@ -16,7 +16,7 @@ from tcl.data.storage import open as storage
 from tcl.distributed.world import World
 from tcl.errors import DataError, UsageError
 from tcl.training.preflight import LOOKED_AT, _spread, changed_batches, check_present
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
 from tests.tasks.finetuning import recipe_for, write_rows
 

@@ -22,7 +22,9 @@ from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.models.tcl import TCL
 from tcl.report.charts import Line, chart, format_figure, thin
 from tcl.report.curves import PUBLISHED
-from tcl.report.page import LabelSample, ReportSample, read_records, write_report
+from tcl.report.page import write_report
+from tcl.report.records import read_records
+from tcl.report.rows import LabelSample, ReportSample
 from tcl.report.samples import collect_samples, region_samples
 
 RECORDED = Path(__file__).parent / "recorded" / "demo_metrics.jsonl"

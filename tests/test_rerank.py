@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.matcher import TorchMatcher
-from tcl.encoders.open import TorchEncoder
+from tcl.encoders.torch import TorchEncoder, TorchMatcher
 from tcl.errors import DataError, UsageError
 from tcl.models.tcl import TCL
 from tcl.search.exact import ExactCollection, Hit

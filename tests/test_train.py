@@ -20,9 +20,11 @@ from tcl.config.recipe import Recipe, build_recipe
 from tcl.distributed.world import World
 from tcl.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from tcl.training.loop import fit
-from tcl.training.runlog import Reporter, point_latest_at
+from tcl.training.reporter import Reporter
+from tcl.training.runlog import point_latest_at
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints, load_model
+from tcl.weights.files import checkpoints
+from tcl.weights.load import load_model
 from tests.conftest import TINY
 
 CPU = World()

@@ -32,9 +32,9 @@ from tcl.objective import sampling
 from tcl.objective.sampling import MaskedTokens
 from tcl.tasks import pretraining
 from tcl.training.loop import fit
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import checkpoints
+from tcl.weights.files import checkpoints
 from tests.conftest import GOLDEN
 from tests.tasks.cases import task_config
 from tests.tasks.finetuning import statement, write_rows

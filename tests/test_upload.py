@@ -10,7 +10,7 @@ import pytest
 
 from tcl.errors import DataError, UsageError
 from tcl.training import upload
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.upload import Uploader
 from tests.slow_files import SlowFiles, slow_storage
 

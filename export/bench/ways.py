@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from export.bench.worker import Way
-from export.bundle import Bundle
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.fastest import gpus
-from tcl.encoders.open import PREFERRED
+from tcl.encoders.onnx import PREFERRED
 from tcl.errors import CheckpointError, MissingExtraError, UsageError
 from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, ModelSource, read_json
 

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from tcl.data.inputs.listing import list_inputs
 from tcl.embedding.pipeline import is_out_of_memory
-from tcl.embedding.run import Encoder, embed
+from tcl.embedding.run import embed
+from tcl.encoders.base import Encoder
 from tcl.errors import TclError, UsageError
 
 Kind = Literal["image", "text"]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from export.bundle import Bundle, read_graphs
 from export.onnx_reference import OnnxReference
 from export.verify.cases import Feed, Reference, Samples, cases
 from export.verify.checks import Bounds, Check
 from export.verify.comparison import Comparison, Session
+from tcl.encoders.bundle import Bundle, read_graphs
 from tcl.encoders.graphs import DEFAULT_PRECISION, Graph
 from tcl.encoders.tensorrt.cuda import current_gpu, runtime
 from tcl.encoders.tensorrt.engine import BuiltEngine, Sidecar

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tcl.errors import TclError, reason_of
-from tcl.training.runlog import Stopped
+from tcl.machine.signals import Stopped
 
 if TYPE_CHECKING:
     from tcl.distributed.world import World

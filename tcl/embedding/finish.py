@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-import tcl
 from tcl.vectors.dtypes import int8_scale, recall_kept
 from tcl.vectors.writer import VectorWriter
+from tcl.version import __version__
 
 if TYPE_CHECKING:
     from tcl.embedding.job import FileJob
@@ -124,7 +124,7 @@ def _meta(job: FileJob, count: int, failed: int) -> dict[str, Any]:
         "root": str(job.inputs.root.absolute()),
         "batch_size": job.options.batch_size,
         "inputs_stamp": job.inputs.stamp,
-        "tcl_version": tcl.__version__,
+        "tcl_version": __version__,
     }
     if facts.token_shape:
         meta["token_shape"] = list(facts.token_shape)

@@ -39,7 +39,7 @@ from tcl.errors import DataError, TclError, reason_of
 from tcl.vectors.files import check_output, partial_folder, publish, read_meta
 
 if TYPE_CHECKING:
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
 
 
 class FileJob:

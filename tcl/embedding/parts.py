@@ -30,7 +30,7 @@ from tcl.files.atomic import write_whole
 from tcl.vectors.files import SUFFIXES, check_folder, partial_folder, read_meta, sync_folder
 
 if TYPE_CHECKING:
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
 
 META = "meta.json"
 WORK = ".partial"

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from tcl.data.inputs.inputs import why_gone
 from tcl.data.inputs.listing import Inputs
-from tcl.embedding.plan import Options, Plan, Work, reading_processor
+from tcl.embedding.plan import Options, Plan, Work
 from tcl.embedding.reading import Prepared, Reader
+from tcl.encoders.base import reading_processor
 from tcl.errors import DataError, TclError
 
 LOOK_AHEAD_BATCHES = 2  # prepared beside those that are encoded; bounds memory

@@ -6,16 +6,16 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import tcl
+from tcl.encoders.base import reading_processor, unverified
 from tcl.errors import DataError
 from tcl.vectors.dtypes import Dtype
+from tcl.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tcl.data.inputs.listing import Inputs
-    from tcl.data.processor import Processor
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
 
 TEXT_WINDOW = 32  # batches of texts that are sorted by length together
 
@@ -77,20 +77,6 @@ class EncoderFacts:
             token_shape,
             unverified(encoder),
         )
-
-
-def unverified(encoder: Encoder) -> str | None:
-    """The bundle of an encoder where its numbers were not verified, or an engine whose were, and failed."""
-    bundle = getattr(encoder, "bundle", None)
-    if bundle is not None and not bundle.verified:
-        return str(bundle.folder)
-    engine = getattr(encoder, "failed_engine", None)
-    return None if engine is None else str(engine)
-
-
-def reading_processor(encoder: Encoder) -> Processor:
-    """The encoder's preprocessing as it is for many images: torch resizes them where it is there anyway."""
-    return encoder.processor.fast("torch" if encoder.backend.startswith("torch") else "pillow")
 
 
 class Work(NamedTuple):
@@ -158,7 +144,7 @@ def fingerprint(inputs: Inputs, facts: EncoderFacts, options: Options) -> dict[s
         "token_shape": facts.token_shape,
         "batch_size": options.batch_size,
         "dtype": options.dtype,
-        "tcl_version": tcl.__version__,
+        "tcl_version": __version__,
     }
     values: dict[str, Any] = json.loads(json.dumps(wanted))
     return values

@@ -23,7 +23,7 @@ from tcl.embedding.workers import Failure, MakeEncoder, Task, unequal
 from tcl.errors import MissingExtraError, TclError, UsageError, reason_of
 
 if TYPE_CHECKING:
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
 
 
 class RayWorkers:

@@ -12,61 +12,24 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tcl.data.inputs.listing import Inputs, Kind
-from tcl.data.processor import Processor
 from tcl.embedding.devices import use_device
 from tcl.embedding.output import Job, Output
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts, Options
 from tcl.embedding.ray import RayWorkers
 from tcl.embedding.workers import MakeEncoder, Workers
+from tcl.encoders.base import Encoder, TokenEncoder
 from tcl.errors import DataError, UsageError
 from tcl.vectors.dtypes import Dtype
 
 Progress = Callable[[int], object]
+
 Say = Callable[[str], object]
-
-
-class Encoder(Protocol):
-    """What turns pixels and tokens into vectors; torch and ONNX Runtime have one each.
-
-    Attributes:
-        embed_dim: width E of a vector.
-        processor: the preprocessing that belongs to the model.
-        model_hash: identifies the model; equal for its every backend.
-        backend: e.g. `torch-cpu`, `onnx-cpu`.
-        precision: e.g. `fp32`.
-        lanes: how many threads may call it at once with profit.
-    """
-
-    embed_dim: int
-    processor: Processor
-    model_hash: str
-    backend: str
-    precision: str
-    lanes: int
-
-    def encode_image(self, pixel_values: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E]."""
-        ...
-
-    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Token ids and mask [B, S] to L2-normalised vectors [B, E]."""
-        ...
-
-
-@runtime_checkable
-class TokenEncoder(Protocol):
-    """An encoder that also gives what re-ranking compares with texts."""
-
-    def encode_image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E] and the image encoder's last states [B, T, W]."""
-        ...
 
 
 @dataclass

@@ -22,7 +22,7 @@ from tcl.embedding.plan import EncoderFacts
 from tcl.errors import CheckpointError, DataError, TclError, UsageError
 
 if TYPE_CHECKING:
-    from tcl.embedding.run import Encoder
+    from tcl.encoders.base import Encoder
 
 MakeEncoder = Callable[[str], "Encoder"]  # takes `cpu` or `cuda`; can be pickled
 ERRORS = (UsageError, DataError, CheckpointError, TclError)  # as which an error of a process is raised again

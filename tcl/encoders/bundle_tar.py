@@ -7,10 +7,11 @@ import json
 import tarfile
 from pathlib import Path
 
-from export.bundle import read_bundle, writing
+from tcl.encoders.bundle import read_bundle
 from tcl.errors import CheckpointError, UsageError
 from tcl.files.atomic import atomic_folder
 from tcl.files.cache import CacheError, cache_folder, locked, new_file
+from tcl.files.locks import writing
 from tcl.weights.find import BUNDLE_FILE
 
 AGAIN = "copy the file again, or make it again with `tcl export --pack`"

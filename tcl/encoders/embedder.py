@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,7 @@ from PIL import Image
 
 from tcl.data.images.decode import ImageError
 from tcl.data.tokenizer import clean_caption
-from tcl.embedding.plan import reading_processor
-from tcl.embedding.run import Encoder
+from tcl.encoders.base import Encoder, reading_processor
 from tcl.errors import DataError, UsageError
 from tcl.vectors.dtypes import Dtype, quantise_each, stored_type, stored_width
 
@@ -24,31 +22,6 @@ ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """A path, URL or `scenes:` reference, a file's bytes, an open image, or pixels uint8 [H, W], [H, W, 3] or [H, W, 4]."""
 
 Progress = Callable[[int], object]
-
-
-def load(
-    model: str | Path | None = None,
-    backend: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt"] = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-) -> Embedder:
-    """Open a model for embedding, as the commands do.
-
-    Args:
-        model: a run, model folder, exported bundle, `.pth` or hub id; None takes `$TCL_MODEL` or the newest run.
-        backend: `auto` takes the fastest that `tcl bench` has verified here; else a bundle runs in ONNX Runtime, any
-            other model in torch.
-        device: `auto`, `cpu` or `cuda`.
-        precision: that the model computes in; `auto` takes the best that the model and the device have.
-
-    Raises:
-        UsageError: there is no such model, or it cannot run so.
-        MissingExtraError: the backend is not installed.
-    """
-    # The one place where the core reaches up: `export` decides which encoder a name means, and is loaded by name, when
-    # called, so that nothing of `tcl` depends on it.
-    runtime = importlib.import_module("tcl.encoders.open")
-    return Embedder(runtime.open_encoder(None if model is None else str(model), backend, device, precision))
 
 
 class Embedder:

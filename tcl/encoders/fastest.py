@@ -16,9 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tcl
 from tcl.files.cache import CacheError, cache_folder, new_file
 from tcl.machine.processes import available_cores
+from tcl.version import __version__
 from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, ModelSource, read_json
 
 FORMAT_VERSION = 1
@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": available_cores(),
         "gpus": gpus(),
-        "versions": {"tcl": tcl.__version__} | dict(_versions()),
+        "versions": {"tcl": __version__} | dict(_versions()),
     }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tcl.errors import UsageError
+from tcl.errors import TclError, UsageError
 
 LOCK_FILE = ".lock"
+
 _TRIES = 10
 
 
@@ -74,3 +76,45 @@ def _remove_unused(run: Path, made: Sequence[Path]) -> None:
             (run / LOCK_FILE).unlink()
             for path in made:
                 path.rmdir()
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Hold the name `target` while it is written, and say in one line why it cannot be.
+
+    Raises:
+        UsageError: another process is writing it, or it cannot be written.
+        TclError: the disk is full.
+    """
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{target}: another process is writing it", hint="wait for it, or choose another --out"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            else:
+                # Whoever had it may have removed the file just now, and someone else may have made it anew.
+                if not lock.exists() or not os.path.samestat(os.fstat(handle), lock.stat()):
+                    raise UsageError(f"{target}: another process is writing it", hint="choose another --out")
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TclError(
+                f"{target}: not enough disk space; nothing is left of it", hint="free some, or choose another --out"
+            ) from error
+        raise UsageError(
+            f"{target}: cannot be written: {error.strerror or error}", hint="choose another --out"
+        ) from error

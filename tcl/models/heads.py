@@ -5,26 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from tcl.config.recipe import Section
 
-if TYPE_CHECKING:
-    from tcl.models.task_model import TaskModel
-    from tcl.models.tcl import TCL
-
 Task = Literal["entailment", "nlvr2", "text_assignment", "vqa"]
-
-ENTAILMENT = ("contradiction", "neutral", "entailment")
-"""Classes of visual entailment in the published order."""
-
-NLVR2 = ("False", "True")
-"""Classes of NLVR2 in the published order."""
-
-ASSIGNMENT = ("first", "second", "neither")
-"""Classes of text assignment: the image that the text belongs to."""
 
 
 class HeadConfig(Section):
@@ -48,23 +35,3 @@ class HeadConfig(Section):
             twice = next(label for label in self.labels if self.labels.count(label) > 1)
             raise ValueError(f"the label {twice!r} stands there twice")
         return self
-
-
-def attach_head(model: TCL, head: HeadConfig) -> TaskModel:
-    """A model for a task, on the encoders of `model`, which it takes over; heads that fit are kept.
-
-    The new parts start as published: random classification heads, the decoder of vqa from the fusion layers, and for
-    two images every fusion layer twice.
-
-    Raises:
-        UsageError: `model` reads two images and the task one, so its fusion layers are of no use to it.
-    """
-    from tcl.models.classifier import Classifier
-    from tcl.models.nlvr import TextAssigner
-    from tcl.models.vqa import VqaModel
-
-    if head.task == "vqa":
-        return VqaModel(model, head)
-    if head.task == "text_assignment":
-        return TextAssigner(model, head)
-    return Classifier(model, head)

@@ -6,8 +6,9 @@ import re
 
 from torch import Tensor
 
+from tcl.data.labels.classes import ASSIGNMENT, ENTAILMENT, NLVR2
 from tcl.errors import UsageError
-from tcl.models.heads import ASSIGNMENT, ENTAILMENT, NLVR2, HeadConfig
+from tcl.models.heads import HeadConfig
 from tcl.weights.layouts import NOT_THE_MODEL, Layout, Place
 
 _LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")

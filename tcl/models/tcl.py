@@ -99,7 +99,7 @@ class TCL(nn.Module):
             UsageError: nothing is there.
             CheckpointError: it does not hold a TCL model.
         """
-        from tcl.weights.model_folder import load_model
+        from tcl.weights.load import load_model
 
         return load_model(source)
 

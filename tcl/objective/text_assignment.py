@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl.evaluation.statements import ClassifierLosses
 from tcl.models.nlvr import TextAssigner
+from tcl.objective.classification import ClassifierLosses
 from tcl.objective.sampling import draw_by_weight, negative_weights
 
 TEMPERATURE = 0.07  # of the similarities that negatives are drawn by; fixed, unlike the learned one of pre-training

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tcl.report.charts import Line, Point, chart
-from tcl.training.health import is_figure
+from tcl.report.records import is_figure
 
 Records = Sequence[Mapping[str, Any]]
 Series = dict[str, list[Point]]  # the curve of each figure over the steps

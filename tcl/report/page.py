@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from tcl.files.atomic import write_whole
 from tcl.report.charts import format_figure
@@ -23,51 +20,17 @@ from tcl.report.curves import (
     loss_charts,
     validation_charts,
 )
+from tcl.report.records import read_records
+from tcl.report.rows import LabelSample, ReportSample, Sample
 from tcl.versions import versions
 
 REPORT_FILE = "report.html"
+
 STYLE = Path(__file__).with_name("report.css")
+
 SHOWN = 10  # unreadable samples that are listed
+
 LONGEST = 1000  # characters of a caption, a path or a message
-
-
-@dataclass
-class ReportSample:
-    """A pair, and the captions that the model finds nearest to its image.
-
-    Attributes:
-        thumbnail: the image, as a small JPEG or PNG file.
-        caption: its own caption.
-        by_vectors: captions with their cosine, best first.
-        by_matching: captions with their probability of a match, best first.
-    """
-
-    thumbnail: bytes
-    caption: str
-    by_vectors: list[tuple[str, float]] = field(default_factory=list)
-    by_matching: list[tuple[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class LabelSample:
-    """A row of a task with labels, and what the model says of it.
-
-    Attributes:
-        thumbnails: its image, or both.
-        text: the question, statement or phrase.
-        truth: the right labels or answers.
-        predicted: labels with their probability, best first.
-        note: what else there is to say.
-    """
-
-    thumbnails: list[bytes]
-    text: str
-    truth: list[str] = field(default_factory=list)
-    predicted: list[tuple[str, float]] = field(default_factory=list)
-    note: str = ""
-
-
-Sample = ReportSample | LabelSample
 
 
 def write_report(run: Path, samples: Sequence[Sample] = (), *, published: bool = True) -> Path:
@@ -108,23 +71,6 @@ def write_report(run: Path, samples: Sequence[Sample] = (), *, published: bool =
     path = run / REPORT_FILE
     write_whole(path, page.encode("utf-8", "replace").decode("utf-8"))  # file names may hold what is no Unicode
     return path
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none if it is missing. Lines that were cut short are left out."""
-    records = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def _section(title: str, content: str) -> str:

@@ -22,7 +22,7 @@ from tcl.evaluation.vqa import evaluate_vqa
 from tcl.models.classifier import Classifier
 from tcl.models.tcl import TCL, TextOutput
 from tcl.models.vqa import VqaModel
-from tcl.report.page import LabelSample, ReportSample
+from tcl.report.rows import LabelSample, ReportSample
 
 CANDIDATES = 64  # pairs whose captions compete
 RERANKED = 16  # of them, by vectors, that the fusion encoder looks at

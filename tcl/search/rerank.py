@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +13,13 @@ from numpy.typing import NDArray
 from tcl.data.images.decode import ImageError
 from tcl.data.inputs.listing import locate
 from tcl.data.processor import Processor
+from tcl.encoders.base import Matcher
 from tcl.errors import DataError, UsageError
 from tcl.search.exact import Collection, Hit, rerank
 
 CHUNK = 16  # pairs that pass through the fusion encoder at once
+
 WORKERS = 4  # threads that decode
-
-
-class Matcher(Protocol):
-    """What compares images with texts token by token; torch and ONNX Runtime have one each."""
-
-    def image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E] and the last token states [B, T, W]."""
-        ...
-
-    def match(
-        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], image_tokens: NDArray[Any]
-    ) -> NDArray[np.float32]:
-        """ITM logits [N, 2] of texts [N, S] with one image [1, T, W] or one each [N, T, W]; float16 or float32."""
-        ...
 
 
 class Reranker:

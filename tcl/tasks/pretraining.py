@@ -22,13 +22,13 @@ from tcl.models.adapters import compile_layers
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective.pretrain import PretrainLosses, PretrainObjective
 from tcl.objective.sampling import MaskedTokens, mask_tokens
-from tcl.report.page import ReportSample
+from tcl.report.rows import ReportSample
 from tcl.report.samples import collect_samples
 from tcl.statistics import duplicate_share, feature_spread
 from tcl.tasks.noise import Noise
 from tcl.training.health import TEMPERATURE_RANGE
 from tcl.training.preflight import check_readable, read_index
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
 from tcl.training.task import build_loader
 

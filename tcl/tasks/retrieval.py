@@ -18,11 +18,11 @@ from tcl.distributed.share import Share
 from tcl.evaluation.grounding import evaluate_grounding
 from tcl.evaluation.held_out import grounding_figures
 from tcl.objective.retrieval import ImageIdQueue, RetrievalLosses, RetrievalObjective
-from tcl.report.page import Sample
+from tcl.report.rows import Sample
 from tcl.report.samples import region_samples
 from tcl.tasks.pretraining import Pretraining
 from tcl.training.preflight import check_readable
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 
 
 class RetrievalTraining(Pretraining):

@@ -14,15 +14,16 @@ from tcl.data.labels.statements import Statement, StatementTask, label_set, read
 from tcl.data.statement_samples import StatementBatch, StatementSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
-from tcl.evaluation.statements import MAX_WORDS, ClassifierLosses, ClassifierObjective, evaluate_statements
+from tcl.evaluation.statements import MAX_WORDS, evaluate_statements
 from tcl.models.classifier import Classifier
 from tcl.models.heads import HeadConfig
-from tcl.report.page import Sample
+from tcl.objective.classification import ClassifierLosses, ClassifierObjective
+from tcl.report.rows import Sample
 from tcl.report.samples import statement_samples
 from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
 from tcl.tasks.noise import Noise
 from tcl.training.preflight import check_readable
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
 
 NOISE_LENGTH = 30  # tokens of a text that memory and time are measured with

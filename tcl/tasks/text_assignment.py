@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from tcl.config.recipe import Recipe
+from tcl.data.labels.classes import ASSIGNMENT
 from tcl.data.loader import Batch
 from tcl.data.pairs.samples import PairSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.evaluation.batches import decode_batches
-from tcl.evaluation.statements import ClassifierLosses
-from tcl.models.heads import ASSIGNMENT, HeadConfig
+from tcl.models.heads import HeadConfig
 from tcl.models.nlvr import TextAssigner
+from tcl.objective.classification import ClassifierLosses
 from tcl.objective.text_assignment import TextAssignmentObjective
 from tcl.tasks.finetuning import Finetuning, transform_of
 from tcl.tasks.noise import Noise
 from tcl.training.preflight import check_readable, read_index
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
 
 

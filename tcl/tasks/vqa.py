@@ -16,15 +16,16 @@ from tcl.data.labels.samples import QuestionBatch, QuestionSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.errors import DataError
-from tcl.evaluation.vqa import VqaLosses, VqaObjective, evaluate_vqa
+from tcl.evaluation.vqa import evaluate_vqa
 from tcl.models.heads import HeadConfig
 from tcl.models.vqa import VqaModel
-from tcl.report.page import Sample
+from tcl.objective.vqa import VqaLosses, VqaObjective
+from tcl.report.rows import Sample
 from tcl.report.samples import answer_samples
 from tcl.tasks.finetuning import Finetuning, transform_of
 from tcl.tasks.noise import Noise
 from tcl.training.preflight import check_readable
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
 
 NOISE_LENGTH = 5  # tokens of an answer that memory and time are measured with

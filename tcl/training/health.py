@@ -11,21 +11,34 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from statistics import fmean, median
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
+
+from tcl.report.records import is_figure
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # of the learned temperature, as published
 
 WINDOW = 50  # records that a running median looks back on
+
 KEPT = 2500  # records in memory; the longest rule asks for 2,000 steps, which may be as many records
+
 CALM = 10  # records without a finding before it is told again
+
 BAND = 0.02  # relative distance at which a loss counts as being at a value
+
 SPREAD = "_feat_std"  # how the keys of feature spreads end
+
 COLLAPSED = 0.1  # feature spread; below it the mean cosine of two inputs is above 0.99
+
 STARVED = 0.3  # share of the time spent waiting for data
+
 MANY_DUPLICATES = 0.05  # share of the negatives
+
 EXPLODED = 20  # times the running median of the gradient norm
+
 SPIKE = 2  # times the running median of the loss
+
 CHANCE_ITM = {math.log(3) - math.log(2) * 2 / 3: "one match in three", math.log(2): "one match in two"}
+
 LEARNT_MLM = 2.5  # a masked-word loss that starts below it comes from weights that know the language
 
 ADVICE = {
@@ -225,8 +238,3 @@ class Doctor:
         noise = median(abs(loss - usual) for loss in losses)
         if min(now) > max(SPIKE * usual, usual + 8 * noise):
             yield "spike", f"the loss has jumped to {now[0]:.3g}; its running median is {usual:.3g}"
-
-
-def is_figure(value: object) -> TypeGuard[int | float]:
-    """A number that can be drawn and compared, which a flag, an infinity and a NaN are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e100 < value < 1e100

@@ -21,13 +21,16 @@ from tcl.distributed.world import Agreement
 from tcl.errors import NonFiniteError
 from tcl.files.atomic import write_whole
 from tcl.files.locks import hold_run
-from tcl.report.page import read_records, write_report
+from tcl.machine.signals import Stopped, StopRequest
+from tcl.report.page import write_report
+from tcl.report.records import read_records
+from tcl.training.checkpoint import prune_checkpoints
 from tcl.training.health import Doctor
-from tcl.training.runlog import RunLog, Stopped, StopRequest, point_latest_at
+from tcl.training.runlog import RunLog, point_latest_at
 from tcl.training.trackers import open_trackers
 from tcl.training.trainer import Training
 from tcl.training.upload import Uploader
-from tcl.weights.model_folder import load_model_folder, prune_checkpoints, save_model
+from tcl.weights.model_folder import load_model_folder, save_model
 
 
 @dataclass

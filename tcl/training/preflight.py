@@ -17,7 +17,7 @@ from tcl.data.scenes import scenes
 from tcl.data.storage.open import open_binary
 from tcl.errors import CheckpointError, ConfigError, DataError
 from tcl.files.remote import is_url
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.weights.find import CONFIG_FILE, read_json
 
 if TYPE_CHECKING:

@@ -5,42 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tcl.files.atomic import write_whole
 from tcl.training.health import Doctor
+from tcl.training.reporter import Reporter
 
 if TYPE_CHECKING:
     from tcl.training.trackers import Tracker
-
-
-class Reporter:
-    """Hears what a run does; this one keeps quiet."""
-
-    def message(self, text: str) -> None:
-        """Something worth a warning."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-
-    def reading(self, rows: int) -> None:
-        """`rows` more rows of the data have been read."""
-
-    def started(self, first_step: int, total_steps: int) -> None:
-        """The loop begins after `first_step` steps that are done already."""
-
-    def stepped(self, step: int) -> None:
-        """`step` steps are done."""
-
-    def logged(self, record: Mapping[str, Any]) -> None:
-        """A line of `metrics.jsonl` was written."""
 
 
 class RunLog:
@@ -115,56 +91,6 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         if self._trackers:
             self._trackers.close()
-
-
-class Stopped(BaseException):
-    """What is done inside `StopRequest.raising` is wanted no longer. No error, so that nothing takes it for one."""
-
-
-class StopRequest:
-    """Inside it, the first SIGINT or SIGTERM only sets `signal`. A Ctrl-C after it acts as usual; further SIGTERMs, as
-    launchers and schedulers send them on top of each other, change nothing.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._raises = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        interrupt = self._previous.pop(signal.SIGINT, None)
-        if interrupt is not None:
-            signal.signal(signal.SIGINT, interrupt)
-        if self._raises:
-            self._raises = False
-            raise Stopped
-
-    @contextmanager
-    def raising(self) -> Iterator[None]:
-        """Inside it a signal raises `Stopped`, also one from before: for work that takes long and changes nothing."""
-        try:
-            self._raises = True
-            if self.signal:
-                raise Stopped
-            yield
-        finally:
-            self._raises = False
-
-    def _restore(self) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
 
 
 def point_latest_at(run: Path) -> None:

@@ -11,10 +11,11 @@ from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import UsageError
 from tcl.models.adapters import adapt
-from tcl.models.heads import HeadConfig, attach_head
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.published import published_head, task_state
 from tcl.models.tcl import TCL
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.weights.find import CONFIG_FILE, read_json
 from tcl.weights.initialize import initialise, load_pretrained_encoders
 from tcl.weights.keyreport import KeyReport

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tcl.config.recipe import Recipe, TaskName
+from tcl.config.recipe import Recipe
 from tcl.data.loader import Samples, TrainLoader
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.models.tcl import TCL
-from tcl.report.page import Sample
-from tcl.training.preflight import check_named
-from tcl.training.runlog import Reporter
-
-TASKS: dict[TaskName, tuple[str, str]] = {
-    "pretrain": ("tcl.tasks.pretraining", "Pretraining"),
-    "text_assignment": ("tcl.tasks.text_assignment", "TextAssignmentTraining"),
-    "retrieval": ("tcl.tasks.retrieval", "RetrievalTraining"),
-    "grounding": ("tcl.tasks.retrieval", "GroundingTraining"),
-    "entailment": ("tcl.tasks.statements", "StatementTraining"),
-    "nlvr2": ("tcl.tasks.statements", "StatementTraining"),
-    "vqa": ("tcl.tasks.vqa", "VqaTraining"),
-}
-"""Module and class of each task; imported when it is built."""
+from tcl.report.rows import Sample
 
 
 class Losses(Protocol):
@@ -114,24 +99,6 @@ class Task(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-
-
-def build_task(recipe: Recipe, world: World, checkpoint: Path | None, reporter: Reporter) -> Task:
-    """Read the data of a recipe and build its model.
-
-    Args:
-        recipe: names the task.
-        world: where this process stands.
-        checkpoint: gives the vocabulary; its weights are loaded later.
-        reporter: hears what is skipped.
-
-    Raises:
-        ConfigError: the recipe names no data, or does not fit it.
-    """
-    module, name = TASKS[recipe.task]
-    build: type[Task] = getattr(importlib.import_module(module), name)
-    check_named(recipe)
-    return build(recipe, world, checkpoint, reporter)  # type: ignore[call-arg]
 
 
 def build_loader(samples: Samples, recipe: Recipe, world: World) -> TrainLoader:

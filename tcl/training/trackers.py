@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from tcl.errors import UsageError
 from tcl.files.atomic import write_whole
-from tcl.training.health import is_figure
+from tcl.report.records import is_figure
 
 PACKAGES = {"wandb": "pip install wandb", "mlflow": "pip install mlflow"}
 IDS_FILE = "trackers.json"  # name -> id of the run over there, so that a resumed run goes on in it

@@ -26,13 +26,13 @@ from tcl.machine.memory import memory_budget
 from tcl.machine.seeding import mix
 from tcl.models.adapters import check_same_adaptation
 from tcl.models.lora import lora_state_dict
+from tcl.tasks.build import build_task
+from tcl.training.checkpoint import load_state, save_checkpoint
 from tcl.training.footprint import Footprint, measure, time_at
 from tcl.training.optim import build_optimizer, distillation_weight, learning_rate
 from tcl.training.preflight import changed_batches, check_present, check_same_model
-from tcl.training.runlog import Reporter
-from tcl.training.task import build_task
+from tcl.training.reporter import Reporter
 from tcl.training.trackers import check_trackers
-from tcl.weights.model_folder import load_state, save_checkpoint
 from tcl.weights.untrained import left_untrained
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,7 +9,7 @@ from threading import Condition, Thread
 from types import TracebackType
 
 from tcl.errors import TclError, UsageError, reason_of
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 
 LAST_COPIES = 600.0  # seconds that the copies still under way have when a run ends
 HURRIED = 5.0  # the same when the machine is about to be taken away

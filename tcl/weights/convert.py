@@ -15,9 +15,10 @@ from tcl.errors import CheckpointError, TclError, UsageError, reason_of
 from tcl.files.atomic import atomic_file, atomic_folder
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
+from tcl.weights.files import STATE_FILE, read_tensors
 from tcl.weights.keyreport import KeyReport
 from tcl.weights.layouts import Layout, tied_to
-from tcl.weights.model_folder import STATE_FILE, load_model_folder, read_tensors, write_model
+from tcl.weights.model_folder import load_model_folder, write_model
 from tcl.weights.published import (
     WHOLE,
     build_fine_tuned,

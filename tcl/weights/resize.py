@@ -21,7 +21,7 @@ def resize_images(model: TCL, size: tuple[int, int]) -> None:
     """
     if size == model.processor.image_size:
         return
-    from tcl.weights.model_folder import hash_model
+    from tcl.weights.files import hash_model
 
     rows, columns = model.visual_encoder.grid_size
     if rows != columns:

@@ -20,9 +20,10 @@ from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.files.hub import quiet_hub
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
+from tcl.weights.files import WEIGHTS_FILE, fetch_model
 from tcl.weights.find import CONFIG_FILE, find_model, read_json
 from tcl.weights.layouts import Layout
-from tcl.weights.model_folder import WEIGHTS_FILE, fetch_model, read_head
+from tcl.weights.model_folder import read_head
 from tcl.weights.published import HEAD_WIDTH, layout_of, read_state
 from tcl.weights.untrained import read_untrained
 

@@ -13,8 +13,9 @@ import pytest
 from tcl.data.check import captions as captions_module
 from tcl.data.check import images as images_module
 from tcl.data.check.captions import CaptionCheck, Unknown, check_captions
+from tcl.data.check.figures import summary
 from tcl.data.check.images import ImageCheck, check_images
-from tcl.data.check.report import Limits, report, summary
+from tcl.data.check.report import Limits, report
 from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.data.tokenizer import CaptionTokenizer
 from tests.conftest import CAPTIONS

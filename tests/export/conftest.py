@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from export.bundle import Bundle, build_bundle
+from export.bundle import build_bundle
 from export.verify.cases import Samples, calibration
 from export.verify.checks import Bounds
 from export.verify.references import TorchReference
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.graphs import PRECISIONS
-from tcl.models.heads import HeadConfig, Task, attach_head
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig, Task
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS

@@ -21,10 +21,12 @@ from export.bench.bench import Plan, bench, samples
 from export.bench.chart import draw_chart, write_chart
 from export.bench.ways import find_bundle_of, find_run_of, find_ways
 from export.bench.worker import Way
-from export.bundle import Bundle
 from export.flops import graph_flops
 from tcl.encoders import fastest as bench_record
-from tcl.encoders.open import OnnxEncoder, TorchEncoder, open_encoder
+from tcl.encoders.bundle import Bundle
+from tcl.encoders.onnx import OnnxEncoder
+from tcl.encoders.open import open_encoder
+from tcl.encoders.torch import TorchEncoder
 from tcl.errors import DataError, MissingExtraError, UsageError
 from tcl.files.cache import CacheError
 from tcl.models.tcl import TCL

@@ -15,8 +15,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from export.bundle import Bundle, build_bundle, read_bundle, read_graphs
-from tcl.encoders.open import OnnxEncoder
+from export.bundle import build_bundle
+from tcl.encoders.bundle import Bundle, read_bundle, read_graphs
+from tcl.encoders.onnx import OnnxEncoder
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 from tcl.models.tcl import TCL
 

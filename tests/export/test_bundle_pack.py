@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import Bundle, build_bundle
+from export.bundle import build_bundle
 from export.matcher import matcher_of
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.bundle_tar import pack, unpacked
-from tcl.encoders.open import OnnxEncoder, open_encoder
+from tcl.encoders.onnx import OnnxEncoder
+from tcl.encoders.open import open_encoder
 from tcl.errors import CheckpointError, UsageError
 from tcl.files.cache import cache_folder
 from tcl.models.tcl import TCL

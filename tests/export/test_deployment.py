@@ -12,10 +12,10 @@ import onnxruntime
 from PIL import Image
 from tokenizers import Tokenizer
 
-from export.bundle import Bundle
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.bundle_tar import pack
 from tcl.encoders.graphs import ONNX_RUNTIME
-from tcl.encoders.open import OnnxEncoder
+from tcl.encoders.onnx import OnnxEncoder
 from tcl.models.tcl import TCL
 
 ROOT = Path(__file__).parents[2]

@@ -12,13 +12,14 @@ from typing import Any
 import onnx
 import pytest
 
-from export.bundle import Bundle, build_bundle, read_bundle
+from export.bundle import build_bundle
 from export.onnx_reference import OnnxReference
 from export.verify.cases import Reference, Samples
 from export.verify.checks import Bounds
 from export.verify.engines import VerifiedEngine, onnx_reference, verify_engines
 from export.verify.references import TorchReference
-from tcl.embedding.plan import unverified
+from tcl.encoders.base import unverified
+from tcl.encoders.bundle import Bundle, read_bundle
 from tcl.encoders.tensorrt.build import BuildOptions
 from tcl.encoders.tensorrt.encoder import TensorRTEncoder
 from tcl.encoders.tensorrt.engine import BuiltEngine

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from export.bundle import Bundle, build_bundle
+from export.bundle import build_bundle
 from export.graphs.build import sizes_of
 from export.graphs.fp8 import scale_of, to_float8
 from export.graphs.write import export_onnx
 from export.verify.cases import Samples, calibration
 from export.verify.references import TorchReference
 from export.verify.rounding import write_rounded
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.graphs import graphs
 from tcl.encoders.sessions import open_session
 from tcl.errors import UsageError

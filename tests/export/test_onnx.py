@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from export.bundle import Bundle
 from export.graphs import write as exporter
 from export.graphs.vision import is_plain
 from export.graphs.write import export_onnx
 from export.verify.cases import Samples, calibration
 from export.verify.onnx import verify
 from export.verify.references import TorchReference
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.graphs import PRECISIONS
-from tcl.encoders.open import OnnxEncoder, TorchEncoder
+from tcl.encoders.onnx import OnnxEncoder
 from tcl.encoders.sessions import open_session
+from tcl.encoders.torch import TorchEncoder
 from tcl.errors import TclError, UsageError
 from tcl.models.tcl import TCL
 from tests.conftest import make_tiny_model

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import Bundle, build_bundle
-from export.matcher import TorchMatcher
+from export.bundle import build_bundle
 from export.onnx_matcher import OnnxMatcher
-from tcl.encoders.open import OnnxEncoder
+from tcl.encoders.bundle import Bundle
+from tcl.encoders.onnx import OnnxEncoder
+from tcl.encoders.torch import TorchMatcher
 from tcl.errors import UsageError
 from tcl.models.tcl import TCL
 from tests.conftest import CAPTIONS

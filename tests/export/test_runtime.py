@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import Bundle
 from tcl.encoders import open as runtime
-from tcl.encoders.open import OnnxEncoder, TorchEncoder, open_encoder
+from tcl.encoders.bundle import Bundle
+from tcl.encoders.onnx import OnnxEncoder
+from tcl.encoders.open import open_encoder
 from tcl.encoders.sessions import PROVIDERS, check_provider, open_session
+from tcl.encoders.torch import TorchEncoder
 from tcl.errors import CheckpointError, MissingExtraError, TclError, UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from export.build_progress import Phases
-from export.bundle import Bundle, build_bundle
+from export.bundle import build_bundle
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.graphs import PRECISIONS
 from tcl.encoders.tensorrt.build import BuildOptions, build_plan, check_options
 from tcl.encoders.tensorrt.cuda import Gpu

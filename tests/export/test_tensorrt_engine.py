@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from export.bundle import Bundle, read_bundle
+from tcl.encoders.bundle import Bundle, read_bundle
 from tcl.encoders.tensorrt import engines as engine_build
 from tcl.encoders.tensorrt.build import BuildOptions, Plan
 from tcl.encoders.tensorrt.cuda import Gpu

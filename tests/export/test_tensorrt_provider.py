@@ -10,8 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from export.bundle import Bundle, read_bundle
-from tcl.encoders.open import OnnxEncoder, open_encoder
+from tcl.encoders.bundle import Bundle, read_bundle
+from tcl.encoders.onnx import OnnxEncoder
+from tcl.encoders.open import open_encoder
 from tcl.encoders.sessions import PROVIDERS
 from tcl.encoders.tensorrt import provider as tensorrt_provider
 from tcl.encoders.tensorrt.profiles import Profiles

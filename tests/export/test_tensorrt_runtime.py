@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.bundle import Bundle, read_bundle
-from tcl.embedding.run import Encoder, TokenEncoder
-from tcl.encoders.open import OnnxEncoder
+from tcl.encoders.base import Encoder, TokenEncoder
+from tcl.encoders.bundle import Bundle, read_bundle
+from tcl.encoders.onnx import OnnxEncoder
 from tcl.encoders.tensorrt.build import BuildOptions
 from tcl.encoders.tensorrt.encoder import TensorRTEncoder, choose_precision
 from tcl.encoders.tensorrt.engine import Sidecar, engines_of

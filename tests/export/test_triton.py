@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from export.bundle import Bundle
 from export.graphs.build import sizes_of
 from export.triton import config, write_repository
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.graphs import graphs
 from tcl.errors import CheckpointError, UsageError
 from tcl.models.heads import Task

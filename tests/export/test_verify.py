@@ -13,11 +13,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.bundle import Bundle, build_bundle, read_bundle
+from export.bundle import build_bundle
 from export.graphs.write import export_onnx
 from export.verify.cases import Samples
 from export.verify.checks import Bounds, Check
 from export.verify.onnx import verify
+from tcl.encoders.bundle import Bundle, read_bundle
 from tcl.encoders.graphs import PRECISIONS
 from tcl.models.heads import Task
 from tcl.models.task_model import TaskModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tcl.config.recipe import ModelConfig
-from tcl.models.heads import attach_head
+from tcl.models.build import attach_head
 from tcl.models.published import published_head, task_state
 from tcl.models.task_model import NOT_TRAINED, TaskModel
 from tcl.models.tcl import TCL

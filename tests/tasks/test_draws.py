@@ -12,7 +12,7 @@ import torch
 from tcl.data.images.augment import Transform
 from tcl.distributed.world import World
 from tcl.training.loop import fit
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
 from tests.chance import follows, is_rate
 from tests.conftest import TINY, make_tiny_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.evaluation.statements import ClassifierObjective
+from tcl.objective.classification import ClassifierObjective
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 
 

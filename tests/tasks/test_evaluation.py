@@ -15,7 +15,8 @@ from tcl.data.labels.statements import Statement
 from tcl.errors import DataError
 from tcl.evaluation.statements import evaluate_statements, tokenize_statements
 from tcl.evaluation.vqa import evaluate_vqa, rank_answers, tokenize_answers, tokenize_questions
-from tcl.models.heads import HeadConfig, attach_head
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
 from tests.conftest import TINY, make_tiny_model
 

@@ -16,11 +16,13 @@ from tcl.distributed.share import ALONE
 from tcl.distributed.world import World
 from tcl.errors import ConfigError
 from tcl.evaluation.held_out import HeldOut
-from tcl.report.page import read_records
+from tcl.report.records import read_records
+from tcl.training.checkpoint import load_state
 from tcl.training.loop import fit
 from tcl.training.trainer import Training
 from tcl.weights.describe import describe
-from tcl.weights.model_folder import checkpoints, load_model, load_state
+from tcl.weights.files import checkpoints
+from tcl.weights.load import load_model
 from tests.conftest import make_tiny_model
 from tests.tasks.finetuning import TASKS, head_weights, question, recipe_for, scene, write_rows, write_task
 from tests.tasks.shares import in_processes

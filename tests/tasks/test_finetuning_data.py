@@ -11,7 +11,7 @@ from tcl.config.recipe import Recipe
 from tcl.distributed.world import World
 from tcl.errors import DataError, TclError, UsageError
 from tcl.evaluation.held_out import HeldOut
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
 from tests.tasks.finetuning import question, recipe_for, scene, statement, write_rows
 

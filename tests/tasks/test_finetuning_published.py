@@ -13,12 +13,13 @@ from tcl.config.files import shipped_recipes
 from tcl.config.recipe import load_recipe
 from tcl.distributed.world import World
 from tcl.errors import CheckpointError, UsageError
-from tcl.models.heads import HeadConfig, attach_head
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.task_model import NOT_TRAINED
 from tcl.training.optim import distillation_weight, learning_rate
 from tcl.training.start_model import config_of
 from tcl.training.trainer import Training
-from tcl.weights.model_folder import load_model
+from tcl.weights.load import load_model
 from tcl.weights.published import load_fine_tuned
 from tests.conftest import make_tiny_model
 from tests.published import WIDE, model_for, recorded_state, write_pth

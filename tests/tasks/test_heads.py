@@ -11,8 +11,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from tcl.data.labels.classes import ASSIGNMENT, ENTAILMENT, NLVR2
 from tcl.errors import UsageError
-from tcl.models.heads import ASSIGNMENT, ENTAILMENT, NLVR2, HeadConfig, attach_head
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.published import published_head
 from tcl.models.tcl import TCL
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.evaluation.statements import ClassifierObjective
-from tcl.models.heads import ASSIGNMENT, NLVR2, HeadConfig, attach_head
+from tcl.data.labels.classes import ASSIGNMENT, NLVR2
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
+from tcl.objective.classification import ClassifierObjective
 from tcl.objective.text_assignment import (
     FIRST,
     NEITHER,

@@ -15,8 +15,9 @@ from tcl.data.pairs.table import read_pairs
 from tcl.distributed.share import ALONE
 from tcl.distributed.world import World
 from tcl.errors import ConfigError
-from tcl.models.heads import HeadConfig, attach_head
-from tcl.training.runlog import Reporter
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
+from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
 from tests.conftest import TINY, make_tiny_model
 from tests.tasks.finetuning import TASKS, question, recipe_for, statement, write_rows, write_task

@@ -22,9 +22,10 @@ from tcl.evaluation.classification import Prediction, evaluate_classification
 from tcl.evaluation.grounding import evaluate_grounding
 from tcl.evaluation.statements import evaluate_statements
 from tcl.evaluation.vqa import evaluate_vqa
-from tcl.models.heads import HeadConfig, attach_head
+from tcl.machine.signals import Stopped
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
-from tcl.training.runlog import Stopped
 from tests.tasks.shares import in_processes
 
 SIZE = 7  # rows, in batches of 2 and 1

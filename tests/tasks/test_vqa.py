@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from tcl.evaluation import vqa
-from tcl.evaluation.vqa import AnswerList, VqaObjective, rank_answers, tokenize_answers
-from tcl.models.heads import HeadConfig, attach_head
+from tcl.evaluation.vqa import AnswerList, rank_answers, tokenize_answers
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
 from tcl.models.vqa import AskedQuestions, VqaModel, decoder_state
+from tcl.objective.vqa import VqaObjective
 from tests.conftest import CAPTIONS, GOLDEN, TINY, make_tiny_model
 from tests.tasks.cases import MOMENTUM, TaskCase, close, load_case, pixels
 

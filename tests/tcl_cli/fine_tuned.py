@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tcl.models.heads import HeadConfig, Task, attach_head
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig, Task
 from tcl.models.tcl import TCL
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from tcl.encoders.open import TorchEncoder
+from tcl.encoders.torch import TorchEncoder
 from tcl_cli.main import run
 
 Capture = pytest.CaptureFixture[str]

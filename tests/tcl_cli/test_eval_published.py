@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.models.heads import HeadConfig, attach_head
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
 from tcl.models.task_model import NOT_TRAINED, TaskModel
-from tcl.weights.model_folder import load_model
+from tcl.weights.load import load_model
 from tests.conftest import make_tiny_model
 from tests.published import WIDE, recorded_state, write_pth
 from tests.tasks.cases import close, pixels

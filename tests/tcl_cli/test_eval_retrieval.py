@@ -11,7 +11,7 @@ import torch
 
 from tcl.errors import ConfigError, UsageError
 from tcl.evaluation.published import RETRIEVAL, find_protocol
-from tcl.weights.model_folder import load_model
+from tcl.weights.load import load_model
 from tests.tcl_cli.fine_tuned import read_lines, save_fine_tuned, write_rows
 
 FIGURES = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}

@@ -107,7 +107,7 @@ def test_debug_by_environment(
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"tcl {tcl.__version__}\n"
+    assert capsys.readouterr().out == f"tcl {tcl.version.__version__}\n"
 
 
 @pytest.mark.parametrize(

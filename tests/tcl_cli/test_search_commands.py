@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.matcher import TorchMatcher
 from tcl.encoders.embedder import Embedder
-from tcl.encoders.open import TorchEncoder
+from tcl.encoders.torch import TorchEncoder, TorchMatcher
 from tcl.models.tcl import TCL
 from tcl.vectors.writer import VectorWriter
 from tests.tcl_cli.conftest import Result

@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from tcl.data.check.report import Listing, most_common, percent, share, summary
+from tcl.data.check.figures import Listing, digest, most_common, percent, share, summary
 from tcl.data.tokenizer import CaptionTokenizer, clean_caption
 from tcl.machine.processes import ordered_map
 
@@ -27,8 +26,11 @@ if TYPE_CHECKING:
     from tcl.data.pairs.table import PairIndex
 
 CHUNK_PAIRS = 512
+
 MAX_WORDS = 30  # kept by `clean_caption`
+
 WORD_SHOWN = 40  # characters of an unknown word that are kept
+
 UNKNOWN_WORDS_KEPT = 50_000
 
 _Pairs = list[tuple[str, list[str]]]
@@ -158,11 +160,6 @@ def check_captions(
     arrays = np.frombuffer(images, np.uint64), np.frombuffer(counts, np.uint32), np.frombuffer(texts, np.uint64)
     _count_repetitions(result, *arrays, index, listing)
     return result
-
-
-def digest(data: bytes) -> bytes:
-    """Eight bytes that stand for many: among ten million, two agree by chance once in some 400,000 cases."""
-    return blake2b(data, digest_size=8).digest()
 
 
 def _chunks(index: PairIndex) -> Iterator[_Pairs]:

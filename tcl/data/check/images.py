@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tcl.data.check.captions import digest
-from tcl.data.check.report import SHOWN, Listing, most_common, percent, share, summary
+from tcl.data.check.figures import SHOWN, Listing, digest, most_common, percent, share, summary
 from tcl.data.images.decode import ImageError
 from tcl.data.images.original import MISSING, read_original
 from tcl.machine.processes import ordered_map

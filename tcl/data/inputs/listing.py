@@ -34,7 +34,7 @@ from tcl.data.scenes import scenes
 from tcl.data.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns, InputRow
 from tcl.data.sources.find import find_source
 from tcl.data.sources.folders import Progress, images_in, images_matching, is_image
-from tcl.data.sources.shards import unpack_command
+from tcl.data.storage.tar import unpack_command
 from tcl.data.strings import Strings
 from tcl.data.tables.formats import READERS, numbered_lines
 from tcl.errors import DataError, UsageError

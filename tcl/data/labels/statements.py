@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from tcl.data.labels.classes import ENTAILMENT, NLVR2
 from tcl.data.natural_order import natural_key
 from tcl.data.scenes import scenes
 from tcl.data.sources.find import DataFile, Source, find_source
@@ -23,7 +24,6 @@ from tcl.data.tables.formats import IMAGE_KEYS, READERS
 from tcl.data.tokenizer import readable
 from tcl.errors import DataError, UsageError
 from tcl.files.remote import is_url, url_path
-from tcl.models.heads import ENTAILMENT, NLVR2
 
 TEXT_KEYS = ("text", "sentence", "hypothesis", "sentence2", "caption")
 FLICKR_KEYS = ("Flickr30K_ID", "Flickr30kID", "Flikr30kID")

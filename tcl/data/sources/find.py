@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from tcl.data.natural_order import natural_key
 from tcl.data.scenes import scenes
-from tcl.data.sources.shards import unpack_command
+from tcl.data.storage.tar import unpack_command
 from tcl.data.tables.formats import READERS, images_below
 from tcl.errors import DataError, UsageError
 from tcl.files import remote

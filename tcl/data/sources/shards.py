@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
 from tcl.data.storage.open import member_reference
-from tcl.data.storage.tar import Damaged, Member, NotATar, tar_members
+from tcl.data.storage.tar import Damaged, Member, NotATar, _check_plain, tar_members
 from tcl.data.tables.formats import CAPTION_KEYS, Row
 from tcl.data.tables.json_stream import MAX_ROW_BYTES, parse
 from tcl.errors import DataError
@@ -141,25 +141,3 @@ def _text(member: Member, file: BinaryIO) -> str:
         return file.read(member.size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{member.name}: not UTF-8 text") from error
-
-
-_COMPRESSED = {b"\x1f\x8b": ("gz", "gunzip"), b"\xfd7zXZ\0": ("xz", "unxz"), b"BZh": ("bz2", "bunzip2")}
-_COMPRESSED[b"\x28\xb5\x2f\xfd"] = ("zst", "unzstd")
-
-
-def unpack_command(name: str) -> str | None:
-    """The command that unpacks a file of this name; None when the name is not that of a compressed file."""
-    suffix = Path(name).suffix.lower().lstrip(".")
-    suffix = {"tgz": "gz", "txz": "xz", "tbz": "bz2", "tbz2": "bz2", "tzst": "zst"}.get(suffix, suffix)
-    return next((f"{program} {name}" for ending, program in _COMPRESSED.values() if ending == suffix), None)
-
-
-def _check_plain(file: BinaryIO, name: str) -> None:
-    start = file.read(8)
-    file.seek(0)
-    for mark, (suffix, program) in _COMPRESSED.items():
-        if start.startswith(mark):
-            raise DataError(
-                f"{name} is compressed: its members cannot be read one by one",
-                hint=f"unpack it: mv {name} {name}.{suffix} && {program} {name}.{suffix}",
-            )

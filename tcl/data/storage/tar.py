@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from tcl.errors import DataError
+
 _BLOCK = 512
+
 _MAX_NAME_BYTES = 1 << 20  # of an extended header: longer ones are an attack
+
 _PLAIN = (b"0", b"\0", b"7")
+
 _REFUSED = {
     b"1": "a hard link, not a file",
     b"2": "a symbolic link, not a file",
@@ -173,3 +179,26 @@ def _padded(size: int) -> int:
 
 def _readable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
+
+
+_COMPRESSED = {b"\x1f\x8b": ("gz", "gunzip"), b"\xfd7zXZ\0": ("xz", "unxz"), b"BZh": ("bz2", "bunzip2")}
+
+_COMPRESSED[b"\x28\xb5\x2f\xfd"] = ("zst", "unzstd")
+
+
+def unpack_command(name: str) -> str | None:
+    """The command that unpacks a file of this name; None when the name is not that of a compressed file."""
+    suffix = Path(name).suffix.lower().lstrip(".")
+    suffix = {"tgz": "gz", "txz": "xz", "tbz": "bz2", "tbz2": "bz2", "tzst": "zst"}.get(suffix, suffix)
+    return next((f"{program} {name}" for ending, program in _COMPRESSED.values() if ending == suffix), None)
+
+
+def _check_plain(file: BinaryIO, name: str) -> None:
+    start = file.read(8)
+    file.seek(0)
+    for mark, (suffix, program) in _COMPRESSED.items():
+        if start.startswith(mark):
+            raise DataError(
+                f"{name} is compressed: its members cannot be read one by one",
+                hint=f"unpack it: mv {name} {name}.{suffix} && {program} {name}.{suffix}",
+            )

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, read_bundle
 from tcl.data.processor import Processor
+from tcl.encoders.bundle import Bundle, read_bundle
 from tcl.encoders.graphs import PRECISIONS
 from tcl.encoders.tensorrt.build import BuildOptions
 from tcl.encoders.tensorrt.cuda import Gpu, current_gpu, runtime

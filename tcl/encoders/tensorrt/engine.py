@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from export.bundle import Bundle
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.tensorrt.build import BuildOptions, slug
 from tcl.encoders.tensorrt.cuda import Gpu
 from tcl.encoders.tensorrt.package import TITLES, Flavour, Package

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.build_progress import Progress
-from export.bundle import Bundle
+from tcl.encoders.bundle import Bundle
 from tcl.encoders.tensorrt.build import BuildOptions, build_plan, check_options
 from tcl.encoders.tensorrt.cuda import Gpu
 from tcl.encoders.tensorrt.engine import FOLDER, PLATFORM, BuiltEngine, Sidecar, engines_of, sources

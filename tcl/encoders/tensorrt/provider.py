@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, read_graphs
 from export.fitting import Arrays, Ranges, fitted
+from tcl.encoders.bundle import Bundle, read_graphs
 from tcl.encoders.fastest import machine
 from tcl.encoders.sessions import open_session
 from tcl.encoders.tensorrt.engine import sources
