@@ -37,7 +37,7 @@ def make_encoder(lanes: int, log: Path, seconds: float, device: str) -> Projecti
 def job(images: Path, out: Path, log: Path, lanes: int, processes: int, seconds: float) -> None:
     """What is killed: one job."""
     from tcl.data.inputs.listing import list_inputs
-    from tcl.embedding.output import Output
+    from tcl.embedding.parts import Output
     from tcl.embedding.plan import Options
     from tcl.embedding.run import run_embedding
 

@@ -35,8 +35,8 @@ import torch.nn.functional as F
 from plain import IGNORED, PlainObjective, local_mutual_information, move_teacher
 from report import environment, write
 
-from tcl.allocator import keep_freed_memory
 from tcl.config.recipe import ModelConfig, OptimConfig
+from tcl.machine.memory import keep_freed_memory
 from tcl.models.tcl import TCL
 from tcl.objective.losses import lmi_loss
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher

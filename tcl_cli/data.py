@@ -1,4 +1,7 @@
-"""`tcl data`: look at pairs before a long training, and pack them for it."""
+"""`tcl data`: look at pairs before a long training, and pack them for it.
+
+The report of `tcl data check` as the lines of a table.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tcl.machine.memory import format_bytes
-from tcl_cli._console import counted
+from tcl_cli._console import counted, format_value
 from tcl_cli._console import out as console
-from tcl_cli._data_table import table_rows
 from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
 
 if TYPE_CHECKING:
@@ -21,7 +23,61 @@ if TYPE_CHECKING:
     from tcl.data.check.report import Limits
     from tcl.data.tokenizer import CaptionTokenizer
 
+
+def table_rows(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values; `figures` is what `tcl.data.check.report.report` gives."""
+    captions, images, skipped = figures["captions"], figures["images"], figures["skipped"]
+    yield "pairs", str(figures["pairs"])
+    yield "rows skipped", str(skipped["rows"])
+    yield from _indented("first", skipped["examples"][:3])
+    yield "captions", str(captions["count"])
+    yield "words per caption", _summary(captions["words"])
+    yield "  cut at 30 words", _share(captions["cut_at_30_words"])
+    if tokens := captions["tokens"]:
+        (cut,) = (name for name in tokens if name.startswith("cut_at_"))
+        yield "tokens per caption", _summary(tokens)
+        yield f"  {cut.replace('_', ' ')}", _share(tokens[cut])
+        unknown = captions["unknown"]
+        yield "[UNK] among tokens", _share(unknown["tokens"])
+        yield "  captions with [UNK]", _share(unknown["captions"])
+        for name in ("scripts", "characters", "words"):
+            if unknown[name]:
+                yield f"  {name}", ", ".join(f"{entry} {count}" for entry, count in unknown[name].items())
+    yield "rows that repeat an image", _share(captions["repeated_images"])
+    yield "pairs that repeat", _share(captions["repeated_pairs"])
+    yield "captions shared by different images", _share(captions["shared"])
+    yield "images", str(images["distinct"])
+    if images["checked"] < images["distinct"]:
+        yield "  read, as a sample", str(images["checked"])
+    yield "  missing", _share(images["missing"])
+    yield "  unreadable", _share(images["unreadable"])
+    yield from _indented("why", [f"{reason}: {count}" for reason, count in images["reasons"].items()])
+    yield from _indented("first", [f"{one['image']}: {one['reason']}" for one in images["examples"][:3]])
+    yield "  copies of another", _share(images["copies"])
+    yield "  smaller than 256 pixels", _share(images["smaller_than_256"])
+    yield "  sides beyond 3 : 1", _share(images["extreme_aspect"])
+    yield "  width", _summary(images["width"])
+    yield "  height", _summary(images["height"])
+    for name in ("formats", "modes"):
+        yield f"  {name}", ", ".join(f"{entry} {count}" for entry, count in images[name].items()) or "-"
+    yield "  size of the files", format_bytes(images["bytes"])
+
+
+def _indented(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
+    return ((f"    {name}", line) for line in lines)
+
+
+def _share(value: dict[str, float]) -> str:
+    return f"{value['count']} ({value['percent']:g} %)"
+
+
+def _summary(values: dict[str, float]) -> str:
+    names = ("min", "median", "p95", "max")
+    return ", ".join(f"{name} {format_value(values[name])}" for name in names if name in values) or "-"
+
+
 LIMIT_PANEL = "Limits, in percent: beyond one of them the exit code is 1"
+
 MAX_LENGTH = 25
 
 EPILOG = """\
@@ -31,6 +87,7 @@ EPILOG = """\
   tcl data pack captions.jsonl packed/ --images photos/
   tcl pretrain --data 'packed/*.tar'
 """
+
 CHECK_EPILOG = """\
 [bold]Examples[/]
 
@@ -38,6 +95,7 @@ CHECK_EPILOG = """\
   tcl data check photos/ --list bad.jsonl
   tcl data check captions.jsonl --sample 10000 --max-bad 1 --json
 """
+
 PACK_EPILOG = """\
 [bold]Examples[/]
 
@@ -59,6 +117,7 @@ SourcesArgument = Annotated[
     list[str],
     typer.Argument(metavar="SOURCE", help="Pairs: whatever --data of tcl pretrain takes.", show_default=False),
 ]
+
 WorkersOption = Annotated[
     int | None,
     typer.Option(

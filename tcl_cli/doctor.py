@@ -27,7 +27,7 @@ LITTLE_SPACE = 5 * 1024**3  # bytes; a published checkpoint takes 3 GB
 
 def doctor(json: JsonOption = False) -> None:
     """Say what is installed, where it would compute, and what is missing."""
-    from tcl.versions import versions
+    from tcl.version import versions
 
     torch, hints = _torch()
     extras = _extras()
@@ -82,7 +82,7 @@ def _cores() -> int:
 
 def _torch() -> tuple[dict[str, Any], list[str]]:
     """GPUs as torch sees them, and what to say when it sees none where there is one."""
-    from tcl.versions import installed_version
+    from tcl.version import installed_version
 
     if installed_version("torch") is None:
         return {"gpus": []}, []
@@ -118,7 +118,7 @@ def _driver() -> bool:
 
 
 def _extras() -> dict[str, dict[str, Any]]:
-    from tcl.versions import DISTRIBUTION, extras, installed_version
+    from tcl.version import DISTRIBUTION, extras, installed_version
 
     found = {}
     for name, packages in extras().items():

@@ -1,4 +1,7 @@
-"""`tcl export`: a model as verified ONNX graphs, and TensorRT engines built from them."""
+"""`tcl export`: a model as verified ONNX graphs, and TensorRT engines built from them.
+
+The real inputs that `tcl export` verifies and calibrates with.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tcl_cli._calibration import SAMPLES, real_images, real_texts
+from tcl.errors import DataError, UsageError
 from tcl_cli._console import out as console
-from tcl_cli._engine_report import check_engines, engines_json
 from tcl_cli._engines import (
     HardwareOption,
     ProfileOption,
@@ -21,7 +23,9 @@ from tcl_cli._engines import (
     WorkspaceOption,
     add_engines,
     build_for_model,
+    check_engines,
     check_ranges,
+    engines_json,
     request_engines,
 )
 from tcl_cli._export_report import show_checks
@@ -29,11 +33,74 @@ from tcl_cli._options import OUTPUT_PANEL, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from export.verify.checks import Bounds
+    from tcl.data.inputs.listing import Inputs
     from tcl.encoders.bundle import Bundle
     from tcl.models.tcl import TCL
 
+SAMPLES = 32  # real images, and texts, that are used
+
+SOURCES = {
+    "image": "give a folder of images, a list or a table of them; texts are for --calibrate-texts",
+    "text": "give a .txt of sentences or a table with a text column; images are for --calibrate",
+}
+
+
+def real_images(source: str) -> list[str]:
+    """The first images of a source that can be read.
+
+    Raises:
+        UsageError: there is no such source.
+        DataError: none can be read.
+    """
+    from tcl.data.images.decode import ImageError, decode
+
+    inputs = _listed("--calibrate", source, "image")
+    readable = []
+    for image in (inputs.location(row) for row in range(min(len(inputs), SAMPLES))):
+        try:
+            decode(image)
+            readable.append(image)
+        except ImageError as error:
+            console.warning(f"not used: {error.message}")
+    if not readable:
+        raise DataError(f"--calibrate {source}: none of the first {SAMPLES} images can be read", hint=SOURCES["image"])
+    return readable
+
+
+def real_texts(source: str) -> list[str]:
+    """The first texts of a source, those without words left out.
+
+    Raises:
+        UsageError: there is no such source.
+        DataError: none has words.
+    """
+    from tcl.data.tokenizer import clean_caption
+
+    inputs = _listed("--calibrate-texts", source, "text")
+    texts = [str(inputs.values[row]) for row in range(min(len(inputs), SAMPLES))]
+    found = [text for text in texts if clean_caption(text)]
+    if not found:
+        raise DataError(
+            f"--calibrate-texts {source}: none of the first {SAMPLES} texts has words", hint=SOURCES["text"]
+        )
+    return found
+
+
+def _listed(option: str, source: str, kind: Literal["image", "text"]) -> Inputs:
+    """What a source holds; errors name the option, and hints are not those of `tcl embed`."""
+    from tcl.data.inputs.listing import list_inputs
+
+    try:
+        return list_inputs(source, kind)
+    except (UsageError, DataError) as error:
+        hint = SOURCES[kind] if "--" in (error.hint or "--") else error.hint
+        raise (UsageError if isinstance(error, UsageError) else DataError)(f"{option} {error.message}", hint) from error
+
+
 EXPORTS = Path("exports")
+
 GRAPHS_PANEL = "Graphs"
+
 VERIFY_PANEL = "Verification"
 
 EPILOG = """\

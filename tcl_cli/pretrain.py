@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tcl_cli._batch_size import AUTO
 from tcl_cli._console import out
 from tcl_cli._options import (
     INPUT_PANEL,
@@ -23,7 +22,7 @@ from tcl_cli._options import (
     TrainingBatchOption,
 )
 from tcl_cli._run_folder import claim_run, recipe_of_run
-from tcl_cli._training import agree, check_task, settings_of, split_arguments, train
+from tcl_cli._training import AUTO, agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
     from tcl.config.recipe import Recipe

@@ -21,8 +21,7 @@ from tcl_cli._options import (
     JsonOption,
     ModelOption,
 )
-from tcl_cli._queries import Query, parse_query, read_queries
-from tcl_cli._search_run import SearchRun
+from tcl_cli._queries import Query, SearchRun, parse_query, read_queries
 
 if TYPE_CHECKING:
     from tcl.encoders.base import Encoder

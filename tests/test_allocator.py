@@ -11,7 +11,7 @@ import pytest
 PROBE = """
 import resource
 import torch
-from tcl.allocator import keep_freed_memory
+from tcl.machine.memory import keep_freed_memory
 
 assert {keep} is False or keep_freed_memory()
 def faults():

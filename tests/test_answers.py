@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcl.answers import CONTRACTIONS, answer_type, normalise_answer, soft_accuracy
+from tcl.evaluation.metrics import CONTRACTIONS, answer_type, normalise_answer, soft_accuracy
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from tcl.config.recipe import TrainConfig
 from tcl.models.adapters import adapt
-from tcl.models.attention import Attention, ResidualOutput
+from tcl.models.attention import Attention, ResidualOutput, Tokens
 from tcl.models.bert import Embeddings, Layer
 from tcl.models.tcl import TCL
-from tcl.models.tokens import Tokens
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective.pretrain import PretrainLosses, PretrainObjective
 from tcl.objective.sampling import MaskedTokens

@@ -18,16 +18,16 @@ import pytest
 
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
 from tcl.data.inputs.listing import Inputs, list_inputs
-from tcl.embedding import finish as finish_module
 from tcl.embedding import folder as job_folder
+from tcl.embedding import job as finish_module
+from tcl.embedding import journal as store_module
 from tcl.embedding import parts as parts_module
 from tcl.embedding import ray as ray_engine
-from tcl.embedding import store as store_module
 from tcl.embedding.folder import lock
-from tcl.embedding.output import Output
+from tcl.embedding.journal import VectorStore
+from tcl.embedding.parts import Output
 from tcl.embedding.plan import EncoderFacts, Options
 from tcl.embedding.run import embed, run_embedding
-from tcl.embedding.store import VectorStore
 from tcl.errors import DataError, TclError, UsageError
 from tcl.files.cache import CacheError
 from tests.open_files import open_files

@@ -21,7 +21,7 @@ from tcl.data.inputs.listing import Inputs, list_inputs
 from tcl.embedding import job as embed_job
 from tcl.embedding.folder import lock
 from tcl.embedding.job import FileJob
-from tcl.embedding.output import Output
+from tcl.embedding.parts import Output
 from tcl.embedding.pipeline import Link
 from tcl.embedding.plan import EncoderFacts, Options
 from tcl.embedding.run import embed

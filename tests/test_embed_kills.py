@@ -20,7 +20,7 @@ import pytest
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
 from tcl.data.inputs.listing import Inputs, list_inputs
 from tcl.embedding.folder import is_complete
-from tcl.embedding.output import Output
+from tcl.embedding.parts import Output
 from tcl.embedding.plan import Options
 from tcl.embedding.run import EmbedReport, run_embedding
 from tcl.vectors.files import partial_folder

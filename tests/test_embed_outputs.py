@@ -17,13 +17,12 @@ from pyarrow import parquet
 
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
 from tcl.data.inputs.listing import Inputs, list_inputs
-from tcl.embedding.devices import parse_devices
-from tcl.embedding.output import Output
-from tcl.embedding.parts import is_parts_output
+from tcl.embedding.parts import Output, is_parts_output
 from tcl.embedding.pipeline import Link
 from tcl.embedding.plan import EncoderFacts, Options
 from tcl.embedding.run import EmbedReport, embed, run_embedding
 from tcl.errors import DataError, TclError, UsageError
+from tcl.machine.devices import parse_devices
 from tcl.vectors import writer as vector_writer
 from tcl.vectors.dtypes import quantise
 from tcl.vectors.writer import VectorWriter

@@ -16,12 +16,11 @@ import pytest
 
 from benchmarks.synthetic import ProjectionEncoder, make_images, make_processor
 from tcl.data.inputs.listing import list_inputs
-from tcl.embedding.devices import parse_devices
-from tcl.embedding.pipeline import LOOK_AHEAD_BATCHES, is_out_of_memory
-from tcl.embedding.reading import Reader
+from tcl.embedding.pipeline import LOOK_AHEAD_BATCHES, Reader, is_out_of_memory
 from tcl.embedding.run import embed
 from tcl.embedding.workers import Workers
 from tcl.errors import DataError, TclError, UsageError
+from tcl.machine.devices import parse_devices
 
 WORDS = ("a", "small", "red", "circle", "left", "of", "blue", "square", "with", "two", "yellow", "triangles", "below")
 
@@ -239,7 +238,7 @@ def make_failing(device: str) -> ProjectionEncoder:
 def run(inputs: Any, out: Path, make: Any, devices: str = "cpu,cpu", **options: Any) -> Any:
     from contextlib import nullcontext
 
-    from tcl.embedding.output import Output
+    from tcl.embedding.parts import Output
     from tcl.embedding.plan import Options
     from tcl.embedding.run import run_embedding
 

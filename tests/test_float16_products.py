@@ -12,10 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from tcl import float16_products as module
-from tcl.float16_products import GRAPH, float16_products
+from tcl.vectors import products as module
 from tcl.vectors import products as stored_vectors
-from tcl.vectors.products import FLOAT16_VALUES_AT_ONCE, StoredVectors
+from tcl.vectors.products import FLOAT16_VALUES_AT_ONCE, GRAPH, StoredVectors, float16_products
 from tests.vector_files import unit
 
 ROWS = FLOAT16_VALUES_AT_ONCE // 8  # a full block of width 8

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tcl import TCL
 from tcl.config.recipe import OptimConfig, TrainConfig
 from tcl.errors import ConfigError
-from tcl.models.adapters import adapt, model_parts
-from tcl.models.lora import LoraLinear, add_lora, lora_state_dict, merged_state_dict
+from tcl.models.adapters import LoraLinear, adapt, add_lora, lora_state_dict, merged_state_dict, model_parts
 from tcl.objective.momentum import MomentumTeacher
 from tcl.training.optim import build_optimizer
 from tests.conftest import make_tiny_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tcl.statistics import duplicate_share, feature_spread
+from tcl.training.health import duplicate_share, feature_spread
 
 
 def random_features(size: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tcl.models.tokens import Tokens
+from tcl.models.attention import Tokens
 from tests.conftest import make_tiny_model
 
 MASK = torch.arange(6)[None, :] < torch.tensor([6, 1, 4, 3])[:, None]

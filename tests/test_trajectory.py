@@ -22,10 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tcl.config.recipe import Recipe, build_recipe
-from tcl.data.identified_pairs import IdentifiedBatch
+from tcl.data.labels.samples import StatementBatch
 from tcl.data.loader import Batch
-from tcl.data.pairs.samples import PairBatch
-from tcl.data.statement_samples import StatementBatch
+from tcl.data.pairs.samples import IdentifiedBatch, PairBatch
 from tcl.distributed.world import World
 from tcl.objective import retrieval as retrieval_objective
 from tcl.objective import sampling

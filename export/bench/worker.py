@@ -2,6 +2,8 @@
 
 The process has nothing else in its memory, and when it dies, the others go on. Only it imports torch, and only where
 torch is what it measures.
+
+How many operations the matrix products of a graph take, counted while it runs once.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
+from math import prod
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,12 +33,61 @@ from tcl.embedding.run import embed
 from tcl.encoders.base import Encoder
 from tcl.errors import TclError, UsageError
 
+COUNTED = ("fp32", "fp16")
+"""Precisions whose products are MatMul, Gemm and Conv; those of int8 are other operators and as many."""
+
+
+def graph_flops(folder: Path, name: str, precision: str, feed: Mapping[str, NDArray[Any]]) -> float | None:
+    """Operations of a graph of a bundle for one batch: twice the multiplications.
+
+    Args:
+        folder: the bundle.
+        name: of the graph.
+        precision: of the file; one that cannot be counted is counted in another.
+        feed: inputs.
+
+    Returns:
+        None where no graph can be counted, or `onnx` is not installed.
+    """
+    from tcl.encoders.bundle import read_bundle
+
+    bundle = read_bundle(folder)
+    choice = next((one for one in (precision, *COUNTED) if one in COUNTED and one in bundle.precisions), None)
+    if find_spec("onnx") is None or choice is None or bundle.graphs[name][choice].get("data"):
+        return None
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(bundle.graph_file(name, choice))
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    wanted = {side for node in products for side in (node.input[0], node.output[0])} - set(weights)
+    present = {port.name for port in (*model.graph.output, *model.graph.input)}
+    model.graph.output.extend(onnx.ValueInfoProto(name=side) for side in sorted(wanted - present))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_outputs()]
+    found = zip(names, session.run(names, dict(feed)), strict=True)
+    shapes = {side: list(array.shape) for side, array in found} | weights
+    shapes |= {port: list(array.shape) for port, array in feed.items()}
+    total = 0
+    for node in products:
+        taken = prod(shapes[node.input[1]][1:]) if node.op_type == "Conv" else shapes[node.input[0]][-1]
+        total += 2 * prod(shapes[node.output[0]]) * taken
+    return float(total)
+
+
 Kind = Literal["image", "text"]
+
 KINDS: tuple[Kind, ...] = ("image", "text")
+
 NAMES = {"trt": "tensorrt"}
 """How the backend of an encoder begins, where that is not what it is asked for by."""
 
 PEAK_SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the peak
+
 PEAK_ROUNDS = 10
 
 
@@ -193,7 +246,6 @@ def flops() -> dict[str, float | None]:
     """Operations of one image and of one text of the sample's length: matrix products, twice their multiplications."""
     if _opened.way.backend.startswith("torch"):
         return {kind: _torch_flops(kind) for kind in KINDS}
-    from export.flops import graph_flops
 
     folder, precision = Path(_opened.way.model), _opened.way.precision
     graphs: dict[Kind, str] = {"image": "image_encoder", "text": "text_encoder"}

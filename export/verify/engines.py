@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from export.onnx_reference import OnnxReference
 from export.verify.cases import Feed, Reference, Samples, cases
 from export.verify.checks import Bounds, Check
 from export.verify.comparison import Comparison, Session
+from export.verify.references import OnnxReference
 from tcl.encoders.bundle import Bundle, read_graphs
 from tcl.encoders.graphs import DEFAULT_PRECISION, Graph
 from tcl.encoders.tensorrt.cuda import current_gpu, runtime

@@ -1,4 +1,7 @@
-"""Recipes as files: the shipped ones by name, the user's own by path. Imports no torch."""
+"""Recipes as files: the shipped ones by name, the user's own by path.
+
+YAML in which no key stands twice: of two, PyYAML would take the last and say nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,49 @@ import difflib
 import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from tcl.errors import ConfigError
+import yaml
+
+from tcl.errors import ConfigError, reason_of
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        ConfigError: it is malformed, not UTF-8, or has a key twice.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: not valid YAML: {reason_of(error)}", hint="tcl recipes show demo prints a valid one"
+        ) from error
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text says.
+
+    Raises:
+        yaml.YAMLError: it is malformed, or has a key twice.
+    """
+    return yaml.load(text, _StrictLoader)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called before merge keys (`<<`) are resolved, whose keys may well be there already."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    first = lines[key.value]
+                    place = f"line {line}" if first == line else f"lines {first} and {line}"
+                    raise yaml.YAMLError(f"{key.value!r} stands there twice, in {place}")
+                lines[key.value] = line
+        super().flatten_mapping(node)
 
 
 def recipe_folder() -> Path:
@@ -36,3 +80,25 @@ def find_recipe(recipe: str | Path) -> Path:
     close = difflib.get_close_matches(str(recipe), shipped, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(shipped)}; or give a path"
     raise ConfigError(f"no recipe {str(recipe)!r}: neither a file nor a shipped name", hint=hint)
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into a nested mapping; the value is YAML.
+
+    Raises:
+        ConfigError: it is not of that form, or has a key twice.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{override!r} is no setting", hint="write section.key=value, for example optim.lr=2.0e-4")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{override!r}: {section!r} holds a value, not settings")
+        values = inner
+    try:
+        values[name] = parse_yaml(text) if text else None
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or reason_of(error)
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {reason}") from error

@@ -14,10 +14,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tcl.config.files import find_recipe
+from tcl.config.files import apply_override, find_recipe, read_yaml
 from tcl.errors import ConfigError, reason_of
-from tcl.overrides import apply_override
-from tcl.strict_yaml import read_yaml
 
 
 class Section(BaseModel):

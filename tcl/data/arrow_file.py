@@ -1,6 +1,6 @@
 """The Arrow file that holds a large index: written as a stream, then mapped into memory and shared by all processes.
 
-An index that was built is kept in the cache folder under a key that changes when its sources do. Imports no torch.
+An index that was built is kept in the cache folder under a key that changes when its sources do.
 """
 
 from __future__ import annotations

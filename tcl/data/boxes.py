@@ -1,4 +1,4 @@
-"""Boxes `[x, y, width, height]` in pixels, and what a heat map says about them; the published rules. Needs no torch."""
+"""Boxes `[x, y, width, height]` in pixels, and what a heat map says about them; the published rules."""
 
 from __future__ import annotations
 

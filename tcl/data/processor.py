@@ -1,4 +1,4 @@
-"""What goes into a model: one preprocessing for training's evaluation, embedding, export and search. Needs no torch."""
+"""What goes into a model: one preprocessing for training's evaluation, embedding, export and search."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Millions of strings in Arrow memory: about their own size, where Python objects take a hundred bytes more.
 
 Names of files need not be Unicode, and Arrow's strings must be: they are kept as bytes in which half surrogates, as
-Python puts them for foreign bytes, are written as if they were characters. Imports no torch.
+Python puts them for foreign bytes, are written as if they were characters.
 """
 
 from __future__ import annotations

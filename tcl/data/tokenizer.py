@@ -1,4 +1,4 @@
-"""Caption cleaning and WordPiece tokens, exactly as the published method does both. Imports no torch."""
+"""Caption cleaning and WordPiece tokens, exactly as the published method does both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How this process was started, as `torchrun` says in the environment. Needs no torch."""
+"""How this process was started, as `torchrun` says in the environment."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The folder in which an embedding job works: whose it is, what it is for, and how it goes. Imports no torch.
+"""The folder in which an embedding job works: whose it is, what it is for, and how it goes.
 
     inputs.arrow   the list of inputs, for other processes
     job.json       what the job is; the same command goes on with it, another one does not
     final/         finished files until they get their names
     lock           held while a process works here
 
-What a `FileJob` keeps here beside these is explained in `tcl.embedding.store` and `tcl.embedding.journal`.
+What a `FileJob` keeps here beside these is explained in `tcl.embedding.journal` and `tcl.embedding.journal`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images or texts to vectors on disk: read and decode, encode, write, all three at once. Imports no torch.
+"""Images or texts to vectors on disk: read and decode, encode, write, all three at once.
 
 A job can be killed at any moment and as often as one likes: the same call goes on, and the files are in the end the
 same, byte for byte.
@@ -17,14 +17,14 @@ from typing import Any, Literal
 import numpy as np
 
 from tcl.data.inputs.listing import Inputs, Kind
-from tcl.embedding.devices import use_device
-from tcl.embedding.output import Job, Output
+from tcl.embedding.parts import Job, Output
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts, Options
 from tcl.embedding.ray import RayWorkers
 from tcl.embedding.workers import MakeEncoder, Workers
 from tcl.encoders.base import Encoder, TokenEncoder
 from tcl.errors import DataError, UsageError
+from tcl.machine.devices import use_device
 from tcl.vectors.dtypes import Dtype
 
 Progress = Callable[[int], object]

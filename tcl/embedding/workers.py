@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from tcl.data.inputs.listing import Inputs
-from tcl.embedding.devices import use_device
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts
 from tcl.errors import CheckpointError, DataError, TclError, UsageError
+from tcl.machine.devices import use_device
 
 if TYPE_CHECKING:
     from tcl.encoders.base import Encoder

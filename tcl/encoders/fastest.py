@@ -1,4 +1,4 @@
-"""What `tcl bench` found on this machine, and what `--backend auto` makes of it. Imports no torch.
+"""What `tcl bench` found on this machine, and what `--backend auto` makes of it.
 
 One file for each machine and model, in the cache folder. The machine is its processor, cores, GPUs and the versions of
 what computes: when one of them changes, the file is another one, and the old figures count no more.

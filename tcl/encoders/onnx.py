@@ -1,4 +1,7 @@
-"""An exported bundle in ONNX Runtime, as an encoder."""
+"""An exported bundle in ONNX Runtime, as an encoder.
+
+The fusion encoder of a bundle, in ONNX Runtime or TensorRT.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from tcl.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from tcl.encoders.bundle import Bundle
+    from tcl.encoders.tensorrt.encoder import TensorRTEncoder
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
@@ -139,3 +143,45 @@ def _choose(bundle: Bundle, precision: str, device: str) -> str:
             hint=f"use --backend trt, or {leave or f'export the model again with --precision {known[0]}'}",
         )
     return found[0]
+
+
+class OnnxMatcher:
+    """Re-ranking with a bundle: what `TorchMatcher` is for a model.
+
+    Args:
+        encoder: of the bundle.
+
+    Raises:
+        UsageError: the bundle was exported without these graphs.
+        CheckpointError: it is damaged.
+    """
+
+    def __init__(self, encoder: OnnxEncoder | TensorRTEncoder) -> None:
+        self._encoder = encoder
+        self._key_values = encoder.session("image_key_values")
+        self._matcher = encoder.session("matcher")
+        self._last: tuple[NDArray[Any], NDArray[Any]] | None = None
+
+    def image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E] and the last token states [B, T, W]."""
+        return self._encoder.encode_image_tokens(pixel_values)
+
+    def match(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], image_tokens: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """ITM logits [N, 2] of texts [N, S] with one image [1, T, W] or one each [N, T, W]; float16 or float32."""
+        images = self._of_one(image_tokens) if len(image_tokens) == 1 else self._project(image_tokens)
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask, "image_key_values": images}
+        logits: NDArray[np.float32] = self._matcher.run(["itm_logits"], feed)[0]
+        return logits
+
+    def _of_one(self, image_tokens: NDArray[Any]) -> NDArray[Any]:
+        """Keys and values of one image, kept for the next texts that it is compared with."""
+        if self._last is None or not np.array_equal(self._last[0], image_tokens):
+            self._last = image_tokens.copy(), self._project(image_tokens)
+        return self._last[1]
+
+    def _project(self, image_tokens: NDArray[Any]) -> NDArray[Any]:
+        feed = {"image_tokens": np.ascontiguousarray(image_tokens, dtype=np.float32)}
+        projected: NDArray[Any] = self._key_values.run(["image_key_values"], feed)[0]
+        return projected

@@ -1,6 +1,8 @@
 """Encoders: the same vectors from torch or from an exported bundle. Which one a command gets is decided here.
 
 Neither torch nor ONNX Runtime is imported before an encoder of its kind is made.
+
+The fusion encoder for re-ranking: that of a model in torch, or that of a bundle.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
-from tcl.encoders.base import Encoder
+from tcl.encoders.base import Encoder, Matcher
 from tcl.encoders.embedder import Embedder
 from tcl.encoders.fastest import choose
 from tcl.encoders.onnx import OnnxEncoder, Precision
 from tcl.encoders.sessions import Place
-from tcl.encoders.torch import TorchEncoder
+from tcl.encoders.torch import TorchEncoder, TorchMatcher
 from tcl.errors import MissingExtraError, UsageError
 from tcl.machine.devices import choose_device
 from tcl.weights.find import ModelSource, find_bundle, find_model
@@ -26,6 +28,8 @@ from tcl.weights.untrained import check_trained
 
 if TYPE_CHECKING:
     from tcl.encoders.bundle import Bundle
+    from tcl.encoders.onnx import OnnxEncoder
+    from tcl.encoders.tensorrt.encoder import TensorRTEncoder
 
 BACKENDS = ("auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt")
 
@@ -163,3 +167,21 @@ def load(
     # called, so that nothing of `tcl` depends on it.
     runtime = importlib.import_module("tcl.encoders.open")
     return Embedder(runtime.open_encoder(None if model is None else str(model), backend, device, precision))
+
+
+def matcher_of(encoder: Encoder) -> Matcher:
+    """The fusion encoder that belongs to an encoder; shares its weights.
+
+    Raises:
+        UsageError: it is of a bundle that was exported without, or of a model whose matching head is not trained.
+    """
+    from tcl.encoders.torch import TorchEncoder
+
+    if isinstance(encoder, TorchEncoder):
+        from tcl.weights.untrained import check_trained
+
+        check_trained(encoder.model.untrained, "the model", "match scores")
+        return TorchMatcher(encoder.model)
+    from tcl.encoders.onnx import OnnxMatcher
+
+    return OnnxMatcher(cast("OnnxEncoder | TensorRTEncoder", encoder))  # there are no others

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl.data.natural_order import natural_key
 from tcl.data.tables.formats import images_below
 from tcl.data.tokenizer import clean_caption
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError, UsageError
 from tcl.evaluation.batches import decode_batches
 from tcl.evaluation.metrics import NAN_HINT
+from tcl.files.names import natural_key
 from tcl.models.tcl import TCL
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "an image of a {}", "there is a {} in the photo", "{}")

@@ -1,4 +1,4 @@
-"""Published evaluations of retrieval: which test set, which checkpoint, which settings, which figures. Needs no torch.
+"""Published evaluations of retrieval: which test set, which checkpoint, which settings, which figures.
 
 Figures whose source is the paper's leaderboard entry or its authors are as published there. Those in `to_verify` were
 written down from memory of the paper and have not been compared with it.

@@ -18,9 +18,9 @@ from tcl.data.labels.statements import Statement
 from tcl.data.tokenizer import clean_caption
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
+from tcl.evaluation.batches import rows_by_image
 from tcl.evaluation.metrics import ClassFigures, accuracy, class_table
 from tcl.models.classifier import Classifier
-from tcl.tasks.rows_by_image import rows_by_image
 
 MAX_WORDS = {"entailment": 30, "nlvr2": 40}  # of a text, as published
 

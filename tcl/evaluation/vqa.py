@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tcl.answers import answer_type, normalise_answer, soft_accuracy
 from tcl.data.images.decode import IMAGES_HINT
 from tcl.data.labels.questions import Question
 from tcl.data.tokenizer import CaptionTokenizer, clean_question
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
+from tcl.evaluation.batches import rows_by_image
+from tcl.evaluation.metrics import answer_type, normalise_answer, soft_accuracy
 from tcl.models.vqa import AskedQuestions, VqaModel
-from tcl.tasks.rows_by_image import rows_by_image
 
 ROWS = 512  # answers that pass through the decoder at once
 

@@ -1,4 +1,4 @@
-"""The figure of `tcl explain`: the image, a heat map of the caption, and one of each word. Imports no torch."""
+"""The figure of `tcl explain`: the image, a heat map of the caption, and one of each word."""
 
 from __future__ import annotations
 

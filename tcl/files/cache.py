@@ -1,4 +1,4 @@
-"""The cache folder: copies of remote files and indexes of large data, of bounded size. Imports no torch.
+"""The cache folder: copies of remote files and indexes of large data, of bounded size.
 
 `$TCL_CACHE`, else `tcl` in `$XDG_CACHE_HOME`, else `~/.cache/tcl`. What was not used for longest is removed when the
 whole is larger than `$TCL_CACHE_GB` (50). A file that a process has open stays readable for it.

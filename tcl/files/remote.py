@@ -1,4 +1,4 @@
-"""Files behind URLs of any fsspec scheme: what is there, and a local copy of it. Imports no torch."""
+"""Files behind URLs of any fsspec scheme: what is there, and a local copy of it."""
 
 from __future__ import annotations
 

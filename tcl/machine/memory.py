@@ -1,8 +1,13 @@
-"""How much memory there is: on a GPU, in the machine, and in the control groups that a container or scheduler sets."""
+"""How much memory there is: on a GPU, in the machine, and in the control groups that a container or scheduler sets.
+
+Training on a CPU keeps the memory it frees, as the allocator of a GPU does.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,3 +93,29 @@ def format_bytes(number: float) -> str:
         number /= 1000
         units.pop(0)
     return f"{number:.0f} B" if units[0] == "B" else f"{number:.1f} {units[0]}"
+
+
+# Parameters of glibc's mallopt(3).
+_TRIM_THRESHOLD = -1
+
+_MMAP_THRESHOLD = -3
+
+_NEVER = -1
+
+_LARGEST = 1 << 30  # bytes; what is larger than this still goes back to the system at once
+
+
+def keep_freed_memory() -> bool:
+    """Have this process reuse large blocks of memory instead of giving them back to the system.
+
+    By default glibc returns what a step frees and asks for it again in the next one, and the system clears every page
+    of it anew: in a pre-training step of base size up to a tenth of the CPU time (benchmarks/train_step.py). Processes
+    forked later inherit the setting.
+
+    Returns:
+        whether it was done; other C libraries than glibc have no such setting.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _NEVER))

@@ -1,4 +1,4 @@
-"""The same function over many items in several processes, with the results in order. Imports no torch."""
+"""The same function over many items in several processes, with the results in order."""
 
 from __future__ import annotations
 

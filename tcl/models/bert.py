@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl.models.attention import Attention, KeyValue, ResidualOutput
+from tcl.models.attention import Attention, KeyValue, ResidualOutput, Tokens
 from tcl.models.fused_linear import gelu_linear
-from tcl.models.tokens import Tokens
 from tcl.models.vision import init_gain
 
 
@@ -109,7 +108,7 @@ class Bert(nn.Module):
     ) -> None:
         super().__init__()
         self.fusion_layer = fusion_layer
-        self.images_per_text = 1  # two where `tcl.models.nlvr` has doubled the fusion layers
+        self.images_per_text = 1  # two where `tcl.models.classifier` has doubled the fusion layers
         self.embeddings = Embeddings(vocab_size, width, max_positions, dropout, eps)
         widths = [image_width if layer >= fusion_layer else None for layer in range(num_layers)]
         self.encoder = Encoder([Layer(width, num_heads, intermediate_width, w, dropout, eps) for w in widths])

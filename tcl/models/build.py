@@ -20,8 +20,7 @@ def attach_head(model: TCL, head: HeadConfig) -> TaskModel:
     Raises:
         UsageError: `model` reads two images and the task one, so its fusion layers are of no use to it.
     """
-    from tcl.models.classifier import Classifier
-    from tcl.models.nlvr import TextAssigner
+    from tcl.models.classifier import Classifier, TextAssigner
     from tcl.models.vqa import VqaModel
 
     if head.task == "vqa":

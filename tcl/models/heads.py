@@ -1,4 +1,4 @@
-"""What a fine-tuned model has on top of TCL: the answer to "which task, which classes". Imports no torch.
+"""What a fine-tuned model has on top of TCL: the answer to "which task, which classes".
 
 `config.json` of a model folder holds it under `head`; a model without a task has none.
 """

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl.models.attention import KeyValue
+from tcl.models.attention import KeyValue, Tokens
 from tcl.models.bert import Bert, BertForMaskedLM
-from tcl.models.tokens import Tokens
 from tcl.models.vision import PIXEL_MEAN, PIXEL_STD, VisionEncoder, build_vision_encoder
 
 if TYPE_CHECKING:

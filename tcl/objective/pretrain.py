@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tcl.models.attention import Tokens
 from tcl.models.rows import take_rows
 from tcl.models.tcl import TCL, ImageOutput, TextOutput
-from tcl.models.tokens import Tokens
 from tcl.objective.losses import cma_loss, imc_loss, itm_loss, lmi_loss, mlm_loss
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective.sampling import MaskedTokens, pool_patches, sample_negatives

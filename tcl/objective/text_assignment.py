@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl.models.nlvr import TextAssigner
+from tcl.models.classifier import TextAssigner
 from tcl.objective.classification import ClassifierLosses
 from tcl.objective.sampling import draw_by_weight, negative_weights
 

@@ -1,4 +1,4 @@
-"""The curves of a run on its report's page: losses, validation, and what the doctor looks at. Needs no torch."""
+"""The curves of a run on its report's page: losses, validation, and what the doctor looks at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`report.html` of a run: one file with everything in it, for a browser, a mail or an archive. Needs no torch."""
+"""`report.html` of a run: one file with everything in it, for a browser, a mail or an archive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tcl.report.curves import (
 )
 from tcl.report.records import read_records
 from tcl.report.rows import LabelSample, ReportSample, Sample
-from tcl.versions import versions
+from tcl.version import versions
 
 REPORT_FILE = "report.html"
 

@@ -1,4 +1,4 @@
-"""Near-duplicates: groups of inputs whose vectors are closer than a threshold. Imports no torch."""
+"""Near-duplicates: groups of inputs whose vectors are closer than a threshold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact search in the vectors that `tcl embed` wrote, streamed from disk. Imports no torch."""
+"""Exact search in the vectors that `tcl embed` wrote, streamed from disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search by a FAISS index that lies beside the vectors it was made of. Imports no torch."""
+"""Search by a FAISS index that lies beside the vectors it was made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building a FAISS index of vectors, and measuring what it finds. Imports no torch."""
+"""Building a FAISS index of vectors, and measuring what it finds."""
 
 from __future__ import annotations
 

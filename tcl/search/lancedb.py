@@ -1,4 +1,4 @@
-"""Vectors in a LanceDB table: an embedded database, a folder without a server. Imports no torch."""
+"""Vectors in a LanceDB table: an embedded database, a folder without a server."""
 
 from __future__ import annotations
 

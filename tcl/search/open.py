@@ -1,4 +1,4 @@
-"""What `--index` names: vectors, an index of them, or a table. Imports no torch."""
+"""What `--index` names: vectors, an index of them, or a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hits or duplicates as one HTML file with everything in it, thumbnails included. Imports no torch."""
+"""Hits or duplicates as one HTML file with everything in it, thumbnails included."""
 
 from __future__ import annotations
 

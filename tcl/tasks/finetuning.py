@@ -1,11 +1,15 @@
-"""What the fine-tunings with a head have in common: a model, perhaps its teacher, and no queue."""
+"""What the fine-tunings with a head have in common: a model, perhaps its teacher, and no queue.
+
+Made-up inputs of the shapes of a run, to measure time and memory with before it begins.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tcl.config.recipe import Recipe
 from tcl.data.images.augment import Transform, build_transform
@@ -14,6 +18,7 @@ from tcl.distributed.world import World
 from tcl.errors import ConfigError
 from tcl.models.adapters import compile_layers
 from tcl.models.task_model import TaskModel
+from tcl.models.tcl import TCL
 from tcl.objective.momentum import MomentumTeacher
 from tcl.report.rows import Sample
 from tcl.training.task import build_loader
@@ -114,3 +119,21 @@ def teacher_of(model: TaskModel, recipe: Recipe) -> MomentumTeacher | None:
     if recipe.train.compile:  # a copy is not compiled
         compile_layers(teacher.model)
     return teacher
+
+
+class Noise:
+    """Draws images and texts for a model; always the same."""
+
+    def __init__(self, model: TCL) -> None:
+        self._shape = model.processor.image_size
+        self._words = model.processor.tokenizer.vocab_size
+        self._generator = torch.Generator().manual_seed(0)
+
+    def images(self, size: int) -> Tensor:
+        """Images [size, 3, H, W], uint8."""
+        return torch.randint(256, (size, 3, *self._shape), dtype=torch.uint8, generator=self._generator)
+
+    def texts(self, size: int, length: int) -> tuple[Tensor, Tensor]:
+        """`input_ids` [size, length] and a mask, bool, without padding."""
+        input_ids = torch.randint(5, self._words, (size, length), generator=self._generator)
+        return input_ids, torch.ones(size, length, dtype=torch.bool)

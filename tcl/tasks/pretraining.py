@@ -24,9 +24,8 @@ from tcl.objective.pretrain import PretrainLosses, PretrainObjective
 from tcl.objective.sampling import MaskedTokens, mask_tokens
 from tcl.report.rows import ReportSample
 from tcl.report.samples import collect_samples
-from tcl.statistics import duplicate_share, feature_spread
-from tcl.tasks.noise import Noise
-from tcl.training.health import TEMPERATURE_RANGE
+from tcl.tasks.finetuning import Noise
+from tcl.training.health import TEMPERATURE_RANGE, duplicate_share, feature_spread
 from tcl.training.preflight import check_readable, read_index
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tcl.data.identified_pairs import IdentifiedBatch, IdentifiedPairs
 from tcl.data.images.augment import Transform
 from tcl.data.labels.regions import read_regions
+from tcl.data.pairs.samples import IdentifiedBatch, IdentifiedPairs
 from tcl.distributed.share import Share
 from tcl.evaluation.grounding import evaluate_grounding
 from tcl.evaluation.held_out import grounding_figures

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tcl.config.recipe import Recipe
+from tcl.data.labels.samples import StatementBatch, StatementSamples
 from tcl.data.labels.statements import Statement, StatementTask, label_set, read_statements
-from tcl.data.statement_samples import StatementBatch, StatementSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.evaluation.statements import MAX_WORDS, evaluate_statements
@@ -20,8 +20,7 @@ from tcl.models.heads import HeadConfig
 from tcl.objective.classification import ClassifierLosses, ClassifierObjective
 from tcl.report.rows import Sample
 from tcl.report.samples import statement_samples
-from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
-from tcl.tasks.noise import Noise
+from tcl.tasks.finetuning import Finetuning, Noise, teacher_of, transform_of
 from tcl.training.preflight import check_readable
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model

@@ -17,12 +17,11 @@ from tcl.data.pairs.samples import PairSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.evaluation.batches import decode_batches
+from tcl.models.classifier import TextAssigner
 from tcl.models.heads import HeadConfig
-from tcl.models.nlvr import TextAssigner
 from tcl.objective.classification import ClassifierLosses
 from tcl.objective.text_assignment import TextAssignmentObjective
-from tcl.tasks.finetuning import Finetuning, transform_of
-from tcl.tasks.noise import Noise
+from tcl.tasks.finetuning import Finetuning, Noise, transform_of
 from tcl.training.preflight import check_readable, read_index
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model

@@ -9,21 +9,20 @@ from typing import cast
 import torch
 from torch import nn
 
-from tcl.answers import normalise_answer
 from tcl.config.recipe import Recipe
 from tcl.data.labels.questions import Question, answer_list, read_answer_list, read_questions
 from tcl.data.labels.samples import QuestionBatch, QuestionSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.errors import DataError
+from tcl.evaluation.metrics import normalise_answer
 from tcl.evaluation.vqa import evaluate_vqa
 from tcl.models.heads import HeadConfig
 from tcl.models.vqa import VqaModel
 from tcl.objective.vqa import VqaLosses, VqaObjective
 from tcl.report.rows import Sample
 from tcl.report.samples import answer_samples
-from tcl.tasks.finetuning import Finetuning, transform_of
-from tcl.tasks.noise import Noise
+from tcl.tasks.finetuning import Finetuning, Noise, transform_of
 from tcl.training.preflight import check_readable
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model

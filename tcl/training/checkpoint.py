@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tcl.damage import damage
 from tcl.errors import CheckpointError, reason_of
 from tcl.files.atomic import atomic_folder
 from tcl.models.tcl import TCL
-from tcl.weights.files import META_FILE, STATE_FILE, WEIGHTS_FILE, checkpoints, read_tensors
+from tcl.weights.files import META_FILE, STATE_FILE, WEIGHTS_FILE, checkpoints, damage, read_tensors
 from tcl.weights.find import read_json
 from tcl.weights.model_folder import write_model
 

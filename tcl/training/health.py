@@ -2,6 +2,8 @@
 
 Each rule asks for more than one odd line: a loss may pass through a value, one batch may be unusual, workers take a
 while to start. `docs/monitoring.md` lists the rules with their bounds.
+
+Figures of a step that show how the features fare. They stay on the device: nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from statistics import fmean, median
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from tcl.report.records import is_figure
 
@@ -238,3 +243,39 @@ class Doctor:
         noise = median(abs(loss - usual) for loss in losses)
         if min(now) > max(SPIKE * usual, usual + 8 * noise):
             yield "spike", f"the loss has jumped to {now[0]:.3g}; its running median is {usual:.3g}"
+
+
+SAME = 0.999  # cosine from which two features count as those of the same input
+
+
+@torch.no_grad()
+def feature_spread(features: Tensor) -> Tensor:
+    """How far L2-normalised features differ from each other.
+
+    The standard deviation over the batch, averaged over the dimensions, times sqrt(E): 1 for random unit vectors, 0
+    when all features are the same. A batch of one has no deviation and counts as spread.
+
+    Args:
+        features: [B, E].
+
+    Returns:
+        scalar, float32.
+    """
+    size, width = features.shape
+    if size == 1:
+        return features.new_ones((), dtype=torch.float32)
+    return features.float().std(dim=0).mean() * width**0.5
+
+
+@torch.no_grad()
+def duplicate_share(features: Tensor, queue: Tensor) -> Tensor:
+    """Share of the queued negatives that are the sample's own feature over again, averaged over the batch.
+
+    Args:
+        features: L2-normalised [B, E]; of the teacher, whose features the queue holds.
+        queue: L2-normalised columns [E, Q], as they were before this batch was added.
+
+    Returns:
+        scalar in [0, 1], float32.
+    """
+    return (features.float() @ queue.float() > SAME).float().mean()

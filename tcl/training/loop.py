@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcl.best import BEST_FILE, BEST_FOLDER, METRICS_FILE, count_stale, read_best
 from tcl.distributed.share import Share
 from tcl.distributed.world import Agreement
 from tcl.errors import NonFiniteError
@@ -26,6 +25,7 @@ from tcl.report.page import write_report
 from tcl.report.records import read_records
 from tcl.training.checkpoint import prune_checkpoints
 from tcl.training.health import Doctor
+from tcl.training.preflight import BEST_FILE, BEST_FOLDER, METRICS_FILE, count_stale, read_best
 from tcl.training.runlog import RunLog, point_latest_at
 from tcl.training.trackers import open_trackers
 from tcl.training.trainer import Training

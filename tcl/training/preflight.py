@@ -1,4 +1,7 @@
-"""What is settled before a run: its data, its images, whether a checkpoint fits its recipe, whether it is finished."""
+"""What is settled before a run: its data, its images, whether a checkpoint fits its recipe, whether it is finished.
+
+The best model of a run so far, as `best.json` has it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcl.best import BEST_FOLDER, count_stale, read_best
 from tcl.config.recipe import Recipe
 from tcl.data.images.decode import IMAGES_HINT, ImageError, decode
 from tcl.data.pairs.table import PairIndex, Part, read_pairs
@@ -17,14 +19,46 @@ from tcl.data.scenes import scenes
 from tcl.data.storage.open import open_binary
 from tcl.errors import CheckpointError, ConfigError, DataError
 from tcl.files.remote import is_url
+from tcl.report.records import read_records
 from tcl.training.reporter import Reporter
 from tcl.weights.find import CONFIG_FILE, read_json
 
 if TYPE_CHECKING:
     from tcl.data.loader import Samples
 
+BEST_FILE = "best.json"
+
+BEST_FOLDER = "best"
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_best(run: Path, step: int) -> dict[str, Any] | None:
+    """The best validation of a run that goes on from `step`: its step, the metric and its value.
+
+    One past that step does not count. The run computes that step again, and everything before it was less good.
+    """
+    for record in read_records(run / BEST_FILE):
+        if record["step"] <= step:
+            return record
+    return None
+
+
+def count_stale(run: Path, step: int) -> int:
+    """Validations after the best one, up to `step`: so many in a row were no better."""
+    best = read_best(run, step)
+    if best is None:
+        return 0
+    metric = f"val_{best['metric']}"
+    return sum(
+        metric in record and best["step"] < record["step"] <= step for record in read_records(run / METRICS_FILE)
+    )
+
+
 LOOKED_AT = 64  # training rows whose images are opened before a run
+
 STARTING = ("init", "pretrained")  # how a model started does not matter to a run that goes on
+
 CHANGING = (
     *(("data", name) for name in ("augment", "min_scale", "batch_size")),
     *(("train", name) for name in ("seed", "epochs", "steps")),

@@ -1,4 +1,4 @@
-"""What a run tells the outside as it goes: its files, its listener, and the wish to stop it. Needs no torch."""
+"""What a run tells the outside as it goes: its files, its listener, and the wish to stop it."""
 
 from __future__ import annotations
 

@@ -13,13 +13,12 @@ from tcl.errors import UsageError
 from tcl.models.adapters import adapt
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig
-from tcl.models.published import published_head, task_state
 from tcl.models.tcl import TCL
 from tcl.training.reporter import Reporter
 from tcl.weights.find import CONFIG_FILE, read_json
 from tcl.weights.initialize import initialise, load_pretrained_encoders
 from tcl.weights.keyreport import KeyReport
-from tcl.weights.layouts import Layout
+from tcl.weights.layouts import Layout, published_head, task_state
 from tcl.weights.model_folder import read_head
 from tcl.weights.published import infer_config
 from tcl.weights.sources import Weights, open_weights

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tcl.allocator import keep_freed_memory
 from tcl.config.recipe import Recipe
 from tcl.distributed.world import World
 from tcl.errors import ConfigError, reason_of
-from tcl.machine.memory import memory_budget
+from tcl.machine.memory import keep_freed_memory, memory_budget
 from tcl.machine.seeding import mix
-from tcl.models.adapters import check_same_adaptation
-from tcl.models.lora import lora_state_dict
+from tcl.models.adapters import check_same_adaptation, lora_state_dict
 from tcl.tasks.build import build_task
 from tcl.training.checkpoint import load_state, save_checkpoint
 from tcl.training.footprint import Footprint, measure, time_at

@@ -1,4 +1,4 @@
-"""Vectors in fewer bytes, and what that costs in search. Imports no torch.
+"""Vectors in fewer bytes, and what that costs in search.
 
 | dtype | on disk | a value is |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Vectors on disk: what `tcl embed` writes and `tcl search` reads. Imports no torch.
+"""Vectors on disk: what `tcl embed` writes and `tcl search` reads.
 
     vecs.npy            [N, E] of float32, float16 or int8, or [N, ceil(E / 8)] of packed bits; see `tcl.vectors.dtypes`
     vecs.ids.jsonl      line i names row i: {"id", "status": "ok"}, and the text, or the path where that is not the id

@@ -1,4 +1,4 @@
-"""One file of vectors and what it says of each row, on disk until asked for. Imports no torch."""
+"""One file of vectors and what it says of each row, on disk until asked for."""
 
 from __future__ import annotations
 

@@ -1,20 +1,49 @@
-"""Products of queries with vectors as they are stored, without a float32 copy of the collection. Imports no torch."""
+"""Products of queries with vectors as they are stored, without a float32 copy of the collection.
+
+Products of queries with float16 rows by ONNX Runtime, three times as fast as numpy alone can be.
+
+`float16.onnx` is `MatMul(Cast(rows, float32), queries)`. A test writes it again and compares.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.float16_products import float16_products
+from tcl.machine.processes import available_cores
 from tcl.vectors.dtypes import dequantise
+
+GRAPH = Path(__file__).with_name("float16.onnx")
+
+
+def float16_products(queries: NDArray[np.float32], rows: NDArray[np.float16]) -> NDArray[np.float32] | None:
+    """Inner products [Q, n] of queries [Q, E] with rows [n, E]; None where ONNX Runtime is not installed."""
+    if find_spec("onnxruntime") is None:
+        return None
+    feed = {"rows": rows, "queries": np.ascontiguousarray(queries.T)}
+    products: NDArray[np.float32] = _session().run(None, feed)[0]
+    return products.T
+
+
+@cache
+def _session() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cores()
+    return onnxruntime.InferenceSession(str(GRAPH), options, providers=["CPUExecutionProvider"])
+
 
 VALUES_AT_ONCE = 262_144
 """In one product: they stay in the cache, and are too few for BLAS to wake its threads for them."""
+
 FLOAT16_VALUES_AT_ONCE = 2_097_152
 """The same for float16 where ONNX Runtime, whose threads share them, is installed."""
 
@@ -22,11 +51,13 @@ FLOAT16_VALUES_AT_ONCE = 2_097_152
 # missing is the difference of the two exponents' zero points, a factor that the queries take. Infinities and NaN would
 # become numbers above 65,000.
 _FLOAT16_PLACES = np.array(0x8FFFE000, np.uint32).view(np.int32)[()]
+
 _FLOAT16_FACTOR = np.float32(2.0**112)
 
 _FEW_QUERIES = 8  # up to here, one by one takes no longer
 
 _Piece = tuple[slice, NDArray[np.float32], Any]
+
 _memory = threading.local()
 
 

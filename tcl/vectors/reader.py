@@ -1,4 +1,4 @@
-"""The vectors that `tcl embed` wrote, as they are read: one file or a folder of parts. Imports no torch."""
+"""The vectors that `tcl embed` wrote, as they are read: one file or a folder of parts."""
 
 from __future__ import annotations
 

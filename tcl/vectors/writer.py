@@ -1,4 +1,4 @@
-"""Vectors written row by row, whatever their format; `tcl.vectors.files` says what comes of it. Imports no torch."""
+"""Vectors written row by row, whatever their format; `tcl.vectors.files` says what comes of it."""
 
 from __future__ import annotations
 

@@ -15,15 +15,13 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from tcl.config.recipe import ModelConfig, one_line
-from tcl.damage import damage
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.models.heads import HeadConfig
-from tcl.models.published import task_state
 from tcl.models.tcl import TCL
-from tcl.weights.files import META_FILE, WEIGHTS_FILE, checkpoints, fetch_model
+from tcl.weights.files import META_FILE, WEIGHTS_FILE, checkpoints, damage, fetch_model
 from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, find_model, read_json
 from tcl.weights.keyreport import KeyReport, Shape, account
-from tcl.weights.layouts import Place
+from tcl.weights.layouts import Place, task_state
 from tcl.weights.model_folder import read_head, with_head
 from tcl.weights.published import ANSWERS_FILE, Reference, head_of, infer_config, read_reference, report_task, shapes
 from tcl.weights.untrained import parts_of, read_untrained

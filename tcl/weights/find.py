@@ -1,4 +1,4 @@
-"""Which model does a command mean? Needs no torch, so that a deployer's machine can answer."""
+"""Which model does a command mean?"""
 
 from __future__ import annotations
 

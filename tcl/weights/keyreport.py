@@ -1,4 +1,4 @@
-"""What became of every key when weights are loaded: nothing is dropped or left fresh in silence. Needs no torch."""
+"""What became of every key when weights are loaded: nothing is dropped or left fresh in silence."""
 
 from __future__ import annotations
 

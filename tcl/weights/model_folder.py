@@ -19,17 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tcl.config.recipe import ModelConfig, one_line
-from tcl.damage import damage
 from tcl.data.processor import Processor
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.files.atomic import atomic_folder
+from tcl.models.adapters import merged_state_dict
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig
-from tcl.models.lora import merged_state_dict
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tcl.version import __version__
-from tcl.weights.files import AGAIN, WEIGHTS_FILE, hash_model
+from tcl.weights.files import AGAIN, WEIGHTS_FILE, damage, hash_model
 from tcl.weights.find import CONFIG_FILE, read_json
 from tcl.weights.untrained import lacking, read_untrained
 

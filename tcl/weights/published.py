@@ -18,12 +18,19 @@ from tcl.data.tokenizer import VOCABULARY_FILES, CaptionTokenizer
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig
-from tcl.models.published import published_head, task_places, task_state
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tcl.weights.files import hash_model, read_tensors
 from tcl.weights.keyreport import KeyReport, Shape, account
-from tcl.weights.layouts import NOT_THE_MODEL, Layout, first_fusion_layer, recognise
+from tcl.weights.layouts import (
+    NOT_THE_MODEL,
+    Layout,
+    first_fusion_layer,
+    published_head,
+    recognise,
+    task_places,
+    task_state,
+)
 from tcl.weights.untrained import parts_of
 
 EVALUATION_LENGTH = 30  # tokens that published retrieval evaluation keeps

@@ -14,13 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tcl.config.recipe import ModelConfig, one_line
-from tcl.damage import damage
 from tcl.data.tokenizer import VOCABULARY_FILES, CaptionTokenizer
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.files.hub import quiet_hub
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
-from tcl.weights.files import WEIGHTS_FILE, fetch_model
+from tcl.weights.files import WEIGHTS_FILE, damage, fetch_model
 from tcl.weights.find import CONFIG_FILE, find_model, read_json
 from tcl.weights.layouts import Layout
 from tcl.weights.model_folder import read_head

@@ -1,4 +1,4 @@
-"""Parts of a model that nothing has trained: whoever needs one refuses the model. Needs no torch.
+"""Parts of a model that nothing has trained: whoever needs one refuses the model.
 
 Published checkpoints of VQA, visual entailment and NLVR2 hold no projections and no matching head. In a model made
 from one these are random, and `untrained` in its `config.json` names them, until a training gives them a gradient.

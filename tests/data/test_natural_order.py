@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcl.data.natural_order import natural_key
+from tcl.files.names import natural_key
 
 
 def test_natural_order() -> None:

@@ -20,8 +20,7 @@ from export.bench import worker as bench_worker
 from export.bench.bench import Plan, bench, samples
 from export.bench.chart import draw_chart, write_chart
 from export.bench.ways import find_bundle_of, find_run_of, find_ways
-from export.bench.worker import Way
-from export.flops import graph_flops
+from export.bench.worker import Way, graph_flops
 from tcl.encoders import fastest as bench_record
 from tcl.encoders.bundle import Bundle
 from tcl.encoders.onnx import OnnxEncoder

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from export.bundle import build_bundle
-from export.matcher import matcher_of
 from tcl.encoders.bundle import Bundle
 from tcl.encoders.bundle_tar import pack, unpacked
 from tcl.encoders.onnx import OnnxEncoder
-from tcl.encoders.open import open_encoder
+from tcl.encoders.open import matcher_of, open_encoder
 from tcl.errors import CheckpointError, UsageError
 from tcl.files.cache import cache_folder
 from tcl.models.tcl import TCL

@@ -13,11 +13,10 @@ import onnx
 import pytest
 
 from export.bundle import build_bundle
-from export.onnx_reference import OnnxReference
 from export.verify.cases import Reference, Samples
 from export.verify.checks import Bounds
 from export.verify.engines import VerifiedEngine, onnx_reference, verify_engines
-from export.verify.references import TorchReference
+from export.verify.references import OnnxReference, TorchReference
 from tcl.encoders.base import unverified
 from tcl.encoders.bundle import Bundle, read_bundle
 from tcl.encoders.tensorrt.build import BuildOptions

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from export.bundle import build_bundle
-from export.onnx_matcher import OnnxMatcher
 from tcl.encoders.bundle import Bundle
-from tcl.encoders.onnx import OnnxEncoder
+from tcl.encoders.onnx import OnnxEncoder, OnnxMatcher
 from tcl.encoders.torch import TorchMatcher
 from tcl.errors import UsageError
 from tcl.models.tcl import TCL

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.build_progress import Phases
 from export.bundle import build_bundle
 from tcl.encoders.bundle import Bundle
 from tcl.encoders.graphs import PRECISIONS
-from tcl.encoders.tensorrt.build import BuildOptions, build_plan, check_options
+from tcl.encoders.tensorrt.build import BuildOptions, Phases, build_plan, check_options
 from tcl.encoders.tensorrt.cuda import Gpu
 from tcl.encoders.tensorrt.engines import build_engine, build_engines
 from tcl.encoders.tensorrt.package import Messages, Package, one_line, open_package

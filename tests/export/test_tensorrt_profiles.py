@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.fitting import fit_lengths
-from tcl.encoders.tensorrt.profiles import Profiles, Range, split
+from tcl.encoders.tensorrt.profiles import Profiles, Range, fit_lengths, split
 from tcl.encoders.tensorrt.session import buffer_bytes
 from tcl.errors import UsageError
 

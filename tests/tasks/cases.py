@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tcl.config.recipe import ModelConfig
 from tcl.models.build import attach_head
-from tcl.models.published import published_head, task_state
 from tcl.models.task_model import NOT_TRAINED, TaskModel
 from tcl.models.tcl import TCL
 from tcl.objective.momentum import MomentumTeacher
+from tcl.weights.layouts import published_head, task_state
 
 MOMENTUM = 0.995
 

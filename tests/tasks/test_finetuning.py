@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tcl.data.identified_pairs import IdentifiedPairs
 from tcl.data.images.augment import build_transform
+from tcl.data.pairs.samples import IdentifiedPairs
 from tcl.data.pairs.table import read_pairs
 from tcl.distributed.share import ALONE
 from tcl.distributed.world import World

@@ -15,8 +15,8 @@ from tcl.data.labels.classes import ASSIGNMENT, ENTAILMENT, NLVR2
 from tcl.errors import UsageError
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig
-from tcl.models.published import published_head
 from tcl.models.tcl import TCL
+from tcl.weights.layouts import published_head
 
 HEADS: list[dict[str, Any]] = [
     {"task": "entailment", "labels": ["good", "so-so", "bad"]},

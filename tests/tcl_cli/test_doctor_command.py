@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tcl import versions
+from tcl import version as versions
 
 Run = Callable[..., Any]
 

@@ -1,6 +1,6 @@
 """Captions of pairs: how long, how much of them is cut, which words the vocabulary lacks, which repeat.
 
-Memory is bounded by 8-byte hashes, one for each pair and caption, so that ten million pairs fit. Imports no torch.
+Memory is bounded by 8-byte hashes, one for each pair and caption, so that ten million pairs fit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images of pairs: which are missing, damaged, copies, too small or of an odd shape. Imports no torch.
+"""Images of pairs: which are missing, damaged, copies, too small or of an odd shape.
 
 Every image is decoded: the header of a file says nothing about whether the rest of it is there.
 """

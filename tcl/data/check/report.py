@@ -1,4 +1,4 @@
-"""Is data fit for training? Figures of captions and images, and the limits they must keep. Imports no torch."""
+"""Is data fit for training? Figures of captions and images, and the limits they must keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a file, bytes or a scene reference to an upright RGB image, and from there to model pixels. Imports no torch."""
+"""From a file, bytes or a scene reference to an upright RGB image, and from there to model pixels.
+
+From an image of any mode to 8-bit RGB.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,52 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from tcl.data.rgb import to_rgb
 from tcl.data.scenes import scenes
 from tcl.data.storage.open import NOT_A_FILE, blocks
 from tcl.data.storage.parquet_cells import open_image
 from tcl.errors import DataError, UsageError, reason_of
 from tcl.files.cache import CacheError
 
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB: transparency over white, deep samples scaled."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale integer or float samples to 0..255.
+
+    Files of 16 bits and more do not say which value is white, and many hold 8 or 12 bits. So white is the smallest of 1
+    (floats only), 255, 4095 and 65535 that no sample exceeds; samples below 0 or beyond 65535 are stretched from their
+    minimum to their maximum. NaN and infinities become black.
+
+    Args:
+        values: samples [H, W], uint16, int32 or float32.
+
+    Returns:
+        samples [H, W], uint8.
+    """
+    samples = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = samples.min(), samples.max()
+    if low < 0 or high > 65535:
+        samples -= low
+        white = high - low
+    else:
+        whites = (1, 255, 4095, 65535) if values.dtype.kind == "f" else (255, 4095, 65535)
+        white = next(white for white in whites if high <= white)
+    return (samples * (255 / white)).round().astype(np.uint8)
+
+
 IMAGES_HINT = "relative paths start from --images, else from the folder of the data file"
+
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: 0.5 GB as RGB, the limit at which Pillow suspects an attack."""
 
@@ -47,6 +88,7 @@ _FORMATS = {
     "PSD": (".psd",),
     "TGA": (".tga",),
 }
+
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 
 Source = str | Path | bytes | Image.Image
@@ -71,6 +113,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 _SURPLUS = 1.5  # pixels decoded per pixel wanted, along each side, at least; with fewer, fine texture loses contrast
@@ -93,7 +136,7 @@ def decode(source: Source, at_least: tuple[int, int] | None = None) -> Image.Ima
     """Read one image as upright RGB.
 
     The EXIF orientation is applied. Of an animation the first frame is taken. Transparency is laid over white. 16-bit
-    samples are scaled to 8 bits, not clipped; see `tcl.data.rgb` for integer and float images. Colour profiles are
+    samples are scaled to 8 bits, not clipped; see `tcl.data.images.decode` for integer and float images. Colour profiles are
     ignored, as in the published pipeline.
 
     Args:

@@ -1,4 +1,4 @@
-"""An image as it lies in its source: the bytes of its file, what its header says, its pixels. Imports no torch."""
+"""An image as it lies in its source: the bytes of its file, what its header says, its pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows as they stream in to columns in memory, and ids of which each is there once. Imports no torch."""
+"""From rows as they stream in to columns in memory, and ids of which each is there once."""
 
 from __future__ import annotations
 

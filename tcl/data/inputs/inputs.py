@@ -1,4 +1,4 @@
-"""The list of what `tcl embed` works on, in flat memory and in a file that other processes map. Imports no torch."""
+"""The list of what `tcl embed` works on, in flat memory and in a file that other processes map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tcl embed` is pointed at, as a list of images or texts with ids. Imports no torch.
+"""What `tcl embed` is pointed at, as a list of images or texts with ids.
 
 | source | rows | id |
 |---|---|---|
@@ -12,12 +12,16 @@
 Tables and shards may be several, by a glob or braces, and have a condition `#COLUMN=VALUE`. All but a folder may be a
 URL of any fsspec scheme, and so may a folder where the remote can list it. A row with several texts gives several
 inputs: `3#1`, `3#2`.
+
+What a source holds, kind by kind: what `tcl.data.inputs.listing` is made of.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -34,18 +38,35 @@ from tcl.data.scenes import scenes
 from tcl.data.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns, InputRow
 from tcl.data.sources.find import find_source
 from tcl.data.sources.folders import Progress, images_in, images_matching, is_image
+from tcl.data.sources.records import all_rows, check_columns_apply, input_rows, kind_of, names_tables, place, resolve
 from tcl.data.storage.tar import unpack_command
 from tcl.data.strings import Strings
 from tcl.data.tables.formats import READERS, numbered_lines
 from tcl.errors import DataError, UsageError
-from tcl.files.remote import fetch, is_url, stamp, url_path
-from tcl.listing.remote_images import remote_images
-from tcl.listing.tables import all_rows, check_columns_apply, input_rows, kind_of, names_tables, place, resolve
+from tcl.files.names import natural_key
+from tcl.files.remote import fetch, find, is_url, stamp, url_path
+
+
+def remote_images(pattern: str, progress: Progress) -> Inputs:
+    """Images behind URLs that match a glob; their ids are relative to the folder before its first wildcard."""
+    found = {url: current for url, current in find(pattern) if is_image(url_path(url))}
+    urls = sorted(found, key=natural_key)
+    root = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0].partition("://")[2].strip("/")
+    rows = []
+    for url in urls:
+        name = url.partition("://")[2].strip("/")
+        rows.append(InputRow(name.removeprefix(f"{root}/") if root else name, url, ""))
+    ids, values = gather(rows, progress)
+    origin = "\n".join(f"{url} {found[url]}" for url in urls)
+    return Inputs("image", ids, values, Path(), origin=hashlib.sha256(origin.encode()).hexdigest())
+
 
 __all__ = ["Inputs", "Kind", "list_inputs", "locate"]
 
 LISTS = (".txt", ".lst")
+
 PEEK_LINES = 5  # of a list, to tell paths from sentences
+
 WARNINGS_KEPT = 20
 
 

@@ -1,4 +1,4 @@
-"""Questions about images with people's answers, from published, original and own files. Imports no torch.
+"""Questions about images with people's answers, from published, original and own files.
 
 A row has `image`, `question`, and `answer` or `answers`: one text, or a list with what each person said; in a table,
 several answers stand between bars (`dog|dog|puppy`). VQA v2's questions and annotations are two files: name both.
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tcl.data.json_object import json_object
 from tcl.data.labels.statements import Located, check_some, check_table, located_rows, read_table
 from tcl.data.sources.find import DataFile, find_source
 from tcl.data.tables.formats import IMAGE_KEYS, first_mark, numbered_lines, read_json
+from tcl.data.tables.json_stream import json_object
 from tcl.data.tokenizer import readable
 from tcl.errors import DataError, UsageError
 

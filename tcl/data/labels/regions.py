@@ -1,4 +1,4 @@
-"""Texts about regions of images, with their boxes, from own files. Imports no torch.
+"""Texts about regions of images, with their boxes, from own files.
 
 | column | holds |
 |---|---|

@@ -1,6 +1,10 @@
 """Questions as training samples: a view of the image, the question, and people's answers with their weights.
 
 Shapes: B questions of a batch, H x W pixels, S token ids of the longest question, A answers in all, T of the longest.
+
+Statements as training samples: a view of each image, the text, and its class.
+
+Shapes: B statements of a batch, n images each, H x W pixels, S token ids of the longest text.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ from torch import Tensor
 
 from tcl.data.images.augment import Transform
 from tcl.data.labels.questions import Question
+from tcl.data.labels.statements import Statement
 from tcl.data.loader import Batch
 from tcl.data.pairs.table import Part
-from tcl.data.tokenizer import CaptionTokenizer, clean_question
+from tcl.data.tokenizer import CaptionTokenizer, clean_caption, clean_question
 
 
 @dataclass
@@ -127,4 +132,97 @@ class QuestionSamples:
             answer_mask=torch.from_numpy(answer_mask).bool(),
             question_of_answer=torch.tensor([row for row, sample in enumerate(samples) for _ in sample.answers]),
             weights=torch.tensor([weight for sample in samples for weight in sample.weights]),
+        )
+
+
+@dataclass
+class StatementBatch(Batch):
+    """B statements.
+
+    Args:
+        images: the first image of every statement, then the second, if there are two: [n B, 3, H, W], uint8.
+        input_ids: [B, S], int64.
+        attention_mask: [B, S], bool, True at tokens.
+        labels: numbers of the classes, [B], int64.
+    """
+
+    images: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+class StatementSample(NamedTuple):
+    """One statement: a view [3, H, W], uint8, of each image, the text, and the number of its class."""
+
+    images: list[Tensor]
+    text: str
+    label: int
+
+
+class StatementSamples:
+    """What the training of entailment and NLVR2 loads.
+
+    Args:
+        statements: all with a label; they are kept as a table, which takes less memory and is shared by workers.
+        labels: the classes in the order of their numbers.
+        tokenizer: turns texts into ids.
+        transform: of every image, see `build_transform`.
+        max_words: words kept of a text.
+        max_length: token ids kept of it.
+    """
+
+    def __init__(
+        self,
+        statements: Sequence[Statement],
+        labels: Sequence[str],
+        tokenizer: CaptionTokenizer,
+        transform: Transform,
+        *,
+        max_words: int,
+        max_length: int,
+    ) -> None:
+        self._images = pa.array([statement.images for statement in statements], pa.large_list(pa.large_string()))
+        self._texts = pa.array([statement.text for statement in statements], pa.large_string())
+        self._labels = [labels.index(str(statement.label)) for statement in statements]
+        self.tokenizer, self.transform = tokenizer, transform
+        self.max_words, self.max_length = max_words, max_length
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """All rows in one."""
+        return [Part("", 0, len(self))]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the rows and their order."""
+        rows = zip(self._images.to_pylist(), self._texts.to_pylist(), self._labels, strict=True)
+        return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def name(self, row: int) -> str:
+        """The paths or references of the images."""
+        return ", ".join(self._images[row].as_py())
+
+    def load(self, row: int) -> StatementSample:
+        """Draw a view of each image."""
+        images = [self.transform(image) for image in self._images[row].as_py()]
+        return StatementSample(images, self._texts[row].as_py(), self._labels[row])
+
+    def collate(
+        self, samples: list[StatementSample], sample_ids: list[str], bad: list[dict[str, str]]
+    ) -> StatementBatch:
+        """Stack the views, first images first, and pad the texts to the longest."""
+        texts = [clean_caption(sample.text, self.max_words) for sample in samples]
+        input_ids, attention_mask = self.tokenizer(texts, self.max_length, clean=False)
+        by_place = zip(*(sample.images for sample in samples), strict=True)
+        return StatementBatch(
+            sample_ids=sample_ids,
+            bad=bad,
+            images=torch.stack([image for of_place in by_place for image in of_place]),
+            input_ids=torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy(attention_mask).bool(),
+            labels=torch.tensor([sample.label for sample in samples]),
         )

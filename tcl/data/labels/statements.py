@@ -1,4 +1,4 @@
-"""Texts with labels about one image or two, from published, original and own files. Imports no torch.
+"""Texts with labels about one image or two, from published, original and own files.
 
 | task | columns of a row | also |
 |---|---|---|
@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tcl.data.labels.classes import ENTAILMENT, NLVR2
-from tcl.data.natural_order import natural_key
 from tcl.data.scenes import scenes
 from tcl.data.sources.find import DataFile, Source, find_source
 from tcl.data.tables.formats import IMAGE_KEYS, READERS
 from tcl.data.tokenizer import readable
 from tcl.errors import DataError, UsageError
+from tcl.files.names import natural_key
 from tcl.files.remote import is_url, url_path
 
 TEXT_KEYS = ("text", "sentence", "hypothesis", "sentence2", "caption")

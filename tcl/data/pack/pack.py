@@ -1,4 +1,4 @@
-"""Pairs to tar shards of small images, which are read in order and without millions of files. Imports no torch.
+"""Pairs to tar shards of small images, which are read in order and without millions of files.
 
     OUT/
       00000.tar         KEY.jpg and KEY.json {"captions", "image_id", "image"}; KEY is the number of the row
@@ -23,8 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcl.data.pack.shard import Row, Shard
-from tcl.data.shrink import Shrinker
+from tcl.data.pack.shard import Row, Shard, Shrinker
 from tcl.errors import DataError, TclError, UsageError
 from tcl.files.atomic import write_whole
 from tcl.machine.processes import ordered_map

@@ -1,4 +1,4 @@
-"""Every source of image-text pairs becomes rows of one Arrow table. Imports no torch.
+"""Every source of image-text pairs becomes rows of one Arrow table.
 
 | source | what it holds |
 |---|---|

@@ -1,4 +1,4 @@
-"""The grammar of scene captions: several true ways of saying what a scene shows. Imports no torch."""
+"""The grammar of scene captions: several true ways of saying what a scene shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of built-in scenes: statements that are true or false, and where each shape is. Imports no torch.
+"""Labels of built-in scenes: statements that are true or false, and where each shape is.
 
 A false statement is a caption of another scene, or one of the scene itself with one thing changed: a colour, a shape, a
 size, or who is where. Of training scenes it speaks of their combinations alone, else one that no image shows would be

@@ -1,4 +1,4 @@
-"""What a built-in scene shows: its shapes, drawn at random, and where they stand. Imports no torch."""
+"""What a built-in scene shows: its shapes, drawn at random, and where they stand."""
 
 from __future__ import annotations
 

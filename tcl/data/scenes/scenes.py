@@ -1,4 +1,4 @@
-"""Built-in image-text pairs: rendered scenes of one to three coloured shapes. Imports no torch.
+"""Built-in image-text pairs: rendered scenes of one to three coloured shapes.
 
 Scene i of a (split, seed) is a pure function, so there are as many as anyone asks for and none is stored. One scene is
 named `scenes:SPLIT:SEED:INDEX`; a set of them, as `--data` takes it, `scenes:SPLIT:COUNT:SEED`.

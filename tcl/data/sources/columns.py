@@ -1,4 +1,4 @@
-"""Which columns of a table hold what `tcl embed` is pointed at, and the rows they make. Imports no torch."""
+"""Which columns of a table hold what `tcl embed` is pointed at, and the rows they make."""
 
 from __future__ import annotations
 

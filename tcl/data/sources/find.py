@@ -1,4 +1,4 @@
-"""What a user names as data, taken apart: which files, which rows of them, how often. Imports no torch.
+"""What a user names as data, taken apart: which files, which rows of them, how often.
 
     SOURCE[#COLUMN=VALUE][@WEIGHT]
 
@@ -19,12 +19,12 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from tcl.data.natural_order import natural_key
 from tcl.data.scenes import scenes
 from tcl.data.storage.tar import unpack_command
 from tcl.data.tables.formats import READERS, images_below
 from tcl.errors import DataError, UsageError
 from tcl.files import remote
+from tcl.files.names import natural_key
 
 _WEIGHT = re.compile(r"@([0-9]*\.?[0-9]+(?:[eE]-?[0-9]+)?)")
 _BRACES = re.compile(r"\{([^{}]*)\}")

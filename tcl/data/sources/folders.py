@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
-from tcl.data.natural_order import natural_key
 from tcl.data.strings import Strings, byte_strings
 from tcl.errors import DataError
+from tcl.files.names import natural_key
 
 _CHUNK = 16384
 

@@ -1,4 +1,4 @@
-"""Where the bytes of an image are: in a file, behind a URL, or in a tar shard. Imports no torch.
+"""Where the bytes of an image are: in a file, behind a URL, or in a tar shard.
 
 A member of a shard is named `SHARD!MEMBER@OFFSET+SIZE`, where SHARD is a path or URL, and OFFSET and SIZE say in bytes
 where its content stands. In MEMBER `!`, `%` and control characters are written as `%21` and so on, so the last `!`

@@ -1,4 +1,4 @@
-"""Images that stand in a column of a Parquet file: `FILE!COLUMN[ROW]`, rows counted from 0. Imports no torch.
+"""Images that stand in a column of a Parquet file: `FILE!COLUMN[ROW]`, rows counted from 0.
 
 A cell holds the bytes of an image file, or `{"bytes", "path"}` as Hugging Face writes it; where the bytes are missing
 there, the path counts, from the folder of the file. Rows are read as a stream: whoever asks for them more or less in

@@ -1,4 +1,4 @@
-"""Where each member of a tar archive stands, from its headers alone. Imports no torch.
+"""Where each member of a tar archive stands, from its headers alone.
 
 The formats of GNU tar, POSIX (pax) and their ancestors. `tarfile` of the standard library takes several times as long,
 and ends in silence where an archive is cut off or damaged.

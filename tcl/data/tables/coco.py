@@ -1,4 +1,4 @@
-"""Captions in a JSON object: those of COCO, and Karpathy's splits of COCO and Flickr30k. Imports no torch.
+"""Captions in a JSON object: those of COCO, and Karpathy's splits of COCO and Flickr30k.
 
 | file | holds |
 |---|---|
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tcl.data.json_object import json_object
+from tcl.data.tables.json_stream import json_object
 from tcl.errors import DataError
 
 

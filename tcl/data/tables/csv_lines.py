@@ -1,4 +1,4 @@
-"""The cells of a CSV or TSV file row by row, such that an open quote cannot swallow rows. Imports no torch.
+"""The cells of a CSV or TSV file row by row, such that an open quote cannot swallow rows.
 
 Python's reader takes all that follows a quote for one cell, to the next quote or the end of the file, and says nothing.
 """

@@ -1,4 +1,4 @@
-"""What files of image-text data hold, row by row and with the place of each row. Imports no torch.
+"""What files of image-text data hold, row by row and with the place of each row.
 
 `.json`: a list of objects, or an object that holds captions, see `tcl.data.tables.coco`. `.jsonl`: one object per
 line. `.csv`, `.tsv`: a header, then one row per line. `.token`: captions of Flickr30k. All in UTF-8, with or without
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
-from tcl.data.natural_order import natural_key
 from tcl.data.tables.coco import object_rows
 from tcl.data.tables.csv_lines import table_lines
 from tcl.data.tables.json_stream import MAX_ROW_BYTES, json_list, not_utf8, parse
 from tcl.errors import DataError, reason_of
+from tcl.files.names import natural_key
 
 IMAGE_KEYS = ("image", "image_path", "filepath", "file_name", "path")
 """Names under which a row may hold the path of its image; the first one that it has counts."""

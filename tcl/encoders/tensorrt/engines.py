@@ -11,9 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from export.build_progress import Progress
 from tcl.encoders.bundle import Bundle
-from tcl.encoders.tensorrt.build import BuildOptions, build_plan, check_options
+from tcl.encoders.tensorrt.build import BuildOptions, Progress, build_plan, check_options
 from tcl.encoders.tensorrt.cuda import Gpu
 from tcl.encoders.tensorrt.engine import FOLDER, PLATFORM, BuiltEngine, Sidecar, engines_of, sources
 from tcl.encoders.tensorrt.package import Package

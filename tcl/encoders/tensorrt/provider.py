@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.fitting import Arrays, Ranges, fitted
 from tcl.encoders.bundle import Bundle, read_graphs
 from tcl.encoders.fastest import machine
 from tcl.encoders.sessions import open_session
 from tcl.encoders.tensorrt.engine import sources
-from tcl.encoders.tensorrt.profiles import Axes, Profiles
+from tcl.encoders.tensorrt.profiles import Arrays, Axes, Profiles, Ranges, fitted
 from tcl.files.cache import CacheError, cache_folder, locked
 
 FOLDER = "onnxruntime-tensorrt"

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.fitting import Arrays, fitted
 from tcl.encoders.tensorrt.cuda import Buffer, Stream
 from tcl.encoders.tensorrt.engine import BuiltEngine
 from tcl.encoders.tensorrt.package import Package, one_line
-from tcl.encoders.tensorrt.profiles import Chunk
+from tcl.encoders.tensorrt.profiles import Arrays, Chunk, fitted
 from tcl.errors import CheckpointError, TclError
 
 STREAMS = 2  # one batch is copied while another is computed
