@@ -30,13 +30,13 @@ import torch
 from benchmarks.report import environment, write
 from export.bundle import build_bundle
 from export.graphs.write import export_onnx
+from tcl import TCL
 from tcl.config.recipe import ModelConfig
 from tcl.data.pairs.table import read_pairs
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.encoders.onnx import OnnxEncoder
 from tcl.encoders.torch import TorchEncoder
-from tcl.models.tcl import TCL
 from tcl.weights.files import hash_model
 
 WANTED = {"image 1": (1.15, 1.7), "image 8": (1.08, 1.7), "text 1": (1.1, 1.8), "text 16": (1.1, 1.8)}

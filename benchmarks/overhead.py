@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [STEPS]
 
-Runs `tcl.training.trainer` on built-in scenes, as the command does, with a clock around each part. Prints the share of each and of
-the rest, which is what the loop itself costs: logging every step, progress, random seeds, checks. On a CPU, where every
-call is finished when it returns; the shares of a GPU would have to be taken from its own profiler.
+Runs `tcl.training.trainer` on built-in scenes, as the command does, with a clock around each part. Prints the share of
+each and of the rest, which is what the loop itself costs: logging every step, progress, random seeds, checks. On a CPU,
+where every call is finished when it returns; the shares of a GPU would have to be taken from its own profiler.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 
 from tcl.config.recipe import load_recipe
 from tcl.distributed.world import World
+from tcl.tasks.build import build_training
 from tcl.training.loop import fit
-from tcl.training.trainer import Training
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
             "train.checkpoint_every=9999",
         ],
     )
-    training = Training(recipe, World())
+    training = build_training(recipe, World())
     seconds: dict[str, float] = {}
 
     def clocked(name: str, owner: Any, method: str) -> None:

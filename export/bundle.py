@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +103,13 @@ def _type(dtype: str) -> str:
     return "float32 (float16 in fp16 and fp8)" if dtype == "states" else dtype
 
 
+@dataclass(frozen=True)
+class ExportedBundle(Bundle):
+    """A bundle that was just written, with the checks of its verification; none when there was no verification."""
+
+    checks: list[Check] = field(default_factory=list)
+
+
 TOOLS = ("torch", "onnx", "onnxruntime")
 
 
@@ -117,7 +125,7 @@ def build_bundle(
     static: bool = False,
     bounds: Bounds | None = None,
     progress: Callable[[str], object] = lambda step: None,
-) -> Bundle:
+) -> ExportedBundle:
     """Export `model` to the new folder `target`.
 
     Files are written beside it under a temporary name. A bundle that fails its verification is kept, marked unverified.
@@ -182,8 +190,16 @@ def build_bundle(
         manifest = _manifest(model, folder, precisions, matcher, files, checks, bounds, verified)
         (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     hashes, untrained = manifest["files"], tuple(model.untrained)
-    return Bundle(
-        target, model.model_hash, model.config.embed_dim, precisions, verified, files, hashes, untrained, checks
+    return ExportedBundle(
+        target,
+        model.model_hash,
+        model.config.embed_dim,
+        precisions,
+        verified,
+        files,
+        hashes,
+        untrained,
+        checks=checks,
     )
 
 

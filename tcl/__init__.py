@@ -9,7 +9,7 @@ from tcl.version import __version__
 if TYPE_CHECKING:
     from tcl.encoders.embedder import Embedder
     from tcl.encoders.open import load
-    from tcl.models.tcl import TCL
+    from tcl.weights.load import TCL
 
 __all__ = ["TCL", "Embedder", "__version__", "load"]
 
@@ -17,11 +17,19 @@ __all__ = ["TCL", "Embedder", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     # `import tcl` stays free of torch: a deployer's machine may not have it.
     if name == "TCL":
-        from tcl.models.tcl import TCL
+        from tcl.weights.load import TCL
 
         return TCL
-    if name in ("Embedder", "load"):
-        import tcl.encoders.embedder
+    if name == "Embedder":
+        from tcl.encoders.embedder import Embedder
 
-        return getattr(tcl.encoders.embedder, name)
+        return Embedder
+    if name == "load":
+        from tcl.encoders.open import load
+
+        return load
     raise AttributeError(f"module 'tcl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

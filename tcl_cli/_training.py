@@ -51,10 +51,10 @@ def choose_batch_size(recipe: Recipe, checkpoint: Path | None, world: World, rep
 def what_fits(recipe: Recipe, world: World) -> tuple[int, int, str]:
     """The largest batch that memory allows, the same for all processes; the samples of an epoch; the kind of device."""
     from tcl.machine.memory import memory_budget
+    from tcl.tasks.build import build_training
     from tcl.training.footprint import largest_batch
-    from tcl.training.trainer import Training
 
-    training = Training(_with_batch_size(recipe, 4), world)
+    training = build_training(_with_batch_size(recipe, 4), world)
     budget = memory_budget(training.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     fits = min(world.collect(largest_batch(training.footprint(), budget)))
     return fits, training.loader.steps_per_epoch * training.loader.samples_per_step, training.device.type
@@ -163,9 +163,9 @@ def train(
         auto: choose the batch size.
         check: looks at the model before anything is written.
     """
+    from tcl.tasks.build import build_training
     from tcl.training.loop import fit
     from tcl.training.runlog import point_latest_at
-    from tcl.training.trainer import Training
 
     run, checkpoint, recipe, finished = plan
     if finished:
@@ -175,7 +175,7 @@ def train(
             point_latest_at(run)
         if auto:
             recipe = choose_batch_size(recipe, checkpoint, world, reporter)
-        training = Training(recipe, world, checkpoint, reporter)
+        training = build_training(recipe, world, checkpoint, reporter)
         check(training.model)
         footprint = reporter.measure(training)
         if world.is_main:

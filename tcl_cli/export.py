@@ -32,9 +32,9 @@ from tcl_cli._export_report import show_checks
 from tcl_cli._options import OUTPUT_PANEL, JsonOption, ModelOption
 
 if TYPE_CHECKING:
+    from export.bundle import ExportedBundle
     from export.verify.checks import Bounds
     from tcl.data.inputs.listing import Inputs
-    from tcl.encoders.bundle import Bundle
     from tcl.models.tcl import TCL
 
 SAMPLES = 32  # real images, and texts, that are used
@@ -348,7 +348,7 @@ def _build(
     texts: Sequence[str],
     static: bool,
     bounds: Bounds,
-) -> Bundle:
+) -> ExportedBundle:
     from export.bundle import build_bundle
     from export.graphs.build import sizes_of
     from tcl.encoders.graphs import graphs
@@ -375,7 +375,7 @@ def _free_name(name: str) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _result(bundle: Bundle, tar: Path | None) -> dict[str, Any]:
+def _result(bundle: ExportedBundle, tar: Path | None) -> dict[str, Any]:
     return {
         "out": str(bundle.folder),
         "packed": str(tar) if tar else None,

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tcl import TCL
 from tcl.config.recipe import ModelConfig
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
-from tcl.models.tcl import TCL
 from tcl.weights.files import hash_model
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -22,8 +22,8 @@ from tcl.config.recipe import Recipe
 from tcl.distributed.world import World
 from tcl.models.attention import KeyValue
 from tcl.models.rows import take_rows
+from tcl.tasks.build import build_training
 from tcl.training.reporter import Reporter
-from tcl.training.trainer import Training
 from tcl.weights.files import checkpoints
 from tests.conftest import TINY
 from tests.tasks.finetuning import TASKS, recipe_for, write_task
@@ -41,6 +41,7 @@ import torch
 from tcl.weights.model_folder import checkpoints
 from tcl.training.loop import fit
 from tcl.training.runlog import Reporter
+from tcl.tasks.build import build_training
 from tcl.training.trainer import Training
 from tests.test_determinism import CPU, STOP, threaded_recipe
 
@@ -55,7 +56,7 @@ for threads in (2, 4):
     for name in sys.argv[2:]:
         run = folder / f"{name}-{threads}"
         last = (checkpoints(run) or [None])[-1]
-        fit(Training(threaded_recipe(), CPU, last, Stopper() if name == "stopped" else None), run)
+        fit(build_training(threaded_recipe(), CPU, last, Stopper() if name == "stopped" else None), run)
 """
 
 CPU = World()
@@ -137,7 +138,7 @@ class Scattering(TorchDispatchMode):
 def test_no_task_scatters_gradients(task: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Gradients of `states[rows]` with numbers for `rows` would be; `take_rows` is what does not."""
     recipe = tiny_recipe() if task == "pretrain" else recipe_for(task, tiny_model_folder, *write_task(tmp_path, task))
-    training = Training(recipe, CPU)
+    training = build_training(recipe, CPU)
     with Scattering() as scattering:
         training.train_step([next(training.loader.batches(0))])
     assert scattering.shapes == []
@@ -161,10 +162,10 @@ class Listener(Reporter):
 def test_a_run_that_is_resumed_with_other_threads_says_that_digits_will_differ(tmp_path: Path) -> None:
     def resume() -> list[str]:
         listener = Listener()
-        Training(tiny_recipe(), CPU, checkpoint, listener)
+        build_training(tiny_recipe(), CPU, checkpoint, listener)
         return listener.messages
 
-    checkpoint = Training(tiny_recipe(), CPU).save(tmp_path)
+    checkpoint = build_training(tiny_recipe(), CPU).save(tmp_path)
     assert resume() == []
     meta = json.loads((checkpoint / "meta.json").read_text())
     assert meta["threads"] == 1

@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from tcl.distributed.world import Agreement, World, _lost_peer
+from tcl.tasks.build import build_training
 from tcl.training.loop import fit
-from tcl.training.trainer import Training
 from tcl.weights.files import checkpoints
 from tests.test_train import metrics, tiny_recipe
 
@@ -75,7 +75,7 @@ def assert_same_state(run: Path, other: Path) -> None:
 def test_two_ranks_equal_one_with_two_forward_passes(tmp_path: Path) -> None:
     done = torchrun(tmp_path, "data.workers=1", steps=4, checkpoint_every=2)
     assert done.returncode == 0, done.stderr
-    fit(Training(tiny_recipe(steps=4, checkpoint_every=2, accumulate=2), World()), tmp_path / "alone")
+    fit(build_training(tiny_recipe(steps=4, checkpoint_every=2, accumulate=2), World()), tmp_path / "alone")
     assert_same_state(tmp_path / "run", tmp_path / "alone")
     # Losses are means over ranks, whose sums are taken in another order.
     for line, expected in zip(metrics(tmp_path / "run"), metrics(tmp_path / "alone"), strict=True):
@@ -99,7 +99,7 @@ def test_a_lost_rank_ends_the_job_and_a_restart_continues_it(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "another process of this run has ended" in done.stderr
     assert "Continuing run at step 3." in done.stderr
-    fit(Training(tiny_recipe(steps=8, checkpoint_every=3, accumulate=2), World()), tmp_path / "alone")
+    fit(build_training(tiny_recipe(steps=8, checkpoint_every=3, accumulate=2), World()), tmp_path / "alone")
     assert_same_state(tmp_path / "run", tmp_path / "alone")
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tcl.models.tcl import TCL
+from tcl import TCL
 
 ROOT = Path(__file__).parent.parent
 
 FAILING = """
 import os, sys
-from tcl.models.tcl import TCL
+from tcl import TCL
 from tcl_cli import main
 
 encode = TCL.encode_image

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tcl.distributed.world import World
+from tcl.tasks.build import build_training
 from tcl.training.loop import fit
-from tcl.training.trainer import Training
 from tcl.weights.files import checkpoints
 from tcl_cli.main import run
 from tests.test_train import metrics, tiny_recipe
@@ -83,6 +83,6 @@ def test_a_process_that_is_told_to_end_ends_the_validation_of_all(place: Path) -
     assert "Told to end by SIGTERM at step 2" in done.stderr and not validations("run")
     (checkpoint,) = checkpoints(Path("run"))
     again = recipe(accumulate=2)
-    assert fit(Training(again, World(), checkpoint), Path("run")).finished
-    assert fit(Training(again, World()), Path("alone")).finished
+    assert fit(build_training(again, World(), checkpoint), Path("run")).finished
+    assert fit(build_training(again, World()), Path("alone")).finished
     assert validations("run") == validations("alone") and len(validations("run")) == 2

@@ -24,6 +24,7 @@ from tcl.distributed.world import World
 from tcl.errors import ConfigError, NonFiniteError, UsageError
 from tcl.machine.seeding import mix
 from tcl.report.records import read_records
+from tcl.tasks.build import build_training
 from tcl.training import upload
 from tcl.training.loop import fit
 from tcl.training.preflight import is_finished
@@ -75,11 +76,11 @@ def slow() -> Iterator[type[SlowFiles]]:
 )
 def test_each_setting_trains_and_resumes_exactly(tmp_path: Path, settings: dict[str, Any]) -> None:
     recipe = with_data(tiny_recipe(steps=4, checkpoint_every=10, **settings), workers=1)
-    fit(Training(recipe, ALONE), tmp_path / "whole")
-    fit(Training(recipe, ALONE, reporter=Listener(stop_after=2)), tmp_path / "halves")
+    fit(build_training(recipe, ALONE), tmp_path / "whole")
+    fit(build_training(recipe, ALONE, reporter=Listener(stop_after=2)), tmp_path / "halves")
     (checkpoint,) = checkpoints(tmp_path / "halves")
     assert checkpoint.name == "step-00000002"
-    fit(Training(recipe, ALONE, checkpoint), tmp_path / "halves")
+    fit(build_training(recipe, ALONE, checkpoint), tmp_path / "halves")
     halves, whole = checkpoints(tmp_path / "halves"), checkpoints(tmp_path / "whole")
     assert halves[-1].name == whole[-1].name
     assert_same_run(tmp_path / "halves", tmp_path / "whole")
@@ -89,7 +90,7 @@ def test_each_setting_trains_and_resumes_exactly(tmp_path: Path, settings: dict[
 
 def test_lora_trains_little_and_saves_an_ordinary_model(tmp_path: Path) -> None:
     recipe = tiny_recipe(steps=3, lora=["image_encoder", "text_encoder", "fusion_encoder"], lora_rank=2)
-    training = Training(recipe, ALONE)
+    training = build_training(recipe, ALONE)
     trained = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"])
     assert trained < 0.5 * sum(p.numel() for p in training.model.parameters())
     fit(training, tmp_path / "run")
@@ -103,7 +104,7 @@ def test_lora_trains_little_and_saves_an_ordinary_model(tmp_path: Path) -> None:
 
 def test_frozen_encoders_do_not_move(tmp_path: Path) -> None:
     recipe = tiny_recipe(steps=2, freeze=["image_encoder", "text_encoder"])
-    training = Training(recipe, ALONE)
+    training = build_training(recipe, ALONE)
     before = {name: p.clone() for name, p in training.model.named_parameters()}
     fit(training, tmp_path / "run")
     moved = {name for name, p in training.model.named_parameters() if not torch.equal(p, before[name])}
@@ -113,25 +114,25 @@ def test_frozen_encoders_do_not_move(tmp_path: Path) -> None:
 
 
 def test_another_adaptation_is_no_resume(tmp_path: Path) -> None:
-    fit(Training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
+    fit(build_training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"train\.freeze is \[image_encoder\]"):
-        Training(tiny_recipe(steps=2, freeze=["image_encoder"]), ALONE, checkpoints(tmp_path / "run")[-1])
+        build_training(tiny_recipe(steps=2, freeze=["image_encoder"]), ALONE, checkpoints(tmp_path / "run")[-1])
 
 
 def test_a_checkpoint_of_an_older_version_counts_new_settings_as_defaults(tmp_path: Path) -> None:
-    fit(Training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
+    fit(build_training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
     meta = checkpoints(tmp_path / "run")[-1] / "meta.json"
     content = json.loads(meta.read_text())
     for section, key in (("model", "init"), ("train", "freeze"), ("train", "lora_rank"), ("data", "augment")):
         del content["recipe"][section][key]
     meta.write_text(json.dumps(content))
     listener = Listener()
-    assert Training(tiny_recipe(steps=2), ALONE, checkpoints(tmp_path / "run")[-1], listener).step == 1
+    assert build_training(tiny_recipe(steps=2), ALONE, checkpoints(tmp_path / "run")[-1], listener).step == 1
     assert [message for message in listener.messages if "data.augment" in message]  # mild here, published by default
 
 
 def test_sigterm_saves_and_says_which_signal_it_was(tmp_path: Path) -> None:
-    result = fit(Training(tiny_recipe(steps=9), ALONE, reporter=Listener(2, signal.SIGTERM)), tmp_path / "run")
+    result = fit(build_training(tiny_recipe(steps=9), ALONE, reporter=Listener(2, signal.SIGTERM)), tmp_path / "run")
     assert (result.signal, result.step, result.finished) == (signal.SIGTERM, 2, False)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000002"]
     assert "<img" not in (tmp_path / "run" / "report.html").read_text()  # there was no time for samples
@@ -141,8 +142,8 @@ def test_sigterm_saves_and_says_which_signal_it_was(tmp_path: Path) -> None:
 def test_sigterm_cuts_a_long_validation_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """The run saves at once, and the validation is done when it is resumed, so that nothing is missing in the end."""
     recipe = with_data(tiny_recipe(steps=4, eval_every=2, checkpoint_every=100), val=["scenes:val:4"])
-    fit(Training(recipe, ALONE), tmp_path / "whole")
-    training = Training(recipe, ALONE)
+    fit(build_training(recipe, ALONE), tmp_path / "whole")
+    training = build_training(recipe, ALONE)
     whole = training.task.validate
 
     def long(share: Share) -> dict[str, float]:
@@ -156,7 +157,7 @@ def test_sigterm_cuts_a_long_validation_short(tmp_path: Path, monkeypatch: pytes
     result = fit(training, tmp_path / "run")
     assert (result.signal, result.step, result.finished) == (signal.SIGTERM, at, False)
     assert not (tmp_path / "run" / "model").exists()
-    resumed = fit(Training(recipe, ALONE, checkpoints(tmp_path / "run")[-1]), tmp_path / "run")
+    resumed = fit(build_training(recipe, ALONE, checkpoints(tmp_path / "run")[-1]), tmp_path / "run")
     assert resumed.finished
     of_both = [
         [{key: line[key] for key in ("step", "val_r_mean")} for line in metrics(tmp_path / run) if "val_r_mean" in line]
@@ -172,10 +173,10 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         def stepped(self, step: int) -> None:
             if step == 1:
                 with pytest.raises(UsageError, match="another process trains in this folder") as caught:
-                    fit(Training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
+                    fit(build_training(tiny_recipe(steps=1), ALONE), tmp_path / "run")
                 refused.append(str(caught.value))
 
-    fit(Training(tiny_recipe(steps=2), ALONE, reporter=Second()), tmp_path / "run")
+    fit(build_training(tiny_recipe(steps=2), ALONE, reporter=Second()), tmp_path / "run")
     assert len(refused) == 1
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
 
@@ -188,8 +189,8 @@ def test_the_best_model_is_kept_and_can_be_chosen(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(training.task, "validate", lambda share: {"r_mean": next(values)})
         fit(training, tmp_path / "run")
 
-    run(Training(recipe, ALONE, reporter=Listener(stop_after=2)))
-    run(Training(recipe, ALONE, checkpoints(tmp_path / "run")[-1]))  # knows that 25 is not the best
+    run(build_training(recipe, ALONE, reporter=Listener(stop_after=2)))
+    run(build_training(recipe, ALONE, checkpoints(tmp_path / "run")[-1]))  # knows that 25 is not the best
     assert json.loads((tmp_path / "run" / "best.json").read_text()) == {"step": 2, "metric": "r_mean", "value": 30.0}
     second = load_file(checkpoints(tmp_path / "run")[0] / "model.safetensors")
     chosen = load_model(tmp_path / "run").state_dict()
@@ -197,14 +198,14 @@ def test_the_best_model_is_kept_and_can_be_chosen(tmp_path: Path, monkeypatch: p
 
 
 def test_checkpoints_and_model_are_uploaded(tmp_path: Path) -> None:
-    fit(Training(tiny_recipe(steps=2, upload="memory://copies/run"), ALONE), tmp_path / "run")
+    fit(build_training(tiny_recipe(steps=2, upload="memory://copies/run"), ALONE), tmp_path / "run")
     files = fsspec.filesystem("memory")
     for name in ("step-00000002", "model"):
         assert files.exists(f"/copies/run/{name}/model.safetensors")
 
 
 def test_a_run_leaves_a_report_and_event_files(tmp_path: Path) -> None:
-    fit(Training(tiny_recipe(steps=2), ALONE), tmp_path / "run")
+    fit(build_training(tiny_recipe(steps=2), ALONE), tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "cma_i2t" in page and "scenes:train:22" in page and "<img" in page
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
@@ -228,7 +229,7 @@ def test_a_best_model_past_the_checkpoint_of_a_killed_run_comes_again(
                 raise Killed
 
     def run(folder: Path, checkpoint: Path | None = None, reporter: Reporter | None = None) -> None:
-        training = Training(recipe, ALONE, checkpoint, reporter)
+        training = build_training(recipe, ALONE, checkpoint, reporter)
         monkeypatch.setattr(training.task, "validate", lambda share: {"r_mean": values[training.step]})
         fit(training, folder)
 
@@ -244,7 +245,7 @@ def test_a_best_model_past_the_checkpoint_of_a_killed_run_comes_again(
 
 def test_a_run_that_gave_up_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = with_data(tiny_recipe(steps=9, eval_every=1, patience=1, select="best"), val=["scenes:val:4"])
-    training = Training(recipe, ALONE)
+    training = build_training(recipe, ALONE)
     monkeypatch.setattr(training.task, "validate", lambda share: {"r_mean": 30.0 - training.step})
     run = tmp_path / "run"
     assert fit(training, run).step == 2
@@ -268,7 +269,7 @@ def test_a_checkpoint_that_is_being_copied_is_kept_until_it_is(tmp_path: Path, s
                 slow.go.set()
 
     recipe = tiny_recipe(steps=4, checkpoint_every=1, keep=1, upload="slow://bucket/run")
-    fit(Training(recipe, ALONE, reporter=Watcher()), run)
+    fit(build_training(recipe, ALONE, reporter=Watcher()), run)
     assert kept == [[], ["1"], ["1", "2"], ["1", "3"]]  # what is copied, and the newest
     assert [path.name[-1] for path in checkpoints(run)] == ["4"]
     whole = {Path(path).parent.name for path in slow.store if path.endswith("config.json")}
@@ -280,7 +281,9 @@ def test_sigterm_does_not_wait_for_a_slow_copy(
 ) -> None:
     monkeypatch.setattr(upload, "HURRIED", 0.2)
     listener = Listener(2, signal.SIGTERM)
-    result = fit(Training(tiny_recipe(steps=9, upload="slow://bucket"), ALONE, reporter=listener), tmp_path / "run")
+    result = fit(
+        build_training(tiny_recipe(steps=9, upload="slow://bucket"), ALONE, reporter=listener), tmp_path / "run"
+    )
     assert result.signal == signal.SIGTERM
     assert "not copied to slow://bucket in time, but kept here: step-00000002" in listener.messages
 
@@ -288,7 +291,7 @@ def test_sigterm_does_not_wait_for_a_slow_copy(
 def test_health_is_logged(tmp_path: Path) -> None:
     recipe = with_data(tiny_recipe(steps=3), train=["scenes:train:4"])
     listener = Listener()
-    fit(Training(recipe, ALONE, reporter=listener), tmp_path / "run")
+    fit(build_training(recipe, ALONE, reporter=listener), tmp_path / "run")
     line = metrics(tmp_path / "run")[-1]
     assert line["queue_age"] == 13 / 4 and 0 < line["image_feat_std"] < 2 and 0 < line["text_feat_std"] < 2
     assert 0 < read_records(tmp_path / "run" / "metrics.jsonl")[-1]["loader_wait"] < 1
@@ -298,7 +301,7 @@ def test_health_is_logged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("precision", "step"), [("fp32", 1), ("fp16", 2)])
 def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path, precision: str, step: int) -> None:
     """At once; in fp16 the scale of the loss may be what makes it so, until the scale is used up."""
-    training = Training(tiny_recipe(steps=20, log_every=20, checkpoint_every=20, precision=precision), ALONE)
+    training = build_training(tiny_recipe(steps=20, log_every=20, checkpoint_every=20, precision=precision), ALONE)
     if precision == "fp16":
         training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     with torch.no_grad():  # a gradient that is infinite whatever the scale, of a loss that is finite
@@ -312,7 +315,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path, precision: s
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])
 def test_the_precision_acts_in_training_and_in_validation(tmp_path: Path, precision: str) -> None:
     recipe = with_data(tiny_recipe(steps=1), val=["scenes:val:2"])
-    training = Training(
+    training = build_training(
         recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})}), ALONE
     )
     if precision == "fp16":
@@ -329,23 +332,23 @@ def test_the_precision_acts_in_training_and_in_validation(tmp_path: Path, precis
     assert seen == {(True, dtype), (False, dtype)}
     line = metrics(tmp_path / "run")[0]
     assert line.get("loss_scale") == (1024 if precision == "fp16" else None)
-    plain = Training(recipe, ALONE)
+    plain = build_training(recipe, ALONE)
     plain.train_step([next(plain.loader.batches(0))])
     assert line["grad_norm"] == pytest.approx(plain.grad_norm.item(), rel=0.1)
 
 
 def test_the_scale_of_the_loss_goes_on(tmp_path: Path) -> None:
     recipe = tiny_recipe(steps=2, precision="fp16")
-    training = Training(recipe, ALONE)
+    training = build_training(recipe, ALONE)
     training.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     training.scaler.scale(torch.ones(()))
-    assert Training(recipe, ALONE, training.save(tmp_path / "fp16")).scaler.get_scale() == 512
-    other = Training(tiny_recipe(steps=2, precision="bf16"), ALONE).save(tmp_path / "bf16")
-    assert Training(recipe, ALONE, other).scaler.get_scale() == 65536  # as of a new one
+    assert build_training(recipe, ALONE, training.save(tmp_path / "fp16")).scaler.get_scale() == 512
+    other = build_training(tiny_recipe(steps=2, precision="bf16"), ALONE).save(tmp_path / "bf16")
+    assert build_training(recipe, ALONE, other).scaler.get_scale() == 65536  # as of a new one
 
 
 def test_losses_are_means_over_the_passes_of_a_step() -> None:
-    training = Training(tiny_recipe(accumulate=2), ALONE)
+    training = build_training(tiny_recipe(accumulate=2), ALONE)
     of_passes: list[Any] = []
     training.objective.register_forward_hook(lambda module, inputs, outputs: of_passes.append(outputs[0].named()))
     batches = training.loader.batches(0)
@@ -363,21 +366,21 @@ def test_a_report_is_there_from_the_first_checkpoint_on(tmp_path: Path) -> None:
         def stepped(self, step: int) -> None:
             there.append((run / "report.html").is_file() and "<img" in (run / "report.html").read_text())
 
-    fit(Training(tiny_recipe(steps=3, checkpoint_every=1, log_every=3), ALONE, reporter=Watcher()), run)
+    fit(build_training(tiny_recipe(steps=3, checkpoint_every=1, log_every=3), ALONE, reporter=Watcher()), run)
     assert there == [False, True, True]
 
 
 def test_a_report_that_cannot_be_written_is_no_end(tmp_path: Path) -> None:
     (tmp_path / "run" / "report.html").mkdir(parents=True)
     listener = Listener()
-    assert fit(Training(tiny_recipe(steps=1), ALONE, reporter=listener), tmp_path / "run").finished
+    assert fit(build_training(tiny_recipe(steps=1), ALONE, reporter=listener), tmp_path / "run").finished
     assert [text.startswith("report.html was not written: ") for text in listener.messages] == [True]
 
 
 def test_the_footprint_is_measured_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory at two small batches, time at that of the run."""
     recipe = with_data(tiny_recipe(steps=2), batch_size=6)
-    first, second = Training(recipe, ALONE), Training(recipe, ALONE)
+    first, second = build_training(recipe, ALONE), build_training(recipe, ALONE)
     told: list[Any] = []
     noise = first.task.synthetic_batch
     monkeypatch.setattr(first.task, "synthetic_batch", lambda size: told.append(size) or noise(size))
@@ -423,7 +426,7 @@ class Wrapped(torch.nn.Module):
 @pytest.mark.parametrize("passes", [1, 3])
 def test_one_of_two_processes(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradients travel with the last pass of a step, and it draws what one process would in every second pass."""
-    training = Training(tiny_recipe(), ALONE)
+    training = build_training(tiny_recipe(), ALONE)
     training.world, training.step = OneOfTwo(rank=1, size=2), 4
     training.objective = wrapped = Wrapped(training.objective)
     losses, seeds = training.task.losses, list[int]()
@@ -437,7 +440,7 @@ def test_a_batch_too_large_for_the_device_is_said_so(monkeypatch: pytest.MonkeyP
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    training = Training(tiny_recipe(), ALONE)
+    training = build_training(tiny_recipe(), ALONE)
     monkeypatch.setattr(training.task, "losses", full)
     with pytest.raises(ConfigError, match="does not fit into the memory of cpu"):
         training.footprint()

@@ -12,8 +12,8 @@ import torch
 from tcl import TCL
 from tcl.distributed.world import World
 from tcl.encoders.torch import TorchEncoder
+from tcl.tasks.build import build_training
 from tcl.training.loop import fit
-from tcl.training.trainer import Training
 from tcl.weights.files import checkpoints
 from tests.conftest import CAPTIONS, make_tiny_model
 from tests.test_train import metrics, tiny_recipe
@@ -26,11 +26,11 @@ def test_training_validates_saves_and_resumes(tmp_path: Path, precision: str) ->
     recipe = tiny_recipe(precision=precision, eval_every=4)
     data = recipe.data.model_copy(update={"val": ["scenes:val:8"], "workers": 1})
     recipe = recipe.model_copy(update={"data": data})
-    fit(Training(recipe, World("cuda")), tmp_path / "run")
+    fit(build_training(recipe, World("cuda")), tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "val_r_mean" in line] == [4, 8]
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
-    resumed = Training(recipe, World("cuda"), checkpoints(tmp_path / "run")[0])
+    resumed = build_training(recipe, World("cuda"), checkpoints(tmp_path / "run")[0])
     assert resumed.step == 3
     resumed.train_step([next(resumed.loader.batches(0, 3))])
 

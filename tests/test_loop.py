@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from tcl.distributed.world import World
 from tcl.report.records import read_records
+from tcl.tasks.build import build_training
 from tcl.training.loop import TrainResult, fit
 from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
@@ -123,7 +124,7 @@ def train(case: Case, run: Path, witness: Witness, checkpoint: Path | None = Non
     """`fit` with steps and validations that cost nothing; every batch must be the one that is due."""
     recipe = tiny_recipe(**{"keep": 3} | case.train)
     data = recipe.data.model_copy(update={"augment": "none", "val": ["scenes:val:4"] if case.values else []})
-    training = Training(recipe.model_copy(update={"data": data}), World(), checkpoint, witness)
+    training = build_training(recipe.model_copy(update={"data": data}), World(), checkpoint, witness)
     per_epoch, per_step = training.loader.steps_per_epoch, training.recipe.train.accumulate
     rows = [
         [batch.sample_ids for batch in training.loader.batches(epoch)]
@@ -235,7 +236,7 @@ def test_a_resumed_run_is_examined_with_what_was_logged_before(
     run.mkdir()
     recipe = tiny_recipe(steps=202)
     optim = recipe.optim.model_copy(update={"warmup_steps": warmup})
-    training = Training(recipe.model_copy(update={"optim": optim}), World(), reporter=witness)
+    training = build_training(recipe.model_copy(update={"optim": optim}), World(), reporter=witness)
     chance = math.log(4 + 13)  # the batch and the queue
     losses = {"loss": chance, "cma_i2t": chance, "cma_t2i": chance}
     lines = [{"step": step} | losses for step in range(since, 202, 20)]

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from tcl.config.recipe import Recipe
-from tcl.data.pairs.table import Part, read_pairs
+from tcl.data.pairs.table import read_pairs
+from tcl.data.sources.find import Part
 from tcl.data.storage import open as storage
 from tcl.distributed.world import World
 from tcl.errors import DataError, UsageError
+from tcl.tasks.build import build_training
 from tcl.training.preflight import LOOKED_AT, _spread, changed_batches, check_present
 from tcl.training.reporter import Reporter
-from tcl.training.trainer import Training
 from tests.tasks.finetuning import recipe_for, write_rows
 
 
@@ -119,7 +120,7 @@ def test_every_task_looks_before_it_trains(tiny_model_folder: Path, tmp_path: Pa
     labels = ("True", "False") if task == "nlvr2" else ("yes", "no")
     source = write_rows(tmp_path / "rows.jsonl", [row | {"label": label} for label in labels])
     with pytest.raises(DataError, match=r"none of the 2 images looked at is there; .*gone\.png: no such file"):
-        Training(recipe_for(task, tiny_model_folder, source), World())
+        build_training(recipe_for(task, tiny_model_folder, source), World())
 
 
 def test_members_of_a_local_shard_are_there(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tcl.distributed.world import World
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.tasks.build import build_training
 from tcl.training.trainer import Training
 from tests.conftest import TINY, make_tiny_model
 from tests.tasks.finetuning import recipe_for, write_task
@@ -61,7 +62,7 @@ def training_of(task: str, folder: Path, init: Path, accumulate: int, clip_norm:
         "optim": {"clip_norm": clip_norm},
         "train": {"accumulate": accumulate},
     }
-    training = Training(recipe_for(task, init, *data, model=model, **changes), World())
+    training = build_training(recipe_for(task, init, *data, model=model, **changes), World())
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in training.task.objective.teacher.parameters():  # type: ignore[union-attr, operator]
@@ -215,7 +216,7 @@ def test_each_pass_draws_anew(tiny_model_folder: Path, tmp_path: Path) -> None:
 
     def draws() -> list[tuple[list[int], int, Tensor]]:
         data = write_task(tmp_path, "retrieval")
-        training = Training(recipe_for("pretrain", tiny_model_folder, *data, train={"accumulate": 2}), World())
+        training = build_training(recipe_for("pretrain", tiny_model_folder, *data, train={"accumulate": 2}), World())
         made: list[tuple[list[int], int, Tensor]] = []
 
         def remember(_: nn.Module, inputs: Any, outputs: Any) -> None:

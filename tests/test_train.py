@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tcl.config.recipe import Recipe, build_recipe
 from tcl.distributed.world import World
 from tcl.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from tcl.tasks.build import build_training
 from tcl.training.loop import fit
 from tcl.training.reporter import Reporter
 from tcl.training.runlog import point_latest_at
-from tcl.training.trainer import Training
 from tcl.weights.files import checkpoints
 from tcl.weights.load import load_model
 from tests.conftest import TINY
@@ -63,7 +63,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("work") / "runs" / "whole"
-    result = fit(Training(tiny_recipe(), CPU), run)
+    result = fit(build_training(tiny_recipe(), CPU), run)
     assert result.finished and result.step == 8
     return run
 
@@ -79,7 +79,7 @@ def test_run_folder(uninterrupted: Path) -> None:
 
 
 def test_two_runs_with_one_seed_are_identical(uninterrupted: Path, tmp_path: Path) -> None:
-    fit(Training(tiny_recipe(), CPU), tmp_path / "again")
+    fit(build_training(tiny_recipe(), CPU), tmp_path / "again")
     assert_same_run(tmp_path / "again", uninterrupted)
 
 
@@ -92,10 +92,10 @@ def test_stopped_and_resumed_equals_never_stopped(uninterrupted: Path, tmp_path:
             if step == stop_after:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    result = fit(Training(tiny_recipe(), CPU, reporter=Stopper()), run)
+    result = fit(build_training(tiny_recipe(), CPU, reporter=Stopper()), run)
     assert not result.finished and result.step == stop_after
     assert not (run / "model").exists()
-    result = fit(Training(tiny_recipe(), CPU, checkpoints(run)[-1]), run)
+    result = fit(build_training(tiny_recipe(), CPU, checkpoints(run)[-1]), run)
     assert result.finished
     assert_same_run(run, uninterrupted)
 
@@ -109,6 +109,7 @@ from tests.test_train import CPU, tiny_recipe
 from tcl import atomic, checkpoint
 from tcl.training.runlog import Reporter
 from tcl.training.loop import fit
+from tcl.tasks.build import build_training
 from tcl.training.trainer import Training
 
 where, run = sys.argv[1], Path(sys.argv[2])
@@ -129,7 +130,7 @@ def killing_sync(path):
 
 atomic._sync = killing_sync
 last = (checkpoint.checkpoints(run) or [None])[-1]
-fit(Training(tiny_recipe(), CPU, last, Killer()), run)
+fit(build_training(tiny_recipe(), CPU, last, Killer()), run)
 """
 
 
@@ -141,7 +142,7 @@ def test_killed_and_resumed_equals_never_stopped(uninterrupted: Path, tmp_path: 
     killed = subprocess.run(command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in checkpoints(run)] == ["step-00000003"]
-    fit(Training(tiny_recipe(), CPU, checkpoints(run)[-1]), run)
+    fit(build_training(tiny_recipe(), CPU, checkpoints(run)[-1]), run)
     assert_same_run(run, uninterrupted)
     assert not list((run / "checkpoints").glob(".*"))
 
@@ -150,14 +151,14 @@ def test_resume_refuses_another_model(uninterrupted: Path) -> None:
     recipe = tiny_recipe()
     larger = recipe.model_copy(update={"model": recipe.model.model_copy(update={"embed_dim": 32})})
     with pytest.raises(ConfigError, match=r"model.embed_dim is 32 now, but 16"):
-        Training(larger, CPU, checkpoints(uninterrupted)[0])
+        build_training(larger, CPU, checkpoints(uninterrupted)[0])
 
 
 def test_a_batch_of_one_and_a_data_set_smaller_than_a_batch(tmp_path: Path) -> None:
     recipe = tiny_recipe(steps=2)
     for name, changes in {"one": {"batch_size": 1}, "few": {"train": ["scenes:train:3"], "batch_size": 64}}.items():
         data = recipe.data.model_copy(update=changes)
-        fit(Training(recipe.model_copy(update={"data": data}), CPU), tmp_path / name)
+        fit(build_training(recipe.model_copy(update={"data": data}), CPU), tmp_path / name)
         assert all(torch.isfinite(torch.tensor(line["loss"])) for line in metrics(tmp_path / name))
 
 
@@ -168,7 +169,7 @@ def test_a_batch_of_one_and_a_data_set_smaller_than_a_batch(tmp_path: Path) -> N
 def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(
     tmp_path: Path, weight: str, precision: str
 ) -> None:
-    training = Training(tiny_recipe(precision=precision), CPU)
+    training = build_training(tiny_recipe(precision=precision), CPU)
     training.train_step([next(training.loader.batches(0))])
     with torch.no_grad():
         training.model.get_parameter(weight)[0, 0] = float("inf")
@@ -188,7 +189,7 @@ def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(
 def test_settings_that_may_change_on_resume_do(uninterrupted: Path) -> None:
     recipe = tiny_recipe()
     optim = recipe.optim.model_copy(update={"weight_decay": 0.5, "lr": 1e-2})
-    training = Training(recipe.model_copy(update={"optim": optim}), CPU, checkpoints(uninterrupted)[0])
+    training = build_training(recipe.model_copy(update={"optim": optim}), CPU, checkpoints(uninterrupted)[0])
     training.train_step([next(training.loader.batches(0))])
     assert [group["weight_decay"] for group in training.optimizer.param_groups] == [0.0, 0.5]
     assert training.optimizer.param_groups[0]["lr"] > 5e-3
@@ -199,7 +200,7 @@ def test_validation_images_are_looked_at_before_training(tmp_path: Path) -> None
     recipe = tiny_recipe()
     data = recipe.data.model_copy(update={"val": [str(tmp_path / "val.jsonl")]})
     with pytest.raises(DataError, match=r"validation: none of the first 1 images .*gone.png"):
-        Training(recipe.model_copy(update={"data": data}), CPU)
+        build_training(recipe.model_copy(update={"data": data}), CPU)
 
 
 def test_latest_points_at_runs_and_never_at_itself(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_latest_points_at_runs_and_never_at_itself(tmp_path: Path) -> None:
 
 
 def test_checkpoints_beyond_keep_are_deleted(tmp_path: Path) -> None:
-    fit(Training(tiny_recipe(keep=1), CPU), tmp_path / "run")
+    fit(build_training(tiny_recipe(keep=1), CPU), tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000008"]
 
 
@@ -230,7 +231,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are intact") as error:
-        fit(Training(tiny_recipe(), CPU), run)
+        fit(build_training(tiny_recipe(), CPU), run)
     assert "--resume" in str(error.value.hint)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
 
@@ -250,7 +251,7 @@ def test_an_unreadable_image_is_replaced_and_listed(tmp_path: Path) -> None:
         def stepped(self, step: int) -> None:
             written.append((run / "bad_samples.jsonl").is_file())
 
-    fit(Training(recipe.model_copy(update={"data": data}), CPU, reporter=Watcher()), run)
+    fit(build_training(recipe.model_copy(update={"data": data}), CPU, reporter=Watcher()), run)
     bad = [json.loads(line) for line in (run / "bad_samples.jsonl").read_text().splitlines()]
     assert {Path(line["image"]).name for line in bad} == {"b.png"} and all(line["reason"] for line in bad)
     assert [line["step"] for line in bad] == [1, 2] and written == [False, True]
@@ -262,7 +263,7 @@ def test_it_learns() -> None:
     data = recipe.data.model_copy(update={"train": ["scenes:train:4"]})
     optim = recipe.optim.model_copy(update={"lr": 5e-3})
     loss = recipe.loss.model_copy(update={"queue_size": 1})  # a longer one would hold the four as their own negatives
-    training = Training(recipe.model_copy(update={"data": data, "optim": optim, "loss": loss}), CPU)
+    training = build_training(recipe.model_copy(update={"data": data, "optim": optim, "loss": loss}), CPU)
     before = {name: p.clone() for name, p in training.model.named_parameters()}
     losses = [training.train_step([batch]) for epoch in range(150) for batch in training.loader.batches(epoch)]
     first, last = (torch.stack([step["cma_t2i"] for step in part]).mean() for part in (losses[:5], losses[-5:]))

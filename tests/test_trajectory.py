@@ -30,6 +30,7 @@ from tcl.objective import retrieval as retrieval_objective
 from tcl.objective import sampling
 from tcl.objective.sampling import MaskedTokens
 from tcl.tasks import pretraining
+from tcl.tasks.build import build_training
 from tcl.training.loop import fit
 from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
@@ -169,7 +170,7 @@ def start(
     temperature: float | None = None,
 ) -> Training:
     """A new run at the recorded state, with the recorded draws, and an eye on what its forward passes are given."""
-    training = Training(recipe, World(), reporter=reporter)
+    training = build_training(recipe, World(), reporter=reporter)
     recorded = {our_name(name.removeprefix("state/")): tensor for name, tensor in recording.tensors.items()}
     theirs = {name for name in recorded if name in state_of(training.model.state_dict(), training.task.state_dict())}
     assert len(theirs) > 100 and "visual_encoder.cls_token" in theirs
@@ -345,7 +346,7 @@ def test_a_whole_run(
     monkeypatch.setattr(training.loader, "batches", recorded_batches(recording, per_epoch))
     assert fit(training, run).finished == (interrupted_after is None)
     if interrupted_after:
-        training = Training(recipe, World(), checkpoints(run)[-1])
+        training = build_training(recipe, World(), checkpoints(run)[-1])
         replay(recording, training, monkeypatch)
         monkeypatch.setattr(training.loader, "batches", recorded_batches(recording, per_epoch))
         assert training.step == interrupted_after and fit(training, run).finished

@@ -1,0 +1,1 @@
+"""Graphs, written layer by layer, and their other precisions. Knows no bundle."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tcl.data.images.decode import ImageError
-from tcl.data.pairs.table import Part
+from tcl.data.sources.find import Part
 from tcl.errors import DataError, UsageError
 from tcl.machine.seeding import mix, seeded
 

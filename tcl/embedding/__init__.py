@@ -1,1 +1,1 @@
-"""The embedding job: what `tcl.embedding.run` is made of."""
+"""The job that turns inputs into vectors on disk, and goes on where it was killed. Knows encoders by protocol."""

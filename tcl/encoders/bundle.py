@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.verify.checks import Check
 from tcl.encoders.graphs import DEFAULT_PRECISION, Graph
 from tcl.errors import CheckpointError, UsageError
 from tcl.weights.find import BUNDLE_FILE, read_json
@@ -32,7 +31,6 @@ class Bundle:
         graphs: by graph and precision, what `bundle.json` says of the file, `file` at least.
         hashes: SHA-256 of each file.
         untrained: parts of the model that hold random numbers, see `tcl.weights.untrained`.
-        checks: of that verification; empty when there was none, or when the bundle was read from disk.
         packed: the `.tar` that the folder was unpacked from, which is the name that a user knows.
     """
 
@@ -44,7 +42,6 @@ class Bundle:
     graphs: Mapping[str, Mapping[str, Mapping[str, Any]]]
     hashes: Mapping[str, str]
     untrained: tuple[str, ...] = ()
-    checks: list[Check] = field(default_factory=list)
     packed: Path | None = None
 
     def graph_file(self, graph: str, precision: str) -> Path:

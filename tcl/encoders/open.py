@@ -7,7 +7,6 @@ The fusion encoder for re-ranking: that of a model in torch, or that of a bundle
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,8 +146,8 @@ def _newest_bundle() -> ModelSource | None:
 def load(
     model: str | Path | None = None,
     backend: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt"] = "auto",
-    device: str = "auto",
-    precision: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision = "auto",
 ) -> Embedder:
     """Open a model for embedding, as the commands do.
 
@@ -163,10 +162,7 @@ def load(
         UsageError: there is no such model, or it cannot run so.
         MissingExtraError: the backend is not installed.
     """
-    # The one place where the core reaches up: `export` decides which encoder a name means, and is loaded by name, when
-    # called, so that nothing of `tcl` depends on it.
-    runtime = importlib.import_module("tcl.encoders.open")
-    return Embedder(runtime.open_encoder(None if model is None else str(model), backend, device, precision))
+    return Embedder(open_encoder(None if model is None else str(model), backend, device, precision))
 
 
 def matcher_of(encoder: Encoder) -> Matcher:

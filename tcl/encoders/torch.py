@@ -156,7 +156,7 @@ class TorchMatcher:
                 x, mask = x.expand(len(images), -1, -1), mask.expand(len(images), -1, -1, -1)
                 x = attend_directly(layer.crossattention, x, images)
             x = layer.output(layer.intermediate(x), x)
-        return self.model.itm_head(x[:, 0])  # type: ignore[no-any-return]
+        return self.model.itm_head(x[:, 0])
 
 
 def attend_directly(attention: Attention, x: Tensor, images: Tensor) -> Tensor:
@@ -182,4 +182,4 @@ def attend_directly(attention: Attention, x: Tensor, images: Tensor) -> Tensor:
     tokens = images[:, None]
     means = F.scaled_dot_product_attention(query, tokens, tokens, scale=scale).view(rows, heads, length, -1)
     attended = (means @ value.transpose(1, 2)).transpose(1, 2).flatten(2) + attention.self.value.bias
-    return attention.output(attended, x)  # type: ignore[no-any-return]
+    return attention.output(attended, x)

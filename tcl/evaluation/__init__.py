@@ -1,0 +1,1 @@
+"""The published figures of each task. Knows no training."""

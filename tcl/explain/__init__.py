@@ -1,0 +1,1 @@
+"""Where a model looks: Grad-CAM, and its pictures. Knows no training."""

@@ -1,9 +1,8 @@
-r"""Names that are no Unicode, spelt alike in files, in databases and on terminals. Imports no torch.
+r"""Names of files: the order in which people expect them, and the spelling of those that are no Unicode.
 
-A byte of a file name that is not UTF-8 is a half surrogate in Python, and in JSON its escape: `"caf\udce9.jpg"`. Where
-nothing but Unicode may stand, the six characters of that escape stand for it.
+`2.jpg` comes before `10.jpg`. A byte of a file name that is not UTF-8 is a half surrogate in Python, and in JSON its
+escape: `"caf\udce9.jpg"`. Where nothing but Unicode may stand, the six characters of that escape stand for it.
 """
-# FOLDED tcl/data/natural_order.py: """The order in which people expect names: `2.jpg` before `10.jpg`. Imports no torch."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,8 @@ class TCL(nn.Module):
     processor: Processor
     model_hash: str
     untrained: tuple[str, ...] = ()
+    from_pretrained: ClassVar[Callable[[str | Path], TCL]]  # set by `tcl.weights.load`: models know no files
+    save_pretrained: Callable[[str | Path], None]
     pixel_mean: Tensor  # [3, 1, 1]
     pixel_std: Tensor  # [3, 1, 1]
 
@@ -86,27 +89,6 @@ class TCL(nn.Module):
         model = cls(visual_encoder, BertForMaskedLM(bert), config.embed_dim, temperature)
         model.config = config
         return model
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> TCL:
-        """Load a model in evaluation mode.
-
-        Args:
-            source: a run folder, a model folder, a published `.pth`, or a Hugging Face hub id.
-
-        Raises:
-            UsageError: nothing is there.
-            CheckpointError: it does not hold a TCL model.
-        """
-        from tcl.weights.load import load_model
-
-        return load_model(source)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights, configuration, tokenizer and preprocessing to `folder`; `from_pretrained` reads them back."""
-        from tcl.weights.model_folder import save_model
-
-        save_model(self, Path(folder))
 
     @property
     def device(self) -> torch.device:

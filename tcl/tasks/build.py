@@ -1,26 +1,39 @@
-"""From the task that a recipe names to the object that is trained."""
+"""From the task that a recipe names to its training."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tcl.config.recipe import Recipe, TaskName
 from tcl.distributed.world import World
+from tcl.tasks.pretraining import Pretraining
+from tcl.tasks.retrieval import GroundingTraining, RetrievalTraining
+from tcl.tasks.statements import StatementTraining
+from tcl.tasks.text_assignment import TextAssignmentTraining
+from tcl.tasks.vqa import VqaTraining
 from tcl.training.preflight import check_named
 from tcl.training.reporter import Reporter
 from tcl.training.task import Task
+from tcl.training.trainer import Training
 
-TASKS: dict[TaskName, tuple[str, str]] = {
-    "pretrain": ("tcl.tasks.pretraining", "Pretraining"),
-    "text_assignment": ("tcl.tasks.text_assignment", "TextAssignmentTraining"),
-    "retrieval": ("tcl.tasks.retrieval", "RetrievalTraining"),
-    "grounding": ("tcl.tasks.retrieval", "GroundingTraining"),
-    "entailment": ("tcl.tasks.statements", "StatementTraining"),
-    "nlvr2": ("tcl.tasks.statements", "StatementTraining"),
-    "vqa": ("tcl.tasks.vqa", "VqaTraining"),
+TASKS: dict[TaskName, Callable[..., Any]] = {
+    "pretrain": Pretraining,
+    "text_assignment": TextAssignmentTraining,
+    "retrieval": RetrievalTraining,
+    "grounding": GroundingTraining,
+    "entailment": StatementTraining,
+    "nlvr2": StatementTraining,
+    "vqa": VqaTraining,
 }
-"""Module and class of each task; imported when it is built."""
+
+
+def build_training(
+    recipe: Recipe, world: World, checkpoint: Path | None = None, reporter: Reporter | None = None
+) -> Training:
+    """The training of a recipe, whatever its task; see `Training`."""
+    return Training(recipe, world, build_task, checkpoint, reporter)
 
 
 def build_task(recipe: Recipe, world: World, checkpoint: Path | None, reporter: Reporter) -> Task:
@@ -35,7 +48,6 @@ def build_task(recipe: Recipe, world: World, checkpoint: Path | None, reporter: 
     Raises:
         ConfigError: the recipe names no data, or does not fit it.
     """
-    module, name = TASKS[recipe.task]
-    build: type[Task] = getattr(importlib.import_module(module), name)
     check_named(recipe)
-    return build(recipe, world, checkpoint, reporter)  # type: ignore[call-arg]
+    task: Task = TASKS[recipe.task](recipe, world, checkpoint, reporter)
+    return task

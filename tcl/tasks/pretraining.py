@@ -1,7 +1,7 @@
 """Pre-training on image-text pairs: the data, the model, and what happens around the loss of one batch.
 
-The training step (`tcl.training.trainer`) calls these in the published order: `begin_step` moves the teacher, `losses` computes
-one forward pass, `end_step` fills the queue.
+The training step (`tcl.training.trainer`) calls these in the published order: `begin_step` moves the teacher, `losses`
+computes one forward pass, `end_step` fills the queue.
 """
 
 from __future__ import annotations

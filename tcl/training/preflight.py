@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tcl.config.recipe import Recipe
 from tcl.data.images.decode import IMAGES_HINT, ImageError, decode
-from tcl.data.pairs.table import PairIndex, Part, read_pairs
+from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.data.scenes import scenes
+from tcl.data.sources.find import Part
 from tcl.data.storage.open import open_binary
 from tcl.errors import CheckpointError, ConfigError, DataError
 from tcl.files.remote import is_url

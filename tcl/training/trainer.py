@@ -24,17 +24,20 @@ from tcl.errors import ConfigError, reason_of
 from tcl.machine.memory import keep_freed_memory, memory_budget
 from tcl.machine.seeding import mix
 from tcl.models.adapters import check_same_adaptation, lora_state_dict
-from tcl.tasks.build import build_task
 from tcl.training.checkpoint import load_state, save_checkpoint
 from tcl.training.footprint import Footprint, measure, time_at
 from tcl.training.optim import build_optimizer, distillation_weight, learning_rate
 from tcl.training.preflight import changed_batches, check_present, check_same_model
 from tcl.training.reporter import Reporter
+from tcl.training.task import Task
 from tcl.training.trackers import check_trackers
 from tcl.weights.untrained import left_untrained
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_SCALE = 1.0  # of the loss in fp16; below it, overflow is not what makes the gradient infinite
+
+
+TaskBuilder = Callable[[Recipe, World, Path | None, Reporter], Task]
 
 
 class NonFinite(NamedTuple):
@@ -48,9 +51,21 @@ class Training:
     """Everything a run consists of, built from its recipe; nothing is written before `save`."""
 
     def __init__(
-        self, recipe: Recipe, world: World, checkpoint: Path | None = None, reporter: Reporter | None = None
+        self,
+        recipe: Recipe,
+        world: World,
+        build_task: TaskBuilder,
+        checkpoint: Path | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         """Read the data, build the model, and continue from `checkpoint` when given.
+
+        Args:
+            recipe: what to train, on what, and how.
+            world: where this process stands.
+            build_task: called once the seed is set.
+            checkpoint: of the same recipe, to continue from.
+            reporter: hears what happens.
 
         Raises:
             ConfigError: the recipe names no data, does not fit it, or does not fit the checkpoint.

@@ -1,0 +1,1 @@
+"""Weights on disk: finding, reading, converting and writing them, by every known layout. Knows no training."""

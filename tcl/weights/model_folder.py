@@ -35,12 +35,17 @@ from tcl.weights.untrained import lacking, read_untrained
 FORMAT_VERSION = 1
 
 
-def save_model(model: TCL, folder: Path) -> None:
-    """Write a model folder, replacing the model that may be there.
+def save_model(model: TCL, folder: str | Path) -> None:
+    """Write weights, configuration, tokenizer and preprocessing, replacing the model that may be there.
+
+    Args:
+        model: the model.
+        folder: `load_model` reads it back.
 
     Raises:
         UsageError: the folder exists and holds something other than a model.
     """
+    folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
         raise UsageError(f"{folder} exists and is no model folder", hint="choose another folder")
     with atomic_folder(folder, replace=True) as temporary:

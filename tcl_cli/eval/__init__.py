@@ -1,0 +1,1 @@
+"""`tcl eval`: one file per task."""

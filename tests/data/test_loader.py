@@ -21,7 +21,8 @@ import torch
 from tcl.data.images.augment import Transform, build_transform
 from tcl.data.loader import Batch, TrainLoader
 from tcl.data.pairs.samples import PairBatch, PairSamples
-from tcl.data.pairs.table import PairIndex, Part, read_pairs
+from tcl.data.pairs.table import PairIndex, read_pairs
+from tcl.data.sources.find import Part
 from tcl.data.tokenizer import CaptionTokenizer, clean_caption
 from tcl.errors import DataError, UsageError
 from tcl.machine.seeding import mix

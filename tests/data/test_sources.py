@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tcl.data.pairs.table import Part, read_pairs
-from tcl.data.sources.find import find_source
+from tcl.data.pairs.table import read_pairs
+from tcl.data.sources.find import Part, find_source
 from tcl.errors import DataError, UsageError
 
 

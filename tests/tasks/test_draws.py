@@ -11,6 +11,7 @@ import torch
 
 from tcl.data.images.augment import Transform
 from tcl.distributed.world import World
+from tcl.tasks.build import build_training
 from tcl.training.loop import fit
 from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
@@ -32,7 +33,7 @@ def training_of(task: str, folder: Path, init: Path, **train: Any) -> Training:
         "loss": {"mlm_probability": MASKED, "alpha_ramp": False},
         "train": train,
     }
-    return Training(recipe_for(task, init, *data, model=model, **changes), World())
+    return build_training(recipe_for(task, init, *data, model=model, **changes), World())
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from tcl.distributed.world import World
 from tcl.errors import ConfigError
 from tcl.evaluation.held_out import HeldOut
 from tcl.report.records import read_records
+from tcl.tasks.build import build_training
 from tcl.training.checkpoint import load_state
 from tcl.training.loop import fit
-from tcl.training.trainer import Training
 from tcl.weights.describe import describe
 from tcl.weights.files import checkpoints
 from tcl.weights.load import load_model
@@ -36,7 +36,7 @@ def runs(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("runs")
     for task in TASKS:
         data = write_task(folder, task)
-        assert fit(Training(recipe_for(task, tiny_model_folder, *data), CPU), folder / task).finished
+        assert fit(build_training(recipe_for(task, tiny_model_folder, *data), CPU), folder / task).finished
     return folder
 
 
@@ -54,7 +54,7 @@ def test_every_task_trains_and_validates(runs: Path, task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_processes_validate_what_one_does(runs: Path, task: str, tiny_model_folder: Path) -> None:
-    training = Training(recipe_for(task, tiny_model_folder, *write_task(runs, task)), CPU)
+    training = build_training(recipe_for(task, tiny_model_folder, *write_task(runs, task)), CPU)
     training.model.eval()
     expected = training.task.validate(ALONE)
     assert in_processes(2, training.task.validate) == [expected] * 2
@@ -73,7 +73,7 @@ def test_the_report_shows_validation_samples(runs: Path, task: str) -> None:
 def test_resumed_equals_never_stopped(runs: Path, task: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     recipe = recipe_for(task, tiny_model_folder, *write_task(runs, task))
     first, last = checkpoints(runs / task)
-    fit(Training(recipe, CPU, first), tmp_path / "resumed")
+    fit(build_training(recipe, CPU, first), tmp_path / "resumed")
     weights, state, _ = load_state(checkpoints(tmp_path / "resumed")[-1])
     expected, expected_state, _ = load_state(last)
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
@@ -122,7 +122,9 @@ def test_a_test_split_without_labels_gives_predictions_alone(runs: Path, tmp_pat
 def test_what_is_trained_moves_and_nothing_else(runs: Path, task: str, tiny_model_folder: Path) -> None:
     """A parameter without gradient would make training on several devices wait for it for ever."""
     recipe = recipe_for(task, tiny_model_folder, *write_task(runs, task))
-    training = Training(recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"alpha_ramp": False})}), CPU)
+    training = build_training(
+        recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"alpha_ramp": False})}), CPU
+    )
     batch = next(training.loader.batches(0))
     losses = training.task.losses(training.objective, batch, 0.4, seed=1)
     losses.total.backward()
@@ -133,7 +135,7 @@ def test_what_is_trained_moves_and_nothing_else(runs: Path, task: str, tiny_mode
 @pytest.mark.parametrize("task", ["retrieval", "entailment"])
 def test_distillation_can_be_off(runs: Path, task: str, tiny_model_folder: Path) -> None:
     recipe = recipe_for(task, tiny_model_folder, *write_task(runs, task), loss={"alpha": 0})
-    training = Training(recipe, CPU)
+    training = build_training(recipe, CPU)
     training.train_step([next(training.loader.batches(0))])
     assert ("teacher" in training.task.state_dict()) == (
         task == "retrieval"
@@ -142,15 +144,15 @@ def test_distillation_can_be_off(runs: Path, task: str, tiny_model_folder: Path)
 
 def test_a_teacher_cannot_appear_on_resume(runs: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     data = write_task(runs, "entailment")
-    fit(Training(recipe_for("entailment", tiny_model_folder, *data, loss={"alpha": 0}), CPU), tmp_path)
+    fit(build_training(recipe_for("entailment", tiny_model_folder, *data, loss={"alpha": 0}), CPU), tmp_path)
     with pytest.raises(ConfigError, match="started without a teacher"):
-        Training(recipe_for("entailment", tiny_model_folder, *data), CPU, checkpoints(tmp_path)[0])
+        build_training(recipe_for("entailment", tiny_model_folder, *data), CPU, checkpoints(tmp_path)[0])
 
 
 def test_a_run_keeps_its_task(runs: Path, tiny_model_folder: Path) -> None:
     recipe = recipe_for("retrieval", tiny_model_folder, *write_task(runs, "retrieval"))
     with pytest.raises(ConfigError, match="the task is retrieval now, but grounding"):
-        Training(recipe, CPU, checkpoints(runs / "grounding")[0])
+        build_training(recipe, CPU, checkpoints(runs / "grounding")[0])
 
 
 @pytest.mark.parametrize("adaptation", [{"lora": ["fusion_encoder"]}, {"freeze": ["image_encoder"]}])
@@ -159,8 +161,8 @@ def test_frozen_and_low_rank_encoders(
     runs: Path, task: str, adaptation: dict[str, Any], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_for(task, tiny_model_folder, *write_task(runs, task), train=adaptation)
-    fit(Training(recipe, CPU), tmp_path / "whole")
-    fit(Training(recipe, CPU, checkpoints(tmp_path / "whole")[0]), tmp_path / "resumed")
+    fit(build_training(recipe, CPU), tmp_path / "whole")
+    fit(build_training(recipe, CPU, checkpoints(tmp_path / "whole")[0]), tmp_path / "resumed")
     whole, resumed = load_model(tmp_path / "whole"), load_model(tmp_path / "resumed")
     assert whole.model_hash == resumed.model_hash
     start = load_model(tiny_model_folder).state_dict()
@@ -175,13 +177,15 @@ def test_any_resolution(runs: Path, task: str, size: Any, tiny_model_folder: Pat
     train, val = write_task(runs, task)
     model = make_tiny_model().config.model_copy(update={"image_size": size})
     recipe = recipe_for(task, tiny_model_folder, train, val, model=model, train={"steps": 1})
-    fit(Training(recipe, CPU), tmp_path / "run")
+    fit(build_training(recipe, CPU), tmp_path / "run")
     loaded = load_model(tmp_path / "run")
     assert loaded.processor.image_size == recipe.model.image_shape
-    again = Training(recipe_for(task, tmp_path / "run", train, model=model), CPU)
+    again = build_training(recipe_for(task, tmp_path / "run", train, model=model), CPU)
     assert torch.equal(again.model.visual_encoder.pos_embed, loaded.visual_encoder.pos_embed)
     square = model.model_copy(update={"image_size": 24})
-    assert Training(recipe_for(task, tmp_path / "run", train, model=square), CPU).model.visual_encoder.grid_size == (
+    assert build_training(
+        recipe_for(task, tmp_path / "run", train, model=square), CPU
+    ).model.visual_encoder.grid_size == (
         3,
         3,
     )
@@ -190,15 +194,17 @@ def test_any_resolution(runs: Path, task: str, size: Any, tiny_model_folder: Pat
 def test_a_continued_head_is_kept_and_another_starts_anew(runs: Path) -> None:
     train, val = write_task(runs, "entailment")
     before = head_weights(load_model(runs / "entailment"))
-    same = head_weights(Training(recipe_for("entailment", runs / "entailment", train, val), CPU).model)
+    same = head_weights(build_training(recipe_for("entailment", runs / "entailment", train, val), CPU).model)
     assert all(torch.equal(same[name], tensor) for name, tensor in before.items())
-    other = Training(recipe_for("nlvr2", runs / "entailment", *write_task(runs, "nlvr2")), CPU).model
+    other = build_training(recipe_for("nlvr2", runs / "entailment", *write_task(runs, "nlvr2")), CPU).model
     assert other.cls_head[2].out_features == 2
 
 
 def test_nlvr2_takes_over_the_layers_of_text_assignment(runs: Path) -> None:
     start = load_model(runs / "text_assignment").state_dict()
-    model = Training(recipe_for("nlvr2", runs / "text_assignment", *write_task(runs, "nlvr2")), CPU).model.state_dict()
+    model = build_training(
+        recipe_for("nlvr2", runs / "text_assignment", *write_task(runs, "nlvr2")), CPU
+    ).model.state_dict()
     layers = {name for name in start if ".layer." in name}
     assert len(layers) > 60 and all(torch.equal(model[name], start[name]) for name in layers)
     second, first = (f"text_encoder.bert.encoder.layer.{layer}.output.dense.weight" for layer in (3, 2))
@@ -207,7 +213,7 @@ def test_nlvr2_takes_over_the_layers_of_text_assignment(runs: Path) -> None:
 
 def test_a_task_with_one_image_takes_the_first_layer_of_each_pair(runs: Path) -> None:
     start = load_model(runs / "nlvr2").state_dict()
-    model = Training(recipe_for("vqa", runs / "nlvr2", *write_task(runs, "vqa")), CPU).model.state_dict()
+    model = build_training(recipe_for("vqa", runs / "nlvr2", *write_task(runs, "vqa")), CPU).model.state_dict()
     name = "text_encoder.bert.encoder.layer.{}.output.dense.weight"
     assert torch.equal(model[name.format(3)], start[name.format(4)])
 
@@ -229,10 +235,10 @@ def test_it_stops_early_and_a_resumed_run_knows(runs: Path, tiny_model_folder: P
     recipe = recipe.model_copy(
         update={"optim": recipe.optim.model_copy(update={"lr": 1e-9, "warmup_lr": 0, "min_lr": 0})}
     )
-    result = fit(Training(recipe, CPU), tmp_path)
+    result = fit(build_training(recipe, CPU), tmp_path)
     assert result.finished and result.step == 3  # the first is the best
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
-    again = fit(Training(recipe, CPU, checkpoints(tmp_path)[-1]), tmp_path)
+    again = fit(build_training(recipe, CPU, checkpoints(tmp_path)[-1]), tmp_path)
     assert again.finished and again.step == 3 and load_model(tmp_path).head.task == "entailment"
 
 
@@ -247,7 +253,7 @@ def test_it_stops_early_and_a_resumed_run_knows(runs: Path, tiny_model_folder: P
 )
 def test_settings_that_do_not_belong_to_a_task(task: str, changes: Any, message: str, tiny_model_folder: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        Training(recipe_for(task, tiny_model_folder, "x.jsonl", **changes), CPU)
+        build_training(recipe_for(task, tiny_model_folder, "x.jsonl", **changes), CPU)
 
 
 @pytest.mark.parametrize("task", ["entailment", "nlvr2", "vqa"])
@@ -260,7 +266,7 @@ def test_it_learns(task: str, tiny_model_folder: Path, tmp_path: Path) -> None:
         "train": {"steps": 80},
     }
     recipe = recipe_for(task, tiny_model_folder, write_task(tmp_path, task, 6)[0], **changes)
-    training = Training(recipe, CPU)
+    training = build_training(recipe, CPU)
     batch = next(training.loader.batches(0))
     losses = [training.train_step([batch])["loss"].item() for _ in range(80)]
     assert sum(losses[-5:]) / 5 < 0.8 * losses[0]

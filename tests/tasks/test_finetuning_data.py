@@ -11,13 +11,14 @@ from tcl.config.recipe import Recipe
 from tcl.distributed.world import World
 from tcl.errors import DataError, TclError, UsageError
 from tcl.evaluation.held_out import HeldOut
+from tcl.tasks.build import build_training
 from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
 from tests.tasks.finetuning import question, recipe_for, scene, statement, write_rows
 
 
 def train(recipe: Recipe, reporter: Reporter | None = None) -> Training:
-    return Training(recipe, World(), reporter=reporter)
+    return build_training(recipe, World(), reporter=reporter)
 
 
 class Listener(Reporter):

@@ -16,9 +16,9 @@ from tcl.errors import CheckpointError, UsageError
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig
 from tcl.models.task_model import NOT_TRAINED
+from tcl.tasks.build import build_training
 from tcl.training.optim import distillation_weight, learning_rate
 from tcl.training.start_model import config_of
-from tcl.training.trainer import Training
 from tcl.weights.load import load_model
 from tcl.weights.published import load_fine_tuned
 from tests.conftest import make_tiny_model
@@ -37,7 +37,7 @@ def test_from_a_published_checkpoint(golden: Any, case: str, task: str, tmp_path
     config = model_for(golden, "pretrain").config if case == "pretrain" else task_config(golden(case)[1])
     recipe = recipe_for(task, path, *write_task(tmp_path, task), model=config)
     data = recipe.data.model_copy(update={"batch_size": 2})
-    training = Training(recipe.model_copy(update={"data": data}), CPU)
+    training = build_training(recipe.model_copy(update={"data": data}), CPU)
     state = golden(case)[0]
     key = {"ve": "cls_head.0.weight", "vqa": "text_decoder.cls.predictions.bias"}.get(case, "visual_encoder.cls_token")
     own = training.model.state_dict()[key]

@@ -17,6 +17,7 @@ from tcl.distributed.world import World
 from tcl.errors import ConfigError
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig
+from tcl.tasks.build import build_training
 from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
 from tests.conftest import TINY, make_tiny_model
@@ -57,7 +58,7 @@ def test_validation_takes_batches_of_the_recipe_and_each_process_its_share(
     task: str, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_for(task, tiny_model_folder, *data_of(tmp_path, task), data={"batch_size": 2})
-    training = Training(recipe, World())
+    training = build_training(recipe, World())
     counts = encoded_images(training)
     with training.evaluating():
         expected = training.task.validate(ALONE)
@@ -76,7 +77,7 @@ def test_with_and_without_validation_data(task: str, tiny_model_folder: Path, tm
         {pair.captions[0] for pair in read_pairs([source])} if task in CONTRASTIVE else set() for source in (train, val)
     )
     for source in (val, ""):
-        task_of = Training(recipe_for(task, tiny_model_folder, train, source), World()).task
+        task_of = build_training(recipe_for(task, tiny_model_folder, train, source), World()).task
         assert task_of.validates == bool(source)
         with torch.no_grad():
             samples = task_of.examples()
@@ -94,7 +95,7 @@ def test_as_many_candidates_are_looked_at_as_the_recipe_says(
 ) -> None:
     """Of retrieval, pairs that are matched; of VQA, answers that are decoded: all of them, if it says 0."""
     settings = {"train": {"eval_top_k": top_k}, "data": {"batch_size": 2}}
-    training = Training(recipe_for(task, tiny_model_folder, *data_of(tmp_path, task), **settings), World())
+    training = build_training(recipe_for(task, tiny_model_folder, *data_of(tmp_path, task), **settings), World())
     rows: list[int] = []
     model: Any = training.model
     part = model.text_decoder.bert.embeddings if task == "vqa" else model.itm_head
@@ -113,7 +114,7 @@ def test_as_many_candidates_are_looked_at_as_the_recipe_says(
 def test_queue_and_length_of_texts(task: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     """As published, texts are cut in training where the task learns from captions or questions, but for retrieval."""
     model = make_tiny_model(max_length=4).config
-    training = Training(recipe_for(task, tiny_model_folder, *data_of(tmp_path, task), model=model), World())
+    training = build_training(recipe_for(task, tiny_model_folder, *data_of(tmp_path, task), model=model), World())
     width = next(training.loader.batches(0)).input_ids.shape[1]
     assert width == 4 if task in ("pretrain", "text_assignment", "vqa") else width > 4
     queue = training.task.state_dict().get("queue", {})
@@ -130,10 +131,10 @@ def test_other_rows_are_noticed_on_resume(task: str, tiny_model_folder: Path, tm
         lines = Path(sources[0]).read_text().splitlines(keepends=True)
         other = str(tmp_path / "other" / Path(sources[0]).name)
         Path(other).write_text("".join(lines[::-1]))
-    checkpoint = Training(recipe_for(task, tiny_model_folder, sources[0]), World()).save(tmp_path / "run")
+    checkpoint = build_training(recipe_for(task, tiny_model_folder, sources[0]), World()).save(tmp_path / "run")
     for source, noticed in ((sources[0], False), (other, True)):
         listener = Listener()
-        Training(recipe_for(task, tiny_model_folder, source), World(), checkpoint, listener)
+        build_training(recipe_for(task, tiny_model_folder, source), World(), checkpoint, listener)
         assert any("the training pairs changed" in text for text in listener.messages) == noticed
 
 
@@ -143,9 +144,9 @@ def test_other_classes_are_no_resume(tiny_model_folder: Path, tmp_path: Path) ->
         recipe_for("entailment", tiny_model_folder, write_rows(tmp_path / f"{count}.jsonl", rows[:count]))
         for count in (2, 3)
     )
-    checkpoint = Training(two, World()).save(tmp_path / "run")
+    checkpoint = build_training(two, World()).save(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"its weights do not fit this run: .*cls_head") as error:
-        Training(three, World(), checkpoint)
+        build_training(three, World(), checkpoint)
     assert "keeps its model and its classes" in str(error.value.hint)
 
 
@@ -162,18 +163,20 @@ def test_the_classes_of_a_head_are_kept_while_they_do(
 ) -> None:
     attach_head(make_tiny_model(), HeadConfig(task="entailment", labels=list(known))).save_pretrained(tmp_path / "m")
     rows = [statement("entailment", number, label) for number, label in enumerate(found)]
-    training = Training(recipe_for("entailment", tmp_path / "m", write_rows(tmp_path / "rows.jsonl", rows)), World())
+    training = build_training(
+        recipe_for("entailment", tmp_path / "m", write_rows(tmp_path / "rows.jsonl", rows)), World()
+    )
     assert training.model.head.labels == expected  # type: ignore[union-attr]
 
 
 def test_the_decoder_of_answers(tiny_model_folder: Path, tmp_path: Path) -> None:
     """As deep as the fusion encoder, or as it was. Answers are those of the data, the questions they belong to too."""
     source = write_rows(tmp_path / "rows.jsonl", [question(number) for number in range(3)])
-    fresh: Any = Training(recipe_for("vqa", tiny_model_folder, source), World()).model
+    fresh: Any = build_training(recipe_for("vqa", tiny_model_folder, source), World()).model
     assert fresh.head.decoder_layers == 2 and {"red", "green", "blue"} <= set(fresh.head.labels)
     head = HeadConfig(task="vqa", labels=["red", "blue"], decoder_layers=1)
     attach_head(make_tiny_model(), head).save_pretrained(tmp_path / "m")
-    known: Any = Training(recipe_for("vqa", tmp_path / "m", source), World()).model
+    known: Any = build_training(recipe_for("vqa", tmp_path / "m", source), World()).model
     assert known.head.decoder_layers == 1 and known.head.labels == fresh.head.labels
 
 
@@ -185,7 +188,7 @@ def test_text_assignment_is_validated_on_every_pair_that_has_another_beside_it(
     recipe = recipe_for(
         "text_assignment", tiny_model_folder, "scenes:train:9", "scenes:val:13", data={"batch_size": batch_size}
     )
-    training = Training(recipe, World())
+    training = build_training(recipe, World())
     with torch.no_grad():
         training.model.ta_head.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # type: ignore[union-attr, operator]
     pairs, size = list(read_pairs(["scenes:val:13"])), max(batch_size, 2)
@@ -203,7 +206,9 @@ def test_text_assignment_is_validated_on_every_pair_that_has_another_beside_it(
 
 
 def test_text_assignment_of_one_pair_alone_says_nothing(tiny_model_folder: Path) -> None:
-    training = Training(recipe_for("text_assignment", tiny_model_folder, "scenes:train:9", "scenes:val:1"), World())
+    training = build_training(
+        recipe_for("text_assignment", tiny_model_folder, "scenes:train:9", "scenes:val:1"), World()
+    )
     assert training.task.validate(ALONE) == {"accuracy": 0.0}
 
 
@@ -217,7 +222,7 @@ def test_gradients_are_means_over_the_passes_of_a_step(tiny_model_folder: Path, 
     norms = []
     for passes in (1, 2):
         recipe = recipe_for("entailment", tiny_model_folder, source, model=without_draws(), **changes)
-        training = Training(recipe, World())
+        training = build_training(recipe, World())
         training.train_step([next(training.loader.batches(0))] * passes)
         norms.append(training.grad_norm.item())
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] > 0
@@ -225,7 +230,8 @@ def test_gradients_are_means_over_the_passes_of_a_step(tiny_model_folder: Path, 
 
 def test_the_seed_decides_weights_order_and_draws(tiny_model_folder: Path) -> None:
     one, same, other = (
-        Training(recipe_for("pretrain", "", "scenes:train:9", train={"seed": seed}), World()) for seed in (1, 1, 2)
+        build_training(recipe_for("pretrain", "", "scenes:train:9", train={"seed": seed}), World())
+        for seed in (1, 1, 2)
     )
     for training, equal in ((same, True), (other, False)):
         assert torch.equal(training.model.vision_proj.weight, one.model.vision_proj.weight) == equal

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from tcl import TCL
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig, Task
-from tcl.models.tcl import TCL
 
 
 def save_fine_tuned(model: TCL, task: Task, labels: list[str], name: str) -> str:

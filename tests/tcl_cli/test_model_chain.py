@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from export.bundle import build_bundle
-from tcl.models.tcl import TCL
+from tcl import TCL
 from tests.conftest import make_tiny_model
 from tests.tcl_cli.conftest import Result
 

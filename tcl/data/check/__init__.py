@@ -1,0 +1,1 @@
+"""Is data fit for training? Reads, counts, and changes nothing."""

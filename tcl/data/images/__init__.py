@@ -1,0 +1,1 @@
+"""From bytes to pixels: decoding, resizing, training views. Knows no table and no source."""

@@ -136,8 +136,8 @@ def decode(source: Source, at_least: tuple[int, int] | None = None) -> Image.Ima
     """Read one image as upright RGB.
 
     The EXIF orientation is applied. Of an animation the first frame is taken. Transparency is laid over white. 16-bit
-    samples are scaled to 8 bits, not clipped; see `tcl.data.images.decode` for integer and float images. Colour profiles are
-    ignored, as in the published pipeline.
+    samples are scaled to 8 bits, not clipped; see `to_rgb` for integer and float images. Colour profiles are ignored,
+    as in the published pipeline.
 
     Args:
         source: what to read.

@@ -1,0 +1,1 @@
+"""Records as inputs of `tcl embed`, with their ids. Knows no encoder."""

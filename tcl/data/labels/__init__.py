@@ -1,0 +1,1 @@
+"""Records as labelled samples: statements, questions, regions, classes. Knows no model that learns them."""

@@ -24,7 +24,7 @@ from tcl.data.images.augment import Transform
 from tcl.data.labels.questions import Question
 from tcl.data.labels.statements import Statement
 from tcl.data.loader import Batch
-from tcl.data.pairs.table import Part
+from tcl.data.sources.find import Part
 from tcl.data.tokenizer import CaptionTokenizer, clean_caption, clean_question
 
 

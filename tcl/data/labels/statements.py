@@ -5,8 +5,8 @@
 | entailment | `image`, `text` (or `sentence`, `hypothesis`), `label` | SNLI-VE and e-SNLI-VE |
 | nlvr2 | `image0`, `image1` (or a list `images`), `text` (or `sentence`), `label` | NLVR2's own `.jsonl` |
 
-Files are JSON, JSONL, CSV, TSV or Parquet; a source is written as in `tcl.data.sources.find`. Questions have a module of
-their own. A row that cannot be used is an error: rather one more start than a model of less data than it was given.
+Files are JSON, JSONL, CSV, TSV or Parquet; a source is written as in `tcl.data.sources.find`. Questions have a module
+of their own. A row that cannot be used is an error: rather one more start than a model of less data than it was given.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Any source to tar shards of small images. Knows no training."""

@@ -1,0 +1,1 @@
+"""Records as image-text pairs. Knows no loss and no loader."""

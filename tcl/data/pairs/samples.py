@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tcl.data.images.augment import Transform
 from tcl.data.loader import Batch
-from tcl.data.pairs.table import PairIndex, Part
+from tcl.data.pairs.table import PairIndex
+from tcl.data.sources.find import Part
 from tcl.data.tokenizer import CaptionTokenizer
 
 

@@ -10,8 +10,8 @@
 | a folder | images, each with a `.txt` of the same name: one caption per line that is not empty |
 | `scenes:` | rendered scenes, see `tcl.data.scenes.scenes` |
 
-Other names of `image` and `caption` are in `tcl.data.tables.formats`; columns with any other name are ignored. URLs, globs,
-braces, the condition `#COLUMN=VALUE` and the weight `@NUMBER` are in `tcl.data.sources.find`.
+Other names of `image` and `caption` are in `tcl.data.tables.formats`; columns with any other name are ignored. URLs,
+globs, braces, the condition `#COLUMN=VALUE` and the weight `@NUMBER` are in `tcl.data.sources.find`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 
 from tcl.data.arrow_file import IndexFile, open_cached, write_index
-from tcl.data.sources.find import Source, find_source
+from tcl.data.sources.find import Part, Source, find_source
 from tcl.data.sources.records import MAX_CAPTION, Pair, read_source
 from tcl.data.sources.shards import Skipped
 from tcl.data.tokenizer import readable
@@ -46,23 +46,6 @@ _BATCH_CHARACTERS = 1 << 26  # a batch ends here too, so that long captions do n
 _PROGRESS_ROWS = 1024
 _READ_ROWS = 4096
 _REASONS_KEPT = 10
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of one source.
-
-    Args:
-        source: as the user named it.
-        start: its first row.
-        stop: the row behind its last.
-        weight: visits of each of its pairs in an epoch, on average.
-    """
-
-    source: str
-    start: int
-    stop: int
-    weight: float = 1.0
 
 
 class PairIndex:

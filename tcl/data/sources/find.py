@@ -241,3 +241,20 @@ def _missing_hint(name: str) -> str:
     if mark and os.path.exists(before):
         return f"a weight is a number above 0, as in {before}@2, not '{weight}'"
     return "check the URL" if remote.is_url(name) else "check the path given as data"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one source.
+
+    Args:
+        source: as the user named it.
+        start: its first row.
+        stop: the row behind its last.
+        weight: visits of each of its pairs in an epoch, on average.
+    """
+
+    source: str
+    start: int
+    stop: int
+    weight: float = 1.0

@@ -44,8 +44,8 @@ class Pair(NamedTuple):
     """An image and its captions.
 
     Args:
-        image: a reference that `tcl.data.storage.open.open_binary` opens, or `scenes:` renders: an absolute path, a URL, a
-            member of a shard.
+        image: a reference that `tcl.data.storage.open.open_binary` opens, or `scenes:` renders: an absolute path, a
+            URL, a member of a shard.
         captions: one or more captions as they were written.
         image_id: the id that the source gives, else the image as the source names it.
     """

@@ -1,8 +1,8 @@
 """Image-text pairs of a tar shard, as WebDataset and img2dataset write them.
 
 Members whose names agree up to the first dot of the last part (the key) are one sample: an image, its captions in
-`KEY.json` (under the names of `tcl.data.tables.formats`) or in the lines of `KEY.txt`. Nothing is extracted: a row names the
-place of its image in the shard.
+`KEY.json` (under the names of `tcl.data.tables.formats`) or in the lines of `KEY.txt`. Nothing is extracted: a row
+names the place of its image in the shard.
 
 Images or texts of a tar shard for `tcl embed`, one by one, with or without partners.
 """
