@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from tcl.config.recipe import ModelConfig
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.weights.files import hash_model
+
+pytest_plugins = ["tests.bundles"]
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -85,6 +88,12 @@ def make_tiny_model(seed: int = 0, **changes: Any) -> TCL:
 def tiny_model() -> TCL:
     """A tiny model in evaluation mode; do not change it."""
     return make_tiny_model()
+
+
+@pytest.fixture
+def fresh_model(tiny_model: TCL) -> TCL:
+    """A tiny model to build on."""
+    return copy.deepcopy(tiny_model)
 
 
 @pytest.fixture(scope="session")

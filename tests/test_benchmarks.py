@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import plain
 from tcl.objective import losses
-from tests.test_parity import MOMENTUM, Case, close, gradient_is_noise, load_case, mask_key_third, pixels
+from tests.objective.test_parity import MOMENTUM, Case, close, gradient_is_noise, load_case, mask_key_third, pixels
 
 
 @pytest.fixture

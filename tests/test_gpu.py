@@ -16,7 +16,7 @@ from tcl.tasks.build import build_training
 from tcl.training.loop import fit
 from tcl.weights.files import checkpoints
 from tests.conftest import CAPTIONS, make_tiny_model
-from tests.test_train import metrics, tiny_recipe
+from tests.training.test_train import metrics, tiny_recipe
 
 pytestmark = pytest.mark.gpu
 

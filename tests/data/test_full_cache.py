@@ -15,7 +15,7 @@ from tcl.data.images.original import read_original
 from tcl.data.loader import Batch, TrainLoader
 from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.files.cache import CacheError
-from tests.data.test_tar import jpeg
+from tests.data.sources.test_tar import jpeg
 
 
 @pytest.fixture

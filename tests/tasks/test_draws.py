@@ -17,8 +17,8 @@ from tcl.training.reporter import Reporter
 from tcl.training.trainer import Training
 from tests.chance import follows, is_rate
 from tests.conftest import TINY, make_tiny_model
+from tests.models.test_dropout import check_drops, watch
 from tests.tasks.finetuning import TASKS, recipe_for, write_task
-from tests.test_dropout import check_drops, watch
 
 RATE, MASKED, MIN_SCALE = 0.3, 0.6, 0.7
 ALL_TASKS = ("pretrain", *TASKS)

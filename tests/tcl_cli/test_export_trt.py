@@ -13,7 +13,7 @@ import pytest
 from tcl.encoders.bundle_tar import pack, unpacked
 from tcl.encoders.sessions import open_session
 from tcl.encoders.tensorrt.cuda import Gpu
-from tests.export import fake_tensorrt
+from tests.encoders.tensorrt import fake_tensorrt
 from tests.tcl_cli.conftest import Result
 
 Tcl = Callable[..., Result]
