@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tcl.encoders import onnx
 from tcl.encoders import open as runtime
 from tcl.encoders.bundle import Bundle
 from tcl.encoders.onnx import OnnxEncoder
@@ -33,8 +35,8 @@ def workplace(bundle: Bundle, tiny_model_folder: Path, tmp_path: Path, monkeypat
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    find = runtime.find_spec
-    monkeypatch.setattr(runtime, "find_spec", lambda name: None if name == package else find(name))
+    for module in (runtime, onnx):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else find_spec(name))
 
 
 def test_auto(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

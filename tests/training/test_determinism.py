@@ -38,9 +38,9 @@ RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from tcl.weights.model_folder import checkpoints
+from tcl.weights.files import checkpoints
 from tcl.training.loop import fit
-from tcl.training.runlog import Reporter
+from tcl.training.reporter import Reporter
 from tcl.tasks.build import build_training
 from tcl.training.trainer import Training
 from tests.training.test_determinism import CPU, STOP, threaded_recipe

@@ -106,8 +106,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.training.test_train import CPU, tiny_recipe
-from tcl import atomic, checkpoint
-from tcl.training.runlog import Reporter
+from tcl.files import atomic
+from tcl.weights.files import checkpoints
+from tcl.training.reporter import Reporter
 from tcl.training.loop import fit
 from tcl.tasks.build import build_training
 from tcl.training.trainer import Training
@@ -129,7 +130,7 @@ def killing_sync(path):
         kill()
 
 atomic._sync = killing_sync
-last = (checkpoint.checkpoints(run) or [None])[-1]
+last = (checkpoints(run) or [None])[-1]
 fit(build_training(tiny_recipe(), CPU, last, Killer()), run)
 """
 

@@ -162,7 +162,7 @@ def test_as_a_backend(every_precision: Bundle, opened: Opened, tmp_path: Path, m
     for precision in ("int8", "bf16", "fp8"):
         with pytest.raises(UsageError, match=f"does not run {precision} graphs by its TensorRT provider"):
             open_encoder(backend="onnx-trt", precision=precision)  # type: ignore[arg-type]
-    monkeypatch.setattr("tcl.encoders.open.find_spec", lambda name: None)
+    monkeypatch.setattr("tcl.encoders.onnx.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         open_encoder(backend="onnx-trt")
     assert caught.value.hint == "pip install 'tcl-vision-language[onnx-gpu]'"
