@@ -17,6 +17,7 @@ from tcl.distributed.world import Agreement, World, _lost_peer
 from tcl.tasks.build import build_training
 from tcl.training.loop import fit
 from tcl.weights.files import checkpoints
+from tests.distributed.ranks import run_ranks
 from tests.training.test_train import metrics, tiny_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -51,15 +52,23 @@ sys.exit(code)
 """
 
 
-def torchrun(
-    folder: Path, *settings: str, ranks: int = 2, restarts: int = 0, plan: str = "", **train: object
-) -> subprocess.CompletedProcess[str]:
-    (folder / "script.py").write_text(SCRIPT)
-    (folder / "recipe.yaml").write_text(tiny_recipe(**train).to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["--max-restarts", str(restarts), "script.py", "pretrain", "recipe.yaml", "--out", "run", *settings]
+def command_line(**train: object) -> list[str]:
+    """A script that runs the command, in the working folder."""
+    Path("script.py").write_text(SCRIPT)
+    Path("recipe.yaml").write_text(tiny_recipe(**train).to_yaml())
+    return ["script.py", "pretrain", "recipe.yaml", "--out", "run"]
+
+
+def torchrun(plan: str, restarts: int = 0, **train: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", str(restarts), *command_line(**train)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PLAN": plan}
-    return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
+    return subprocess.run(command, env=environment, text=True, capture_output=True)
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def assert_same_state(run: Path, other: Path) -> None:
@@ -73,7 +82,7 @@ def assert_same_state(run: Path, other: Path) -> None:
 
 
 def test_two_ranks_equal_one_with_two_forward_passes(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, "data.workers=1", steps=4, checkpoint_every=2)
+    done = run_ranks(2, *command_line(steps=4, checkpoint_every=2), "data.workers=1")
     assert done.returncode == 0, done.stderr
     fit(build_training(tiny_recipe(steps=4, checkpoint_every=2, accumulate=2), World()), tmp_path / "alone")
     assert_same_state(tmp_path / "run", tmp_path / "alone")
@@ -87,7 +96,7 @@ def test_two_ranks_equal_one_with_two_forward_passes(tmp_path: Path) -> None:
 def test_three_ranks_with_any_number_of_pairs_and_workers_resume_exactly(tmp_path: Path) -> None:
     """With three, the last bits of a gradient depend on where DDP has put it."""
     few = ("data.workers=2", "data.train=['scenes:train:5']")
-    done = torchrun(tmp_path, *few, ranks=3, plan="again from step 1", steps=3, checkpoint_every=1)
+    done = run_ranks(3, *command_line(steps=3, checkpoint_every=1), *few, PLAN="again from step 1")
     assert done.returncode == 0, done.stderr
     assert metrics(tmp_path / "run")[-1]["samples"] == 9  # 5 pairs for 3 processes: one each per step
     assert "Continuing resumed at step 1." in done.stderr
@@ -95,7 +104,7 @@ def test_three_ranks_with_any_number_of_pairs_and_workers_resume_exactly(tmp_pat
 
 
 def test_a_lost_rank_ends_the_job_and_a_restart_continues_it(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, plan="kill one", restarts=1, steps=8, checkpoint_every=3, log_every=1)
+    done = torchrun("kill one", restarts=1, steps=8, checkpoint_every=3, log_every=1)
     assert done.returncode == 0, done.stderr
     assert "another process of this run has ended" in done.stderr
     assert "Continuing run at step 3." in done.stderr
@@ -104,7 +113,7 @@ def test_a_lost_rank_ends_the_job_and_a_restart_continues_it(tmp_path: Path) -> 
 
 
 def test_pre_emption_saves_and_ends_well(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, plan="terminate", steps=50, checkpoint_every=40)
+    done = torchrun("terminate", steps=50, checkpoint_every=40)
     assert done.returncode == 0, done.stderr
     assert "Told to end by SIGTERM at step 3" in done.stderr  # both ranks at the same step, one after the signal
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000003"]
@@ -114,7 +123,7 @@ def test_only_the_first_rank_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({}))
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
-    done = torchrun(tmp_path, steps=2)
+    done = run_ranks(2, *command_line(steps=2))
     assert done.returncode != 0
     assert done.stderr.count("Error: run exists") == 1
 

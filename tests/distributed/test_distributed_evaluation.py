@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tcl import TCL
+from tcl_cli.main import run
+from tests.distributed.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,18 +46,15 @@ def place(tiny_model: TCL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
-def test_retrieval(place: Path) -> None:
+def test_retrieval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Five images in batches of two and one, for two processes."""
     command = ["eval", "retrieval", "--model", "model", "--data", "scenes:val:5", "--k", "3", "--batch-size", "2"]
-    shared = torchrun("-m", "tcl_cli", *command, "--json", "--predictions", "shared.jsonl")
+    Path("script.py").write_text("import sys; from tcl_cli.main import run; sys.exit(run(sys.argv[1:]))")
+    shared = run_ranks(2, "script.py", *command, "--json", "--predictions", "shared.jsonl")
     assert shared.returncode == 0, shared.stderr
-    alone = subprocess.run(
-        [sys.executable, "-m", "tcl_cli", *command, "--json", "--predictions", "alone.jsonl"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-    )
-    assert json.loads(shared.stdout) == json.loads(alone.stdout) | {"predictions": "shared.jsonl"}
+    capsys.readouterr()
+    assert run([*command, "--json", "--predictions", "alone.jsonl"]) == 0
+    assert json.loads(shared.stdout) == json.loads(capsys.readouterr().out) | {"predictions": "shared.jsonl"}
     assert Path("shared.jsonl").read_text() == Path("alone.jsonl").read_text() != ""
     assert shared.stderr.count("predictions in shared.jsonl") == 1
 

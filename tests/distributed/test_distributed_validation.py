@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,8 @@ from tcl.tasks.build import build_training
 from tcl.training.loop import fit
 from tcl.weights.files import checkpoints
 from tcl_cli.main import run
+from tests.distributed.ranks import run_ranks
 from tests.training.test_train import metrics, tiny_recipe
-
-ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import os, signal, sys
@@ -29,9 +25,8 @@ from tcl_cli import main
 encode = TCL.encode_image
 
 def act(self, images):
-    if os.environ["RANK"] == "1" and not self.training:
-        if os.environ["PLAN"] == "terminate":
-            os.kill(os.getpid(), signal.SIGTERM)  # as of a scheduler that stops one machine first
+    if os.environ["RANK"] == "1" and not self.training and os.environ.get("PLAN") == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)  # as of a scheduler that stops one machine first
     return encode(self, images)
 
 TCL.encode_image = act
@@ -39,16 +34,10 @@ sys.exit(main.run(sys.argv[1:]))
 """
 
 
-def torchrun(*command: str, plan: str = "") -> subprocess.CompletedProcess[str]:
-    Path("script.py").write_text(SCRIPT)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PLAN": plan}
-    return subprocess.run([*line, *command], env=environment, text=True, capture_output=True)
-
-
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text(SCRIPT)
     return tmp_path
 
 
@@ -61,7 +50,7 @@ def test_fine_tuning_validates_and_tests_as_one_process(place: Path, tiny_model_
     command = ["finetune", "retrieval", "--model", str(tiny_model_folder), "--data", "scenes:train:12"]
     command += ["--val", "scenes:val:7", "--test", "scenes:val:5", "data.workers=0", "data.batch_size=3"]
     command += ["train.steps=3", "train.eval_every=1", "train.eval_top_k=2", "train.patience=2", "train.log_every=1"]
-    done = torchrun(*command, "--out", "shared")
+    done = run_ranks(2, "script.py", *command, "--out", "shared")
     assert done.returncode == 0, done.stderr
     assert run([*command, "--out", "alone", "train.accumulate=2"]) == 0
     assert validations("shared") == validations("alone") and len(validations("alone")) >= 2
@@ -78,7 +67,7 @@ def recipe(**train: Any) -> Any:
 
 def test_a_process_that_is_told_to_end_ends_the_validation_of_all(place: Path) -> None:
     Path("recipe.yaml").write_text(recipe().to_yaml())
-    done = torchrun("pretrain", "recipe.yaml", "--out", "run", plan="terminate")
+    done = run_ranks(2, "script.py", "pretrain", "recipe.yaml", "--out", "run", PLAN="terminate")
     assert done.returncode == 0, done.stderr
     assert "Told to end by SIGTERM at step 2" in done.stderr and not validations("run")
     (checkpoint,) = checkpoints(Path("run"))
