@@ -45,12 +45,12 @@ def processes(device: Device) -> Iterator[tuple[str, Share]]:
         UsageError: there is no such device.
     """
     if not launched():
-        yield device.value, ALONE
+        yield device, ALONE
         return
     from tcl.distributed.world import LostPeerError, join
 
     try:
-        with join(device.value) as world, _silent(not world.is_main):
+        with join(device) as world, _silent(not world.is_main):
             yield world.device, Share.of(world)
     except LostPeerError as error:
         raise LostPeerError(error.message, hint="nothing was written; start the evaluation again") from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,23 +13,10 @@ OUTPUT_PANEL = "Output"
 SPEED_PANEL = "Speed"
 
 
-class Backend(StrEnum):
-    """What computes the vectors."""
-
-    auto = "auto"
-    torch = "torch"
-    torch_compiled = "torch-compiled"
-    onnx = "onnx"
-    onnx_trt = "onnx-trt"
-    trt = "trt"
+Backend = Literal["auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt"]
 
 
-class Device(StrEnum):
-    """Where a model computes."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+Device = Literal["auto", "cpu", "cuda"]
 
 
 ModelOption = Annotated[

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,12 +32,7 @@ MOST_BATCH = 65_536
 END_TO_END = 1024  # images, at most
 
 
-class Device(StrEnum):
-    """What is measured."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+Device = Literal["auto", "cpu", "cuda"]
 
 
 def bench(
@@ -55,7 +49,7 @@ def bench(
     device: Annotated[
         Device,
         typer.Option("--device", help="auto: the CPU, and a GPU when there is one.", rich_help_panel=MODEL_PANEL),
-    ] = Device.auto,
+    ] = "auto",
     compiled: Annotated[
         bool | None,
         typer.Option(
@@ -119,7 +113,7 @@ def bench(
         raise UsageError(f"{plot}: the picture is a PNG", hint=f"--plot {plot.with_suffix('.png')}")
     plan = Plan(_sizes(batch_sizes), seconds, images, END_TO_END if everything else 0, workers)
     source, own = _sides(model, bundle)
-    ways = find_ways(source, own, device.value, compiled)
+    ways = find_ways(source, own, device, compiled)
     for way in ways:
         console.message(f"To measure: {way.name}")
     if own is not None and not own.verified:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +21,6 @@ from tcl_cli._options import (
     MODEL_PANEL,
     OUTPUT_PANEL,
     SPEED_PANEL,
-    Backend,
     BackendOption,
     Device,
     DeviceOption,
@@ -106,53 +104,22 @@ settings in vecs.meta.json. A job that was killed goes on when the same command 
 """
 
 
-class Kind(StrEnum):
-    """What a source holds."""
-
-    auto = "auto"
-    image = "image"
-    text = "text"
+Kind = Literal["auto", "image", "text"]
 
 
-class Precision(StrEnum):
-    """That the model computes in."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    fp8 = "fp8"
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
 
-class OnError(StrEnum):
-    """What to do about an input that cannot be read."""
-
-    skip = "skip"
-    fail = "fail"
+OnError = Literal["skip", "fail"]
 
 
-class Dtype(StrEnum):
-    """Of vectors on disk."""
-
-    float32 = "float32"
-    float16 = "float16"
-    int8 = "int8"
-    binary = "binary"
+Dtype = Literal["float32", "float16", "int8", "binary"]
 
 
-class Format(StrEnum):
-    """Of the parts in a folder."""
-
-    npy = "npy"
-    parquet = "parquet"
+Format = Literal["npy", "parquet"]
 
 
-class Engine(StrEnum):
-    """What spreads the work."""
-
-    local = "local"
-    ray = "ray"
+Engine = Literal["local", "ray"]
 
 
 def embed(
@@ -176,8 +143,8 @@ def embed(
         ),
     ],
     model: ModelOption = None,
-    backend: BackendOption = Backend.auto,
-    device: DeviceOption = Device.auto,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
     precision: Annotated[
         Precision,
         typer.Option(
@@ -185,11 +152,11 @@ def embed(
             help="That the model computes in. auto: fp16 on a GPU, fp32 on a CPU where the model has it.",
             rich_help_panel=MODEL_PANEL,
         ),
-    ] = Precision.auto,
+    ] = "auto",
     kind: Annotated[
         Kind,
         typer.Option("--kind", help="auto: images where the source has any, else texts.", rich_help_panel=INPUT_PANEL),
-    ] = Kind.auto,
+    ] = "auto",
     images: Annotated[
         str | None,
         typer.Option(
@@ -216,13 +183,13 @@ def embed(
         typer.Option(
             "--on-error", help="Skip and list inputs that cannot be read, or stop.", rich_help_panel=INPUT_PANEL
         ),
-    ] = OnError.skip,
+    ] = "skip",
     dtype: Annotated[
         Dtype,
         typer.Option(
             "--dtype", help="Of the vectors on disk; what it costs in recall is printed.", rich_help_panel=OUTPUT_PANEL
         ),
-    ] = Dtype.float32,
+    ] = "float32",
     keep_tokens: Annotated[
         bool,
         typer.Option(
@@ -290,7 +257,7 @@ def embed(
             help="ray: the parts of a folder on a Ray cluster, the one of $RAY_ADDRESS or of this machine.",
             rich_help_panel=SPEED_PANEL,
         ),
-    ] = Engine.local,
+    ] = "local",
     profile: Annotated[
         bool, typer.Option("--profile", help="Print a table of the stages.", rich_help_panel=SPEED_PANEL)
     ] = False,
@@ -309,7 +276,7 @@ def embed(
     with console.progress("Listing") as listed:
         inputs = list_inputs(
             source,
-            kind.value,
+            kind,
             image_column=image_column,
             text_column=text_column,
             id_column=id_column,
@@ -318,14 +285,14 @@ def embed(
         )
     for warning in inputs.warnings:
         console.warning(warning)
-    options = Options(batch_size, workers, on_error.value, dtype.value, keep_tokens)
+    options = Options(batch_size, workers, on_error, dtype, keep_tokens)
     report = run_embedding(
         inputs,
         output,
         options,
-        partial(open_on, model or os.environ.get("TCL_MODEL"), backend.value, precision.value),
+        partial(open_on, model or os.environ.get("TCL_MODEL"), backend, precision),
         used,
-        engine=engine.value,
+        engine=engine,
         restart=restart,
         resume=resume,
         begin=partial(show_progress, inputs),
@@ -354,9 +321,9 @@ def _output(out: str, shard_rows: int | None, format_: Format | None, engine: En
     from tcl.errors import UsageError
 
     if is_parts_output(out):
-        suffix = f".{(format_ or Format.npy).value}"
+        suffix = f".{format_ or 'npy'}"
         return Output(Path(out), True, shard_rows or SHARD_ROWS, suffix)  # type: ignore[arg-type]
-    for name, given in (("--shard-rows", shard_rows), ("--format", format_), ("--engine ray", engine is Engine.ray)):
+    for name, given in (("--shard-rows", shard_rows), ("--format", format_), ("--engine ray", engine == "ray")):
         if given:
             raise UsageError(f"{name} is for a folder of parts", hint=f"for example --out {Path(out).stem}/")
     return Output(Path(out))
@@ -367,12 +334,12 @@ def _devices(devices: str | None, device: Device, engine: Engine) -> list[str]:
     from tcl.machine.devices import parse_devices
 
     if devices is None:
-        return [device.value]
-    if device is not Device.auto:
+        return [device]
+    if device != "auto":
         raise UsageError("--device and --devices say the same", hint="leave one out")
-    if engine is Engine.ray and devices in ("auto", "all"):
+    if engine == "ray" and devices in ("auto", "all"):
         return ["auto"]
-    return parse_devices(devices, here=engine is Engine.local)
+    return parse_devices(devices, here=engine == "local")
 
 
 def warn_unverified(encoder: Encoder) -> None:

@@ -42,7 +42,7 @@ def explain(
     ],
     layer: LayerOption = None,
     model: ModelOption = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Draw a heat map of an image for each word of a caption (Grad-CAM of the fusion encoder)."""
@@ -110,7 +110,7 @@ def _load(model: str | None, device: Device) -> tuple[str, Any]:
     source = find_model(model)
     loaded = load_model(source.location)
     check_trained(loaded.untrained, source.location, "match scores")  # whose gradient the maps are
-    return source.location, loaded.to(choose_device(device.value))
+    return source.location, loaded.to(choose_device(device))
 
 
 def _check_output(path: Path, image: str) -> None:

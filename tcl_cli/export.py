@@ -6,7 +6,6 @@ The real inputs that `tcl export` verifies and calibrates with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -121,12 +120,7 @@ what feeds them, and bundle.json. Exit code 3: a figure is outside its bound; th
 """
 
 
-class Int8(StrEnum):
-    """How the ranges of int8 are found."""
-
-    auto = "auto"
-    dynamic = "dynamic"
-    static = "static"
+Int8 = Literal["auto", "dynamic", "static"]
 
 
 def export(
@@ -190,7 +184,7 @@ def export(
             "TensorRT takes too). auto: static with --calibrate.",
             rich_help_panel=GRAPHS_PANEL,
         ),
-    ] = Int8.auto,
+    ] = "auto",
     calibrate: Annotated[
         str | None,
         typer.Option(
@@ -249,11 +243,11 @@ def export(
 
     if bound and not verify:
         raise UsageError("--bound and --no-verify exclude each other", hint="leave one of them out")
-    if int8 is Int8.static and calibrate is None and calibrate_texts is None:
+    if int8 == "static" and calibrate is None and calibrate_texts is None:
         raise UsageError("--int8 static finds the ranges on real inputs", hint="name some by --calibrate IMAGES")
     precisions = check_precisions([name.strip() for name in precision.split(",") if name.strip()])
-    if int8 is not Int8.auto and "int8" not in precisions:
-        raise UsageError(f"--int8 {int8.value} without int8 graphs", hint="add int8 to --precision")
+    if int8 != "auto" and "int8" not in precisions:
+        raise UsageError(f"--int8 {int8} without int8 graphs", hint="add int8 to --precision")
     if triton is not None and precisions[0] not in ONNX_RUNTIME:
         raise UsageError(f"--triton: ONNX Runtime does not run {precisions[0]}", hint="add fp32 or fp16 to --precision")
     bounds = Bounds.parse(bound or [])
@@ -267,7 +261,7 @@ def export(
             "--onnx": onnx,
             "--triton": triton is not None,
             "--pack": pack,
-            "--int8": int8 is not Int8.auto,
+            "--int8": int8 != "auto",
             "--calibrate": calibrate is not None,
             "--calibrate-texts": calibrate_texts is not None,
             "--no-matcher": not matcher,
@@ -277,7 +271,7 @@ def export(
     real = {"--calibrate IMAGES": calibrate, "--calibrate-texts TEXTS": calibrate_texts}
     missing = [option for option, given in real.items() if given is None]
     if engines is not None and "int8" in precisions:
-        if int8 is Int8.dynamic:
+        if int8 == "dynamic":
             raise UsageError("--trt: int8 for TensorRT has its ranges in the graph", hint="leave out --int8 dynamic")
         check_ranges("int8 for TensorRT", missing)
     if "fp8" in precisions:
@@ -306,7 +300,7 @@ def export(
     console.message(
         f"Exporting {source.location} to {target} in {', '.join(precisions)}" + (" and verifying it" if verify else "")
     )
-    static = int8 is Int8.static or (int8 is Int8.auto and bool(images))
+    static = int8 == "static" or (int8 == "auto" and bool(images))
     bundle = _build(loaded, target, precisions, matcher, verify, images, texts, static, bounds)
     if tar is not None:
         from tcl.encoders.bundle_tar import pack as write_pack

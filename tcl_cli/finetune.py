@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,7 +15,6 @@ from tcl_cli._console import counted, out
 from tcl_cli._options import (
     INPUT_PANEL,
     MODEL_PANEL,
-    Device,
     DeviceOption,
     DryRunOption,
     ImagesOption,
@@ -49,14 +47,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 FIGURES_FILE = "test.json"
 
 
-class FinetuneTask(StrEnum):
-    """What a model can be fine-tuned for."""
-
-    retrieval = "retrieval"
-    vqa = "vqa"
-    entailment = "entailment"
-    nlvr2 = "nlvr2"
-    grounding = "grounding"
+FinetuneTask = Literal["retrieval", "vqa", "entailment", "nlvr2", "grounding"]
 
 
 def finetune(
@@ -109,7 +100,7 @@ def finetune(
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
     batch_size: TrainingBatchOption = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Fine-tune a model for a task."""
     overrides = settings_of({"data.train": data, "data.images": images, "data.val": val}, batch_size)
@@ -132,7 +123,7 @@ def finetune(
             held_out = read_held_out(recipe, test)
             return folder, checkpoint, recipe
 
-        with agree(device.value, plan) as (world, made):
+        with agree(device, plan) as (world, made):
             with Share.of(world).agree():  # the first process has read it already
                 held_out = held_out or read_held_out(made.recipe, test)
             tests = "".join(f" --test {shlex.quote(source)}" for source in test or [])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,13 +23,7 @@ Below a few million vectors `tcl search --index vecs.npy` needs no index.
 """
 
 
-class Kind(StrEnum):
-    """How vectors are arranged."""
-
-    auto = "auto"
-    flat = "flat"
-    hnsw = "hnsw"
-    ivfpq = "ivfpq"
+Kind = Literal["auto", "flat", "hnsw", "ivfpq"]
 
 
 def index(
@@ -55,7 +48,7 @@ def index(
             "compressed vectors. auto: flat up to 20,000 rows, hnsw up to 2 million, ivfpq above.",
             rich_help_panel=OUTPUT_PANEL,
         ),
-    ] = Kind.auto,
+    ] = "auto",
     to: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +66,7 @@ def index(
 ) -> None:
     """Build an index of vectors, with its measured recall, or write them to a database."""
     if to is not None:
-        if out is not None or kind is not Kind.auto or restart:
+        if out is not None or kind != "auto" or restart:
             raise UsageError("--to takes none of --out, --kind and --restart", hint="leave them out")
         _to_table(vectors, to, json)
     else:
@@ -95,10 +88,10 @@ def _to_file(source: Path, out: Path | None, kind: Kind, restart: bool, json: bo
     check_output("--out", target, [])
     if target.exists() and not restart:
         raise UsageError(f"{target}: exists", hint="choose another --out, or add --restart to replace it")
-    chosen = choose_kind(len(vectors)) if kind is Kind.auto else kind.value
+    chosen = choose_kind(len(vectors)) if kind == "auto" else kind
     console.message(f"{chosen} index of {counted(len(vectors), 'vectors')} of {vectors.dim} entries")
     with console.progress("Indexing", len(vectors)) as advance:
-        report = build_index(vectors, target, kind.value, advance)
+        report = build_index(vectors, target, kind, advance)
     console.message(
         f"recall@10 against exact search: {report.recall_at_10:.3f}, of {counted(report.queries, 'rows')} as queries"
     )

@@ -7,8 +7,7 @@ import os
 import select
 import sys
 import traceback
-from types import ModuleType, SimpleNamespace
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -109,9 +108,6 @@ app.command(epilog=doctor.EPILOG, rich_help_panel=SETTINGS)(doctor.doctor)
 
 def main() -> None:
     """The `tcl` command."""
-    # Typer imports rich's Markdown renderer for every help screen, a quarter of its time, and never calls it where the
-    # markup is rich's own, as here.
-    sys.modules.setdefault("rich.markdown", cast(ModuleType, SimpleNamespace(Markdown=None)))
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         if stream is None:  # closed by who started us; what is written there is not wanted
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

@@ -13,7 +13,6 @@ from tcl_cli._console import out
 from tcl_cli._options import (
     INPUT_PANEL,
     MODEL_PANEL,
-    Device,
     DeviceOption,
     DryRunOption,
     ImagesOption,
@@ -81,7 +80,7 @@ def pretrain(
         ),
     ] = None,
     batch_size: TrainingBatchOption = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Pre-train a model on image-text pairs; without arguments, the demo."""
     overrides = settings_of(
@@ -103,7 +102,7 @@ def pretrain(
             check_task(recipe, TASKS, recipe_name or str(folder))
             return folder, checkpoint, recipe
 
-        with agree(device.value, plan) as (world, made):
+        with agree(device, plan) as (world, made):
             again, auto = f"tcl pretrain --resume --out {made.run}", batch_size == AUTO
             finish = train(made, world, again=again, resume=resume, dry_run=dry_run, auto=auto)
             if finish and world.is_main:

@@ -66,8 +66,8 @@ def search(
         ),
     ] = None,
     model: ModelOption = None,
-    backend: BackendOption = Backend.auto,
-    device: DeviceOption = Device.auto,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
     images: Annotated[
         Path | None,
         typer.Option(
@@ -171,7 +171,7 @@ def _open(model: str | None, backend: Backend, device: Device) -> Encoder:
     from tcl_cli.embed import warn_unverified
 
     # One query has all cores to itself.
-    encoder = open_encoder(model, backend.value, device.value, lanes=1, say=console.message)
+    encoder = open_encoder(model, backend, device, lanes=1, say=console.message)
     warn_unverified(encoder)
     return encoder
 

@@ -13,7 +13,6 @@ from tcl_cli._evaluation import check_output, list_bad, load, percent, processes
 from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
-    Device,
     DeviceOption,
     ImageSizeOption,
     JsonOption,
@@ -57,7 +56,7 @@ def classification(
     image_size: ImageSizeOption = None,
     batch_size: BatchOption = 64,
     workers: WorkersOption = 4,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Zero-shot top-1 and top-5 accuracy: the class whose captions are nearest to the image."""

@@ -14,7 +14,6 @@ from tcl_cli._evaluation import check_images, check_output, list_bad, load, perc
 from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
-    Device,
     DeviceOption,
     ImageSizeOption,
     ImagesOption,
@@ -59,7 +58,7 @@ def grounding(
     image_size: ImageSizeOption = None,
     batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Share of regions found (IoU of at least 0.5): by the best proposal, by the heat map alone, by its peak."""

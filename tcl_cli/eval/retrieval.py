@@ -18,7 +18,6 @@ from tcl_cli._evaluation import check_output, list_bad, load, processes, write_l
 from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
-    Device,
     DeviceOption,
     ImageSizeOption,
     ImagesOption,
@@ -83,7 +82,7 @@ def retrieval(
     image_size: ImageSizeOption = None,
     batch_size: BatchOption = 64,
     workers: WorkersOption = 4,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Recall at 1, 5 and 10 from image to text and back, by vectors alone and re-ranked."""

@@ -60,7 +60,7 @@ def entailment(
     image_size: ImageSizeOption = None,
     batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Accuracy of visual entailment (SNLI-VE, or classes of one's own), with a line per class."""
@@ -75,7 +75,7 @@ def nlvr2(
     image_size: ImageSizeOption = None,
     batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Accuracy of statements about two images (NLVR2, or classes of one's own), with a line per class."""

@@ -24,7 +24,6 @@ from tcl_cli._options import (
     INPUT_PANEL,
     OUTPUT_PANEL,
     BatchOption,
-    Device,
     DeviceOption,
     ImageSizeOption,
     ImagesOption,
@@ -83,7 +82,7 @@ def vqa(
     image_size: ImageSizeOption = None,
     batch_size: BatchOption = 32,
     workers: WorkersOption = 4,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """VQA's soft accuracy, in all and by type of question."""
