@@ -21,6 +21,9 @@ from tcl.config.recipe import ModelConfig
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
+from tcl.models.build import attach_head
+from tcl.models.heads import HeadConfig
+from tcl.models.task_model import TaskModel
 from tcl.models.vision import resize_position_embeddings
 from tcl.training.checkpoint import load_state, save_checkpoint
 from tcl.weights.files import hash_model
@@ -58,6 +61,15 @@ def test_save_and_load_round_trip(tiny_model: TCL, tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(UsageError, match="no model folder"):
         loaded.save_pretrained(tmp_path / "other")
+
+
+def test_a_head_and_what_is_not_trained_are_read_back(fresh_model: TCL, tmp_path: Path) -> None:
+    model = attach_head(fresh_model, HeadConfig(task="entailment", labels=["no", "maybe", "yes"]))
+    model.untrained = ("itm_head", "cls_head")
+    model.save_pretrained(tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert isinstance(loaded, TaskModel) and loaded.head == model.head and loaded.untrained == model.untrained
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_the_hash_is_of_everything_that_decides_a_vector(tiny_model: TCL, tmp_path: Path) -> None:
