@@ -29,8 +29,8 @@ def commands_in(text: str) -> list[str]:
 
 
 def documented() -> list[str]:
-    found = [command for page in PAGES for command in commands_in(page.read_text(encoding="utf-8"))]
-    return [*found, *(command for path in (ROOT / "tcl_cli").rglob("*.py") for command in commands_in(path.read_text()))]
+    texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *(ROOT / "tcl_cli").rglob("*.py"))]
+    return [command for text in texts for command in commands_in(text)]
 
 
 @cache

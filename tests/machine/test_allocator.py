@@ -19,7 +19,8 @@ def faults():
         torch.ones(16 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 def least():
-    return min(faults() for _ in range(5))  # the first round fetches, and the system may take idle pages away in another
+    # The first round fetches, and the system may take idle pages away in another.
+    return min(faults() for _ in range(5))
 
 print(least())
 assert keep_freed_memory()
