@@ -1,6 +1,7 @@
-"""A bundle: the graphs, what feeds them, and `bundle.json`, which says what they are and how they were verified.
+"""A bundle: the graphs, what feeds them, `bundle.json`, and a README.
 
-The README of a bundle: what its graphs take and give, and how to use them without this package.
+`bundle.json` says what the graphs are and how they were verified; the README, what they take and give, and how to use
+them without this package.
 """
 
 from __future__ import annotations

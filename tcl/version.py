@@ -1,6 +1,6 @@
-"""The version of this package, and of those it stands on.
+"""The version of this package, and of those it stands on: which are installed, and what is missing.
 
-Which versions are installed, and what is missing. Imports none of the packages: fast, and works without them.
+None of them is imported: that is fast, and works where they are missing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 __version__ = "0.1.0"
-
-
 DISTRIBUTION = "tcl-vision-language"
-
 ROOT = Path(__file__).parents[1]  # of a checkout
 
 

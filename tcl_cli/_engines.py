@@ -1,6 +1,6 @@
-"""The TensorRT engines of `tcl export`: what is asked for, checked before anything is written, and the build.
+"""The TensorRT engines of `tcl export`: what is asked for, the build, and what is said of them.
 
-What `tcl export --trt` says of its engines, and how it ends when one of them is off.
+Requests are checked before anything is written; where an engine is off, the command ends with an error.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ def _verdict(sidecar: Sidecar) -> str:
 
 
 PANEL = "TensorRT"
-
 STEPS = 100  # of the bar, for each engine
 
 TrtOption = Annotated[
@@ -81,7 +80,6 @@ TrtOption = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-
 ProfileOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -93,7 +91,6 @@ ProfileOption = Annotated[
         show_default=False,
     ),
 ]
-
 WorkspaceOption = Annotated[
     float | None,
     typer.Option(
@@ -104,12 +101,10 @@ WorkspaceOption = Annotated[
         show_default=False,
     ),
 ]
-
 HardwareOption = Annotated[
     bool,
     typer.Option("--hardware-compatible", help="Engines for every GPU from Ampere on; slower.", rich_help_panel=PANEL),
 ]
-
 VersionOption = Annotated[
     bool,
     typer.Option("--version-compatible", help="Engines that later TensorRT loads too.", rich_help_panel=PANEL),

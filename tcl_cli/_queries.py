@@ -1,6 +1,6 @@
-"""What `tcl search` is asked for: texts, images and vectors, one or many.
+"""The queries of `tcl search`, one or many: texts, images and vectors.
 
-One or many queries encoded, searched for and re-ranked, with the time that each stage took.
+They are read, encoded, searched for and re-ranked, with the time that each stage took.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tcl.search.rerank import Reranker
 
 SUFFIXES = (".txt", ".jsonl", ".npy")
-
 KEYS = ("query", "text", "image")
 
 

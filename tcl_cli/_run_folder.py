@@ -1,4 +1,4 @@
-"""Which folder a run goes to, whether it may, and what is there already. Nothing here loads torch."""
+"""Which folder a run goes to, whether it may, and what is there already."""
 
 from __future__ import annotations
 

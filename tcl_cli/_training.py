@@ -1,6 +1,6 @@
 """What the commands that train have in common: agreeing on a plan, saying what it will take, doing it.
 
-`--batch-size auto`: the batch that suits memory, data and device.
+Part of the plan is what `--batch-size auto` means: the batch that suits memory, data and device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from tcl.training.reporter import Reporter
 
 AUTO = "auto"
-
 STEPS_PER_EPOCH = 8  # at least
 
 
@@ -86,7 +85,6 @@ def _with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 
 
 INTERRUPTED = 130
-
 ROWS = {"vqa": "questions", "entailment": "statements", "nlvr2": "statements"}  # what a task learns from, if not pairs
 
 

@@ -1,7 +1,4 @@
-"""`tcl data`: look at pairs before a long training, and pack them for it.
-
-The report of `tcl data check` as the lines of a table.
-"""
+"""`tcl data`: look at pairs before a long training, and pack them for it."""
 
 from __future__ import annotations
 
@@ -77,7 +74,6 @@ def _summary(values: dict[str, float]) -> str:
 
 
 LIMIT_PANEL = "Limits, in percent: beyond one of them the exit code is 1"
-
 MAX_LENGTH = 25
 
 EPILOG = """\
@@ -87,7 +83,6 @@ EPILOG = """\
   tcl data pack captions.jsonl packed/ --images photos/
   tcl pretrain --data 'packed/*.tar'
 """
-
 CHECK_EPILOG = """\
 [bold]Examples[/]
 
@@ -95,7 +90,6 @@ CHECK_EPILOG = """\
   tcl data check photos/ --list bad.jsonl
   tcl data check captions.jsonl --sample 10000 --max-bad 1 --json
 """
-
 PACK_EPILOG = """\
 [bold]Examples[/]
 
@@ -117,7 +111,6 @@ SourcesArgument = Annotated[
     list[str],
     typer.Argument(metavar="SOURCE", help="Pairs: whatever --data of tcl pretrain takes.", show_default=False),
 ]
-
 WorkersOption = Annotated[
     int | None,
     typer.Option(

@@ -1,7 +1,4 @@
-"""`tcl embed`: images or texts to vectors.
-
-What `tcl embed` says while it works, and at the end.
-"""
+"""`tcl embed`: images or texts to vectors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`tcl export`: a model as verified ONNX graphs, and TensorRT engines built from them.
 
-The real inputs that `tcl export` verifies and calibrates with.
+Real images and texts, where given, are what it verifies and calibrates with.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from tcl.models.tcl import TCL
 
 SAMPLES = 32  # real images, and texts, that are used
-
 SOURCES = {
     "image": "give a folder of images, a list or a table of them; texts are for --calibrate-texts",
     "text": "give a .txt of sentences or a table with a text column; images are for --calibrate",
@@ -97,9 +96,7 @@ def _listed(option: str, source: str, kind: Literal["image", "text"]) -> Inputs:
 
 
 EXPORTS = Path("exports")
-
 GRAPHS_PANEL = "Graphs"
-
 VERIFY_PANEL = "Verification"
 
 EPILOG = """\

@@ -1,9 +1,7 @@
 """What `tcl bench` runs in a process of its own for each way of computing: open, encode, take turns, look at memory.
 
-The process has nothing else in its memory, and when it dies, the others go on. Only it imports torch, and only where
-torch is what it measures.
-
-How many operations the matrix products of a graph take, counted while it runs once.
+The process has nothing else in its memory, and when it dies, the others go on. How many operations the matrix products
+of a graph take is counted while it runs once.
 """
 
 from __future__ import annotations
@@ -80,14 +78,11 @@ def graph_flops(folder: Path, name: str, precision: str, feed: Mapping[str, NDAr
 
 
 Kind = Literal["image", "text"]
-
 KINDS: tuple[Kind, ...] = ("image", "text")
-
 NAMES = {"trt": "tensorrt"}
 """How the backend of an encoder begins, where that is not what it is asked for by."""
 
 PEAK_SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the peak
-
 PEAK_ROUNDS = 10
 
 

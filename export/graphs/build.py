@@ -1,4 +1,7 @@
-"""Each graph of a bundle, put together from the modules of a model; `formats.py` says what goes in and comes out."""
+"""Each graph of a bundle, put together from the modules of a model.
+
+`tcl.encoders.graphs` says what goes in and comes out.
+"""
 
 from __future__ import annotations
 

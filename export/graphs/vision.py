@@ -1,6 +1,6 @@
 """The image encoder as a graph: the pixels of an image to the states of its tokens.
 
-Image encoders that are not written down layer by layer: torch's own exporter traces them into the graph.
+A plain Vision Transformer is written down layer by layer; any other is traced into the graph by torch's own exporter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tcl.models.vision import VisionEncoder
 
 EXAMPLE_BATCH = 2  # never 1, which tracing would take for a constant
-
 PREFIX = "visual_encoder/"
 
 

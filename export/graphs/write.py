@@ -1,4 +1,4 @@
-"""A model as ONNX files: every graph in every precision, standard operators only. Verification is `verify.py`'s."""
+"""A model as ONNX files: every graph in every precision, standard operators only. `export.verify` verifies them."""
 
 from __future__ import annotations
 

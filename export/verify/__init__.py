@@ -1,1 +1,1 @@
-"""Written graphs and engines compared with the model. Changes nothing."""
+"""Written graphs and engines compared with the model. Changes neither."""

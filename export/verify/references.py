@@ -1,6 +1,6 @@
-"""What the graphs of a model should give: the model itself, in torch.
+"""What graphs and engines should give: what the model gives in torch, or its float32 graphs in ONNX Runtime.
 
-What the graphs of a bundle should give in any precision: its float32 graphs, in ONNX Runtime.
+The graphs stand in for the model, in any precision, where there is only a bundle.
 """
 
 from __future__ import annotations

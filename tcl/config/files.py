@@ -1,6 +1,6 @@
-"""Recipes as files: the shipped ones by name, the user's own by path.
+"""Recipes as files: the shipped ones by name, the user's own by path, and single settings given as `key=value`.
 
-YAML in which no key stands twice: of two, PyYAML would take the last and say nothing.
+A YAML key that stands twice is an error: PyYAML would take the last and say nothing.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     final/         finished files until they get their names
     lock           held while a process works here
 
-What a `FileJob` keeps here beside these is explained in `tcl.embedding.journal` and `tcl.embedding.journal`.
+What a `FileJob` keeps here beside these, its vectors and journals, is explained in `tcl.embedding.journal`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A job that writes one file of vectors, and survives whatever kills it in its folder `<out>.partial`. No torch.
+"""A job that writes one file of vectors, and survives whatever kills it.
 
-From the rows of a finished job to the files that stay.
+It works in the folder `<out>.partial`. When all batches are done, their rows become the final files.
 """
 
 from __future__ import annotations
@@ -47,11 +47,8 @@ if TYPE_CHECKING:
     from tcl.encoders.base import Encoder
 
 FORMAT_VERSION = 1
-
 CHUNK_ROWS = 8192
-
 RECALL_ROWS = 1024
-
 CHUNK_BYTES = 64 << 20  # of tokens
 
 

@@ -1,13 +1,13 @@
-"""What of an embedding job is done: one line per finished batch, written after its vectors.
+"""What of an embedding job is done: a line per finished batch, and the vectors that it speaks of.
 
     {"batch": 3, "crc": 12345, "rows": [[192, 60], [253, 3]], "failed": [[252, "no such file"]]}
 
-Every process writes to a file of its own, and a new one at each start, so that no line is ever continued that a killed
-process left half-written. Such a line is no JSON and does not count; nor does a batch whose vectors have another CRC.
+The line is written after the vectors. Every process writes to a file of its own, and a new one at each start, so that
+no line is ever continued that a killed process left half-written. Such a line is no JSON and does not count; nor does
+a batch whose vectors have another CRC.
 
-Vectors of an unfinished job: raw float32 [N, E] in a file, each row at its own offset, in whatever order they come.
-
-Tokens, where kept, stand in a second file of the same kind as float16 [N, T, W].
+Vectors are raw float32 [N, E] in one file, each row at its own offset, in whatever order they come. Tokens, where kept,
+stand in a second file of the same kind as float16 [N, T, W].
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@
     DIR/meta.json        what holds for all of them, and {"file", "count"} of each; written last
     DIR/.partial/        what the job is, until then
 
-A part is finished when its vectors have their name, and is then not looked at again.
-
-Where an embedding job writes: one file of vectors, or a folder of parts.
+A part is finished when its vectors have their name, and is then not looked at again. `Output` stands for what `--out`
+names: such a folder, or one file.
 """
 
 from __future__ import annotations
@@ -36,11 +35,8 @@ if TYPE_CHECKING:
     from tcl.encoders.base import Encoder
 
 META = "meta.json"
-
 WORK = ".partial"
-
 SHARD_ROWS = 100_000
-
 _PART = re.compile(r"part-[0-9]{5,}\.")
 
 

@@ -1,6 +1,7 @@
-"""Decode, encode, write: three stages that overlap, with results that do not depend on who is faster. No torch.
+"""Read and decode, encode, write: three stages that overlap, with results that do not depend on who is faster.
 
-Inputs of a batch to arrays, by a pool of threads: images decoded, texts cleaned, tokenised and sorted by length.
+In the first, a pool of threads makes arrays of the inputs of a batch: images are decoded, texts cleaned, tokenised and
+sorted by length.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The parts of a folder on a Ray cluster: each row of a Ray dataset is a part, each actor has an encoder. No torch.
+"""The parts of a folder on a Ray cluster: each row of a Ray dataset is a part, each actor has an encoder.
 
 All machines have to see the folder, and the images under the same names. A part that was finished is not computed
 again; one that an actor was killed in goes on where it was.

@@ -28,7 +28,6 @@ from tcl.machine.devices import use_device
 from tcl.vectors.dtypes import Dtype
 
 Progress = Callable[[int], object]
-
 Say = Callable[[str], object]
 
 

@@ -1,4 +1,4 @@
-"""One job on several devices: a process for each, which takes the next piece of work when it is free. No torch.
+"""One job on several devices: a process for each, which takes the next piece of work when it is free.
 
 The parent opens the job, hands out work and shows progress; the processes write vectors and journals by themselves.
 """

@@ -1,20 +1,17 @@
-"""What runs a model: the protocols of encoders and matchers."""
+"""The protocols of encoders and matchers: all that `embed` and `search` know of a model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcl.data.processor import Processor
 
-if TYPE_CHECKING:
-    from tcl.data.processor import Processor
-
 
 class Encoder(Protocol):
-    """What turns pixels and tokens into vectors; torch and ONNX Runtime have one each.
+    """What turns pixels and tokens into vectors; torch, ONNX Runtime and TensorRT have one each.
 
     Attributes:
         embed_dim: width E of a vector.
@@ -51,7 +48,7 @@ class TokenEncoder(Protocol):
 
 
 class Matcher(Protocol):
-    """What compares images with texts token by token; torch and ONNX Runtime have one each."""
+    """What compares images with texts token by token; there is one for models in torch, one for bundles."""
 
     def image_tokens(self, pixel_values: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 pixels [B, 3, H, W] to L2-normalised vectors [B, E] and the last token states [B, T, W]."""

@@ -1,4 +1,4 @@
-"""Vectors from Python: `tcl.load(...)` and the object it gives. Needs torch only for models that run in it."""
+"""Vectors from Python: `tcl.load(...)` and the object it gives."""
 
 from __future__ import annotations
 

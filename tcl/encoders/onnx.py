@@ -1,7 +1,4 @@
-"""An exported bundle in ONNX Runtime, as an encoder.
-
-The fusion encoder of a bundle, in ONNX Runtime or TensorRT.
-"""
+"""An exported bundle as an encoder in ONNX Runtime, and as a matcher in ONNX Runtime or TensorRT."""
 
 from __future__ import annotations
 

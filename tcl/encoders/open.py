@@ -1,8 +1,6 @@
-"""Encoders: the same vectors from torch or from an exported bundle. Which one a command gets is decided here.
+"""Which encoder a command gets: that of a model in torch, or that of an exported bundle, with the same vectors.
 
-Neither torch nor ONNX Runtime is imported before an encoder of its kind is made.
-
-The fusion encoder for re-ranking: that of a model in torch, or that of a bundle.
+With it comes the matcher for re-ranking: the fusion encoder of the same model or bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from tcl.encoders.base import Encoder, Matcher
 from tcl.encoders.embedder import Embedder
 from tcl.encoders.fastest import choose
-from tcl.encoders.onnx import OnnxEncoder, Precision
+from tcl.encoders.onnx import OnnxEncoder, OnnxMatcher, Precision
 from tcl.encoders.sessions import Place
 from tcl.encoders.torch import TorchEncoder, TorchMatcher
 from tcl.errors import MissingExtraError, UsageError
@@ -27,11 +25,9 @@ from tcl.weights.untrained import check_trained
 
 if TYPE_CHECKING:
     from tcl.encoders.bundle import Bundle
-    from tcl.encoders.onnx import OnnxEncoder
     from tcl.encoders.tensorrt.encoder import TensorRTEncoder
 
 BACKENDS = ("auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt")
-
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -171,13 +167,7 @@ def matcher_of(encoder: Encoder) -> Matcher:
     Raises:
         UsageError: it is of a bundle that was exported without, or of a model whose matching head is not trained.
     """
-    from tcl.encoders.torch import TorchEncoder
-
     if isinstance(encoder, TorchEncoder):
-        from tcl.weights.untrained import check_trained
-
         check_trained(encoder.model.untrained, "the model", "match scores")
         return TorchMatcher(encoder.model)
-    from tcl.encoders.onnx import OnnxMatcher
-
     return OnnxMatcher(cast("OnnxEncoder | TensorRTEncoder", encoder))  # there are no others

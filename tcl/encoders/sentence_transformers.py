@@ -1,4 +1,4 @@
-"""A model for code that was written for sentence-transformers; the first form needs neither that package nor torch."""
+"""A model for code that was written for sentence-transformers: `SentenceEncoder` does without that package."""
 
 from __future__ import annotations
 

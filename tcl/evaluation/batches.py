@@ -1,6 +1,7 @@
-"""Images of an evaluation, decoded ahead of the model; what cannot be read is handed on as the error that says why.
+"""Images of an evaluation in batches, decoded ahead of the model.
 
-Rows of an evaluation, brought together by their images, so that each image is read and encoded once.
+An image that cannot be read is handed on as the error that says why. `rows_by_image` brings rows together by their
+images, so that each image is read and encoded once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Metrics of retrieval and classification, as published.
+"""Metrics of retrieval, classification and question answering, as published.
 
-Soft accuracy of answers to questions, by the rules of the VQA challenge.
-
-Answers are compared after normalisation: lower case, number words as digits, no articles, no punctuation but
-apostrophes and colons, apostrophes put back into contractions. An answer is right to the degree that people gave it:
-fully, where three others did.
+Answers to questions have soft accuracy, by the rules of the VQA challenge. They are compared after normalisation: lower
+case, number words as digits, no articles, no punctuation but apostrophes and colons, apostrophes put back into
+contractions. An answer is right to the degree that people gave it: fully, where three others did.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 RANKS = (1, 5, 10)
-
 NAN_HINT = "evaluate an earlier checkpoint of the run"
 
 
@@ -70,11 +67,8 @@ def accuracy(predicted: NDArray[np.int64], wanted: NDArray[np.int64]) -> float:
 
 
 ARTICLES = frozenset({"a", "an", "the"})
-
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
 NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_DIGITS)}
-
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 _CONTRACTIONS = """
@@ -86,11 +80,8 @@ there'd've there're there's they'd they'd've they'll they're they've 'twas wasn'
 what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
 would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-
 _PERIOD = re.compile(r"\.(?!\d)")
-
 _FEW_PEOPLE = 4  # fewer cannot make an answer fully right by the rule of three others
 
 

@@ -1,6 +1,6 @@
 """Image-text retrieval: by vectors alone, and with the best candidates re-ranked by the fusion encoder.
 
-Who comes first for each query of a retrieval evaluation, as lines of a JSONL.
+Beside the metrics, `RankedSet` has what came first for each query, as lines of a JSONL file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Visual question answering: the loss of the answer decoder, and the ranking of a list of answers.
+"""Visual question answering: the model ranks a list of answers, and is compared with what people said.
 
-Letters: B questions, A answers of a batch, N answers of the list, T tokens of an answer, S of a question, V vocabulary.
+Letters: B questions, N answers of the list, T tokens of an answer, S of a question, k answers that are decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tcl.evaluation.metrics import answer_type, normalise_answer, soft_accuracy
 from tcl.models.vqa import AskedQuestions, VqaModel
 
 ROWS = 512  # answers that pass through the decoder at once
-
 TOKENS = 2048  # of these, tokens whose vocabulary logits are held at once: 250 MB with BERT's vocabulary
 
 

@@ -1,4 +1,4 @@
-"""A run folder belongs to one process at a time. Needs no torch: whoever comes second hears it at once."""
+"""A run folder, or a file being written, belongs to one process at a time: whoever comes second hears it at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from tcl.errors import TclError, UsageError
 
 LOCK_FILE = ".lock"
-
 _TRIES = 10
 
 

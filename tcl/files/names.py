@@ -10,11 +10,8 @@ import re
 import unicodedata
 
 _ESCAPE = re.compile(r"\\u(005c|d[89a-f][0-9a-f]{2})")  # of a backslash, or of half a surrogate pair
-
 _LIKE_ONE = re.compile(r"\\(?=u(?:005c|d[89a-f][0-9a-f]{2}))")
-
 _CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that move the cursor, hide, or turn the direction
-
 _JOINERS = "\u200c\u200d"  # within words and emoji
 
 

@@ -1,7 +1,4 @@
-"""Where torch computes.
-
-Names of the devices that vectors are computed on.
-"""
+"""The devices to compute on: what `--device` and `--devices` name, and which GPUs this process may use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""How much memory there is: on a GPU, in the machine, and in the control groups that a container or scheduler sets.
+"""How much memory there is, and keeping what a process has freed.
 
-Training on a CPU keeps the memory it frees, as the allocator of a GPU does.
+Memory is looked for on a GPU, in the machine, and in the control groups that a container or scheduler sets. Training on
+a CPU keeps the memory it frees, as the allocator of a GPU does.
 """
 
 from __future__ import annotations
@@ -97,11 +98,8 @@ def format_bytes(number: float) -> str:
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD = -1
-
 _MMAP_THRESHOLD = -3
-
 _NEVER = -1
-
 _LARGEST = 1 << 30  # bytes; what is larger than this still goes back to the system at once
 
 

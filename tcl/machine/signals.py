@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that is seen between steps."""
+"""Ctrl-C and SIGTERM as a wish that a program looks at when it suits, as between two steps of a training."""
 
 from __future__ import annotations
 

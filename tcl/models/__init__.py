@@ -1,1 +1,1 @@
-"""The modules of the method, in torch. Knows no files, no loss and no training."""
+"""The modules of the method, in torch. Knows no files, no losses and no training loop."""

@@ -2,10 +2,9 @@
 
 None of it changes a parameter's name, or what the model computes before its first update.
 
-Low-rank adaptation (LoRA, Hu et al. 2022) of linear layers, in place: `W + B A` with W frozen and A, B trained.
-
-An adapted model keeps all parameter names and has two more per layer, `lora_a` and `lora_b`. Saved models are merged:
-plain weights under the usual names, which everything that reads a model can read.
+Low-rank adaptation (LoRA, Hu et al. 2022) is done in place: a linear layer computes `W + B A`, with W frozen and A, B
+trained, and has two more parameters, `lora_a` and `lora_b`. Saved models are merged: plain weights under the usual
+names, which everything that reads a model can read.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Attention as BERT's layers do it: to a text itself, or to the keys and values of a context.
 
-Modules have BERT's names. Shapes: B images, R rows of text, S tokens, N image tokens, D width, H heads, Dh head width.
+`Tokens` are some tokens of a batch of texts, to compute on no others: the real ones rather than padding, and in a last
+layer those whose state is used. Modules have BERT's names.
 
-Computing on some tokens of a batch of texts: on real ones rather than padding, and in a last layer on those whose
-state is used.
-
-Letters: R texts, S tokens each with padding, T of the R * S tokens, D width.
+Shapes: B images, R texts (rows), S tokens of a text with padding, T of the R * S tokens, N image tokens, D width,
+H heads, Dh head width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model for a task."""
+"""From the TCL model to the model of a task."""
 
 from __future__ import annotations
 

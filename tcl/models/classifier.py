@@ -1,6 +1,6 @@
-"""Classification of a text with its image (visual entailment) or with its two images (NLVR2).
+"""Models that classify a text with its image or images: visual entailment, NLVR2 and text assignment.
 
-Texts about two images: fusion layers in pairs, and the model that text assignment trains.
+Entailment has one image per text. NLVR2 and text assignment have two, for which the fusion layers come in pairs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The loss of statements about one image or two: cross entropy, distilled from the teacher."""
+"""The loss of texts that are classified with one image or two: cross entropy, distilled from the teacher.
+
+Letters: R texts, n images per text, S tokens, H x W pixels.
+"""
 
 from __future__ import annotations
 

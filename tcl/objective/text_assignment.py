@@ -1,5 +1,4 @@
-"""NLVR2 and the step that prepares for it: text assignment, which teaches the doubled fusion layers to tell two images
-apart.
+"""Text assignment, the step before NLVR2: it teaches the doubled fusion layers to tell two images apart.
 
 Letters: B pairs of a batch, S tokens.
 """

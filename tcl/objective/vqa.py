@@ -1,4 +1,7 @@
-"""The loss of questions: the likelihood of their answers."""
+"""The loss of visual question answering: how likely the decoder finds people's answers.
+
+Letters: B questions, each with its image, S tokens of a question, A answers, T tokens of an answer, H x W pixels.
+"""
 
 from __future__ import annotations
 

@@ -25,11 +25,8 @@ from tcl.report.rows import LabelSample, ReportSample, Sample
 from tcl.version import versions
 
 REPORT_FILE = "report.html"
-
 STYLE = Path(__file__).with_name("report.css")
-
 SHOWN = 10  # unreadable samples that are listed
-
 LONGEST = 1000  # characters of a caption, a path or a message
 
 

@@ -1,4 +1,4 @@
-"""The JSON lines that a run leaves, and which of their values are figures."""
+"""The JSON lines that a run writes, and which of their values are numbers to draw."""
 
 from __future__ import annotations
 

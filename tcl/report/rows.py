@@ -1,4 +1,4 @@
-"""What a report shows of single samples."""
+"""The single samples that a report shows, each with what the model makes of it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Nearest vectors, exact or by an index, re-ranking, duplicates, and the page that shows them. Trains nothing."""
+"""Nearest vectors, exact or by an index, re-ranking, duplicates, the page of hits. Knows encoders by protocol."""

@@ -1,4 +1,4 @@
-"""Hits of a search matched with their query by the fusion encoder, from kept tokens or from the images. No torch."""
+"""Hits of a search matched with their query by the fusion encoder, from kept tokens or from the images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tcl.errors import DataError, UsageError
 from tcl.search.exact import Collection, Hit, rerank
 
 CHUNK = 16  # pairs that pass through the fusion encoder at once
-
 WORKERS = 4  # threads that decode
 
 

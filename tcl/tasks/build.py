@@ -1,4 +1,4 @@
-"""From the task that a recipe names to its training."""
+"""From a recipe to its training, by the task that the recipe names."""
 
 from __future__ import annotations
 

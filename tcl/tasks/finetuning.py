@@ -1,6 +1,6 @@
 """What the fine-tunings with a head have in common: a model, perhaps its teacher, and no queue.
 
-Made-up inputs of the shapes of a run, to measure time and memory with before it begins.
+`Noise`, which all tasks use, makes up inputs of the shapes of a run, to measure time and memory before it begins.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The loop, the step, and what surrounds them: optimizer, checkpoints, logs, health. Knows no task by name."""
+"""The loop, the step, and what surrounds them: optimizer, checkpoints, logs, health. Knows tasks by protocol."""

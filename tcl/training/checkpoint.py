@@ -1,4 +1,12 @@
-"""Checkpoints of a run: a model folder, and with it all that training needs to go on."""
+"""Checkpoints of a run: a model folder, and with it all that training needs to go on.
+
+    runs/<name>/checkpoints/step-00001000/
+        model.safetensors  config.json  tokenizer.json  preprocess.json  README.md
+        train_state.pt     optimizer, loss scale, low-rank parts, teacher, queues; tensors and plain values only
+        meta.json          step, epoch, samples per step, resolved recipe, fingerprint of the data, threads
+
+Each folder is written under a temporary name and renamed, so one that has its name is complete.
+"""
 
 from __future__ import annotations
 

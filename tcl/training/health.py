@@ -1,9 +1,9 @@
-"""Reads the lines of `metrics.jsonl` as they come and says when a run goes wrong. Knows numbers only, no torch.
+"""Looks at the lines of `metrics.jsonl` as they come, and says when a run goes wrong.
 
 Each rule asks for more than one odd line: a loss may pass through a value, one batch may be unusual, workers take a
 while to start. `docs/monitoring.md` lists the rules with their bounds.
 
-Figures of a step that show how the features fare. They stay on the device: nothing here waits for it.
+The figures that show how features fare are computed here too. They stay on the device: nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -23,27 +23,16 @@ from tcl.report.records import is_figure
 TEMPERATURE_RANGE = (0.001, 0.5)  # of the learned temperature, as published
 
 WINDOW = 50  # records that a running median looks back on
-
 KEPT = 2500  # records in memory; the longest rule asks for 2,000 steps, which may be as many records
-
 CALM = 10  # records without a finding before it is told again
-
 BAND = 0.02  # relative distance at which a loss counts as being at a value
-
 SPREAD = "_feat_std"  # how the keys of feature spreads end
-
 COLLAPSED = 0.1  # feature spread; below it the mean cosine of two inputs is above 0.99
-
 STARVED = 0.3  # share of the time spent waiting for data
-
 MANY_DUPLICATES = 0.05  # share of the negatives
-
 EXPLODED = 20  # times the running median of the gradient norm
-
 SPIKE = 2  # times the running median of the loss
-
 CHANCE_ITM = {math.log(3) - math.log(2) * 2 / 3: "one match in three", math.log(2): "one match in two"}
-
 LEARNT_MLM = 2.5  # a masked-word loss that starts below it comes from weights that know the language
 
 ADVICE = {

@@ -1,6 +1,6 @@
-"""What is settled before a run: its data, its images, whether a checkpoint fits its recipe, whether it is finished.
+"""What is settled before a run starts or goes on: its data, its images, its checkpoint, and whether it is finished.
 
-The best model of a run so far, as `best.json` has it.
+Of a run that goes on this includes its best validation so far, as `best.json` has it, and how many came after it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from tcl.data.loader import Samples
 
 BEST_FILE = "best.json"
-
 BEST_FOLDER = "best"
-
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -57,9 +55,7 @@ def count_stale(run: Path, step: int) -> int:
 
 
 LOOKED_AT = 64  # training rows whose images are opened before a run
-
 STARTING = ("init", "pretrained")  # how a model started does not matter to a run that goes on
-
 CHANGING = (
     *(("data", name) for name in ("augment", "min_scale", "batch_size")),
     *(("train", name) for name in ("seed", "epochs", "steps")),

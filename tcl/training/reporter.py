@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it."""
+"""How a run tells of its progress; by default nobody listens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells the outside as it goes: its files, its listener, and the wish to stop it."""
+"""What a run tells the outside as it goes: its files, its reporter, and services that track metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task. One task, one file in `tcl/tasks/`."""
+"""What the training loop asks of a task. The tasks themselves are in `tcl/tasks/`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Products of queries with vectors as they are stored, without a float32 copy of the collection.
+"""Products of query vectors with stored vectors, without a float32 copy of the whole collection.
 
-Products of queries with float16 rows by ONNX Runtime, three times as fast as numpy alone can be.
-
-`float16.onnx` is `MatMul(Cast(rows, float32), queries)`. A test writes it again and compares.
+Large products with float16 rows are left to ONNX Runtime where it is installed: it is three times as fast as numpy can
+be. Its graph, `float16.onnx`, is `MatMul(Cast(rows, float32), queries)`; a test writes it again and compares.
 """
 
 from __future__ import annotations
@@ -51,13 +50,11 @@ FLOAT16_VALUES_AT_ONCE = 2_097_152
 # missing is the difference of the two exponents' zero points, a factor that the queries take. Infinities and NaN would
 # become numbers above 65,000.
 _FLOAT16_PLACES = np.array(0x8FFFE000, np.uint32).view(np.int32)[()]
-
 _FLOAT16_FACTOR = np.float32(2.0**112)
 
 _FEW_QUERIES = 8  # up to here, one by one takes no longer
 
 _Piece = tuple[slice, NDArray[np.float32], Any]
-
 _memory = threading.local()
 
 

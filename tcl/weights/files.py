@@ -1,6 +1,7 @@
-"""The files of a model folder and of a checkpoint: names, hashes, reading them without running code, the hub.
+"""Files of a model folder and of a checkpoint: their names, how they are read, and why one cannot be.
 
-What is wrong with a file of weights that cannot be read: seen from the file, not from a library's complaint.
+Reading runs no code from a file. What is wrong with one is seen from its bytes, not from a library's complaint. Here
+are also the hash of a model, and the download of one from the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -27,11 +28,8 @@ from tcl.weights.find import CONFIG_FILE
 COPY_AGAIN = "download or copy it again"
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # what files of torch begin with: those since version 1.6, and older ones
-
 _LFS = b"version https://git-lfs"
-
 _PAGE = re.compile(rb"\s*<[!?A-Za-z]")
-
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
@@ -100,11 +98,8 @@ def _safetensors(path: Path, head: bytes, size: int) -> str:
 
 
 WEIGHTS_FILE = "model.safetensors"
-
 STATE_FILE = "train_state.pt"
-
 META_FILE = "meta.json"
-
 MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", "preprocess.json")
 
 AGAIN = "copy the model folder again, or take a checkpoint of its run"
@@ -137,9 +132,8 @@ def read_tensors(path: Path, lazily: bool = False) -> dict[str, Any]:
         CheckpointError: it is damaged, or holds more than tensors and plain values.
     """
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # torch comments on the pickle's protocol; ours is to refuse or not
+        # torch comments on the pickle's protocol; ours is to refuse or not
+        with warnings.catch_warnings(action="ignore"):
             mmap = lazily and zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

@@ -1,9 +1,7 @@
-"""Where the tensors of a weights file belong in a TCL model: names only, so nothing here needs torch.
+"""What a file of weights is, and where each of its tensors belongs in a TCL model.
 
 A file is recognised by its keys. Each key either has a place in the model, perhaps under another name, or is left out
-for a reason that can be told.
-
-Fine-tuned checkpoints of the published code: which task they are of, and their weights by our names.
+for a reason that can be told. For fine-tuned checkpoints of the published code this includes the task.
 """
 
 from __future__ import annotations
@@ -27,33 +25,25 @@ _BESIDE_THE_MODEL = (
     (r".*\bcls\.predictions\.decoder\.", "a copy of tied weights"),
     (r"combine_\w+\.", "a projection that the published model does not use"),
 )
-
 _OF_ANOTHER_TASK = (
     (r"cls_head\.", "the classification head of another task"),
     (r"text_decoder\.", "the answer decoder of VQA"),
     (r"ta_head\.", "the text-assignment head"),
 )
-
 _OF_BERT = (
     (r"pooler\.", "the pooler, which TCL has not"),
     (r"cls\.seq_relationship\.", "the next-sentence head, which TCL has not"),
     (r"(classifier|qa_outputs)\.", "the head of another task"),
 )
-
 _OF_VIT = ((r"(head|head_dist|fc|fc_norm|pre_logits)\.", "the classification head, which TCL has not"),)
 
 NOT_THE_MODEL = re.compile("|".join(f"(?:{pattern})" for pattern, _ in _BESIDE_THE_MODEL))
-
 TWIN_LAYER = "the layer of the second image; that of the first is taken"
-
 OUTSIDE = "no part of a TCL model"
 
 PARTS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj", "itm_head", "temp")
-
 _MLM_HEAD = r"text_encoder\.cls\."
-
 _PROJECTIONS = r"vision_proj\.|text_proj\."
-
 _LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(crossattention\.)?")
 
 Kind = Literal["model", "pre-training", "retrieval", "VQA", "entailment", "text assignment", "NLVR2", "BERT", "ViT"]

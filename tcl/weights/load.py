@@ -1,4 +1,7 @@
-"""A model from whatever a user names. What loads and saves is hung on `TCL` here."""
+"""A model from whatever a user names.
+
+Importing this module gives `TCL` its `from_pretrained` and `save_pretrained`.
+"""
 
 from __future__ import annotations
 

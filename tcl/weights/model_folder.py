@@ -1,12 +1,9 @@
-"""Models and training states on disk.
+"""A model folder, written and read back.
 
-    runs/<name>/checkpoints/step-00001000/    a model folder, and with it all that training needs to go on
-        model.safetensors  config.json  tokenizer.json  preprocess.json  README.md
-        train_state.pt     optimizer, teacher, queues, random generators (tensors only)
-        meta.json          step, epoch, resolved recipe, fingerprint of the data
-    runs/<name>/model/                        the model folder of the finished run
+    model.safetensors  config.json  tokenizer.json  preprocess.json  README.md
 
-Each folder is written under a temporary name and renamed, so one that has its name is complete.
+A finished run has one, `runs/<name>/model/`. The folder is written under a temporary name and renamed, so one that has
+its name is complete.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""`tcl eval`: one file per task."""
+"""`tcl eval`: the published metrics of each task, in one file per kind of task."""

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from tcl.data.pairs.table import PairIndex
 
 CHUNK_PAIRS = 512
-
 MAX_WORDS = 30  # kept by `clean_caption`
-
 WORD_SHOWN = 40  # characters of an unknown word that are kept
-
 UNKNOWN_WORDS_KEPT = 50_000
 
 _Pairs = list[tuple[str, list[str]]]

@@ -1,4 +1,4 @@
-"""Counts, shares and quantiles of a check."""
+"""Counts, shares and quantiles, as a check of data reports them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hashlib import blake2b
 from typing import Any
 
 SHOWN = 10  # entries of a "worst first" list
-
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95, "p99": 0.99}
 
 Listing = Callable[[Mapping[str, Any]], object]

@@ -1,6 +1,6 @@
 """From a file, bytes or a scene reference to an upright RGB image, and from there to model pixels.
 
-From an image of any mode to 8-bit RGB.
+Images of any mode become 8-bit RGB.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 IMAGES_HINT = "relative paths start from --images, else from the folder of the data file"
-
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: 0.5 GB as RGB, the limit at which Pillow suspects an attack."""
 
@@ -88,7 +87,6 @@ _FORMATS = {
     "PSD": (".psd",),
     "TGA": (".tga",),
 }
-
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 
 Source = str | Path | bytes | Image.Image
@@ -113,7 +111,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 _SURPLUS = 1.5  # pixels decoded per pixel wanted, along each side, at least; with fewer, fine texture loses contrast

@@ -12,8 +12,6 @@
 Tables and shards may be several, by a glob or braces, and have a condition `#COLUMN=VALUE`. All but a folder may be a
 URL of any fsspec scheme, and so may a folder where the remote can list it. A row with several texts gives several
 inputs: `3#1`, `3#2`.
-
-What a source holds, kind by kind: what `tcl.data.inputs.listing` is made of.
 """
 
 from __future__ import annotations
@@ -64,9 +62,7 @@ def remote_images(pattern: str, progress: Progress) -> Inputs:
 __all__ = ["Inputs", "Kind", "list_inputs", "locate"]
 
 LISTS = (".txt", ".lst")
-
 PEEK_LINES = 5  # of a list, to tell paths from sentences
-
 WARNINGS_KEPT = 20
 
 

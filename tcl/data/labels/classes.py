@@ -1,4 +1,4 @@
-"""The classes of the published tasks, in their order."""
+"""The classes of entailment, NLVR2 and text assignment, in the published order."""
 
 from __future__ import annotations
 

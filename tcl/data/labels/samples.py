@@ -1,10 +1,9 @@
-"""Questions as training samples: a view of the image, the question, and people's answers with their weights.
+"""Rows with labels as training samples: views of their images, the text, and what is to be learned.
 
-Shapes: B questions of a batch, H x W pixels, S token ids of the longest question, A answers in all, T of the longest.
+That is people's answers with their weights for a question, and a class for a statement.
 
-Statements as training samples: a view of each image, the text, and its class.
-
-Shapes: B statements of a batch, n images each, H x W pixels, S token ids of the longest text.
+Shapes: B rows of a batch, n images of a statement, H x W pixels, S token ids of the longest text, A answers in all,
+T token ids of the longest.
 """
 
 from __future__ import annotations

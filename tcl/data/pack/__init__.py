@@ -1,1 +1,1 @@
-"""Any source to tar shards of small images. Knows no training."""
+"""Any source of pairs to tar shards of small images. Knows no training."""

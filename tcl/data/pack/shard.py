@@ -1,6 +1,6 @@
-"""One tar shard of a pack: there when it is complete, of bytes that its rows alone decide.
+"""One tar shard of a pack: small JPEGs with their captions.
 
-One image to a small JPEG, for training from packed shards.
+An archive that is there is complete, and its bytes depend on its rows alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Image-text pairs as training samples: two views of the image, one of its captions.
 
-Shapes: B images of a batch, H x W pixels, S token ids of its longest caption.
+Batches of `IdentifiedPairs` also say which pairs show the same image.
 
-Pairs whose batches say which of them show the same image.
+Shapes: B images of a batch, H x W pixels, S token ids of the longest caption.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Built-in rendered scenes with captions and labels. Knows nothing but drawing."""
+"""Built-in rendered scenes with captions and labels. Reads no files."""

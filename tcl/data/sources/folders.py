@@ -1,4 +1,4 @@
-"""Images in folders and behind globs: found without loops, in natural order, nothing left out unsaid. No torch."""
+"""Images in folders and behind globs: found without loops, in natural order, nothing left out unsaid."""
 
 from __future__ import annotations
 

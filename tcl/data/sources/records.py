@@ -1,6 +1,6 @@
-"""From the rows of a source to pairs: which columns count, where the image is, what is left out.
+"""From the rows of a source to pairs, or to inputs of `tcl embed`.
 
-Tables and shards that `tcl embed` is pointed at, row by row.
+Which columns count, where the image is, what is left out.
 """
 
 from __future__ import annotations

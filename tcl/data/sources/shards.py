@@ -1,10 +1,9 @@
-"""Image-text pairs of a tar shard, as WebDataset and img2dataset write them.
+"""Samples of a tar shard, as WebDataset and img2dataset write them: pairs, or single images and texts.
 
 Members whose names agree up to the first dot of the last part (the key) are one sample: an image, its captions in
-`KEY.json` (under the names of `tcl.data.tables.formats`) or in the lines of `KEY.txt`. Nothing is extracted: a row
-names the place of its image in the shard.
-
-Images or texts of a tar shard for `tcl embed`, one by one, with or without partners.
+`KEY.json` (under the names of `tcl.data.tables.formats`) or in the lines of `KEY.txt`. A pair has both; `tcl embed`
+takes images and texts one by one, with or without partners. Nothing is extracted: a row names the place of its image in
+the shard.
 """
 
 from __future__ import annotations

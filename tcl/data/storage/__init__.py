@@ -1,1 +1,1 @@
-"""Where the bytes of an image are: a file, a URL, a tar member, a cell of a table. Knows no rows."""
+"""Where the bytes of an image are: a file, a URL, a tar member, a cell of a table. Decodes nothing."""

@@ -14,11 +14,8 @@ from typing import BinaryIO, NamedTuple
 from tcl.errors import DataError
 
 _BLOCK = 512
-
 _MAX_NAME_BYTES = 1 << 20  # of an extended header: longer ones are an attack
-
 _PLAIN = (b"0", b"\0", b"7")
-
 _REFUSED = {
     b"1": "a hard link, not a file",
     b"2": "a symbolic link, not a file",
@@ -182,7 +179,6 @@ def _readable(name: str) -> str:
 
 
 _COMPRESSED = {b"\x1f\x8b": ("gz", "gunzip"), b"\xfd7zXZ\0": ("xz", "unxz"), b"BZh": ("bz2", "bunzip2")}
-
 _COMPRESSED[b"\x28\xb5\x2f\xfd"] = ("zst", "unzstd")
 
 

@@ -1,1 +1,1 @@
-"""Rows of CSV, JSON and Parquet files, as they stream in. Knows no images and no meaning of columns."""
+"""Rows of CSV, JSON and Parquet files, as they stream in, and the usual names of columns. Opens no images."""

@@ -1,7 +1,4 @@
-"""The items of a JSON list one by one, whatever the size of the file.
-
-The lists inside a JSON object item by item, whatever the size of the file.
-"""
+"""The items of a JSON list, or of the lists in a JSON object, one by one, whatever the size of the file."""
 
 from __future__ import annotations
 
@@ -16,9 +13,7 @@ MAX_ROW_BYTES = 1 << 26
 """A row of 64 MB and more is an error: a missing line end or quote, rather than data."""
 
 _READ_BYTES = 1 << 20
-
 _SPACE = " \t\n\r"
-
 _DECODER = json.JSONDecoder()
 
 

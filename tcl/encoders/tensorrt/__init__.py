@@ -1,1 +1,1 @@
-"""Engines of TensorRT: built from the graphs of a bundle, kept beside them, and run. Knows no torch."""
+"""Engines of TensorRT: built from the graphs of a bundle, kept beside them, and run. Knows bundles, no models."""

@@ -1,8 +1,7 @@
 """ONNX files to TensorRT engines: parse, give every input its range of shapes, build. One path for both packages.
 
-The networks are strongly typed: TensorRT computes in the types that the graph has, and nothing else is asked of it.
-
-How far a build of TensorRT is: its phases run inside one another, and this makes one figure of them.
+The networks are strongly typed: TensorRT computes in the types that the graph has, and nothing else is asked of it. The
+phases of a build run inside one another; `Phases` makes one figure of them.
 """
 
 from __future__ import annotations
@@ -126,9 +125,7 @@ def interrupts_deferred() -> Iterator[Callable[[], bool]]:
 
 
 AGAIN = "export the model again"
-
 FLOAT8_FROM = (8, 9)  # compute capability of Ada, the first with 8-bit floats
-
 _BEYOND = re.compile(r"^Profile k|values for profile|dimensions not compatible")
 
 

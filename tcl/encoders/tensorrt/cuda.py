@@ -1,4 +1,4 @@
-"""Memory and streams of a GPU without torch, by `cuda-python`; every failed call is one line."""
+"""Memory and streams of a GPU by `cuda-python`; every failed call is one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines of a bundle as an `Encoder`, without torch."""
+"""Engines of a bundle as an `Encoder`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which shapes an engine takes, and how inputs of any other size are brought to them.
 
-Inputs of any size, brought to the shapes that an engine takes: texts are padded or cut, batches split and padded.
+Texts are padded or cut, batches split and padded.
 """
 
 from __future__ import annotations
@@ -37,13 +37,9 @@ DEFAULTS = {
 """Batches of images, of texts and of both together, then what the graph of visual question answering reads."""
 
 LENGTH = "length"  # of texts; its default is that of the model
-
 _LEAST = {"answer-length": 2}  # a token to read and one to foretell
-
 _MOST = 1 << 20
-
 _KINDS = {"sequence": LENGTH, "answers": "answers", "answer_sequence": "answer-length"}
-
 _LENGTHS = ("sequence", "answer_sequence")
 
 
@@ -146,7 +142,6 @@ def is_length(axis: str | int) -> bool:
 
 
 Arrays = Mapping[str, NDArray[Any]]
-
 Ranges = Mapping[str, Sequence[Range]]
 """Of every axis of every input."""
 
