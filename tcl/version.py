@@ -1,15 +1,12 @@
 """The version of this package, and of those it stands on: which are installed, and what is missing.
 
-None of them is imported: that is fast, and works where they are missing.
+None of them is imported: that works where they are missing. What looks them up is imported when it is asked, because
+`import tcl` loads this file.
 """
 
 from __future__ import annotations
 
-import platform
 import re
-import subprocess
-import tomllib
-from importlib import metadata
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -19,6 +16,8 @@ ROOT = Path(__file__).parents[1]  # of a checkout
 
 def installed_version(package: str) -> str | None:
     """The version of an installed distribution; None where it is missing."""
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -27,6 +26,8 @@ def installed_version(package: str) -> str | None:
 
 def extras() -> dict[str, list[str]]:
     """The optional extras and the packages of each, as the package itself declares them."""
+    from importlib import metadata
+
     try:
         declared = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
@@ -39,6 +40,8 @@ def extras() -> dict[str, list[str]]:
 
 
 def _declared_in_checkout() -> dict[str, list[str]]:
+    import tomllib
+
     try:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, KeyError, tomllib.TOMLDecodeError):
@@ -52,6 +55,8 @@ def _name(requirement: str) -> str:
 
 def git_commit() -> str | None:
     """The commit that this code was checked out at, and `+` when files differ; None for an installed copy."""
+    import subprocess
+
     if not (ROOT / ".git").exists():  # or it could be the repository of whoever has a virtual environment in theirs
         return None
     try:
@@ -62,12 +67,16 @@ def git_commit() -> str | None:
 
 
 def _git(*arguments: str) -> str:
+    import subprocess
+
     command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
 
 
 def versions() -> dict[str, str]:
     """What decides how a run turns out: Python, this package and its commit, torch and what stands beside it."""
+    import platform
+
     found = {"python": platform.python_version(), "tcl": __version__, "commit": git_commit()}
     found |= {name: installed_version(name) for name in ("torch", "torchvision", "timm", "transformers", "numpy")}
     return {name: version for name, version in found.items() if version}

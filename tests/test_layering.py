@@ -40,6 +40,8 @@ YET_LIGHT = (
     "tcl.training.preflight",
     "tcl.training.upload",
     "tcl.weights.find",
+    "tcl.weights.keyreport",
+    "tcl.weights.layouts",
     "tcl.weights.untrained",
 )
 """Of these rooms, what others load without torch."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tcl.data.labels.classes import ASSIGNMENT, ENTAILMENT, NLVR2
 from tcl.errors import UsageError
 from tcl.models.heads import HeadConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of a published checkpoint these are not the model.
 _BESIDE_THE_MODEL = (
