@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from contextlib import nullcontext
 from functools import partial
@@ -325,8 +324,7 @@ def test_two_ray_workers_write_the_same_files(
     images: Path, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
-    here = Path(__file__).parents[1]
-    monkeypatch.setenv("PYTHONPATH", f"{here.parent}{os.pathsep}{here}")  # where its processes find the functions above
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # where its processes find the functions above
     inputs, log = list_inputs(str(images)), tmp_path / "log"
     run(inputs, tmp_path / "whole", lambda device: ProjectionEncoder(processor))
 
