@@ -66,7 +66,8 @@ class SentenceEncoder:
         if precision == "binary":
             vectors = (vectors ^ 0x80).view(np.int8)  # minus 128
         if single:
-            return vectors[0]
+            vector: NDArray[Any] = vectors[0]
+            return vector
         return vectors if convert_to_numpy else list(vectors)
 
     def get_sentence_embedding_dimension(self) -> int:

@@ -156,7 +156,8 @@ class TorchMatcher:
                 x, mask = x.expand(len(images), -1, -1), mask.expand(len(images), -1, -1, -1)
                 x = attend_directly(layer.crossattention, x, images)
             x = layer.output(layer.intermediate(x), x)
-        return self.model.itm_head(x[:, 0])
+        logits: Tensor = self.model.itm_head(x[:, 0])
+        return logits
 
 
 def attend_directly(attention: Attention, x: Tensor, images: Tensor) -> Tensor:
@@ -182,4 +183,5 @@ def attend_directly(attention: Attention, x: Tensor, images: Tensor) -> Tensor:
     tokens = images[:, None]
     means = F.scaled_dot_product_attention(query, tokens, tokens, scale=scale).view(rows, heads, length, -1)
     attended = (means @ value.transpose(1, 2)).transpose(1, 2).flatten(2) + attention.self.value.bias
-    return attention.output(attended, x)
+    states: Tensor = attention.output(attended, x)
+    return states
