@@ -88,7 +88,7 @@ INTERRUPTED = 130
 ROWS = {"vqa": "questions", "entailment": "statements", "nlvr2": "statements"}  # what a task learns from, if not pairs
 
 
-class Plan(NamedTuple):
+class RunPlan(NamedTuple):
     """What all processes of a command do: a `Choice`, and whether it is done already."""
 
     run: Path
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
 
 
 @contextmanager
-def agree(device: str, plan: Callable[[], Choice]) -> Iterator[tuple[World, Plan]]:
+def agree(device: str, plan: Callable[[], Choice]) -> Iterator[tuple[World, RunPlan]]:
     """Join the run, and let the first process choose, so that all agree, and only it says what is wrong.
 
     A process that is alone chooses first: what is wrong, or a folder that is taken, is said before torch is loaded.
@@ -113,7 +113,7 @@ def agree(device: str, plan: Callable[[], Choice]) -> Iterator[tuple[World, Plan
         yield world, early or _decide(world, plan)
 
 
-def _settle(plan: Callable[[], Choice]) -> Plan:
+def _settle(plan: Callable[[], Choice]) -> RunPlan:
     """What the first process chooses, and says at once."""
     from tcl.training.preflight import is_finished
 
@@ -122,10 +122,10 @@ def _settle(plan: Callable[[], Choice]) -> Plan:
     finished = checkpoint is not None and is_finished(run, checkpoint, recipe)
     if finished:
         out.message(f"{run} is finished, there is nothing left to do. Its model: {run / 'model'}")
-    return Plan(run, checkpoint, recipe, finished)
+    return RunPlan(run, checkpoint, recipe, finished)
 
 
-def _decide(world: World, plan: Callable[[], Choice]) -> Plan:
+def _decide(world: World, plan: Callable[[], Choice]) -> RunPlan:
     made, failure = None, None
     if world.is_main:
         try:
@@ -137,11 +137,11 @@ def _decide(world: World, plan: Callable[[], Choice]) -> Plan:
         raise failure
     if made is None:
         raise typer.Exit(code)
-    return cast(Plan, made)
+    return cast(RunPlan, made)
 
 
 def train(
-    plan: Plan,
+    plan: RunPlan,
     world: World,
     *,
     again: str,

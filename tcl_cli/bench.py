@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tcl.errors import UsageError
 from tcl_cli._console import format_value
 from tcl_cli._console import out as console
-from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL, JsonOption, ModelOption
+from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL, Device, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from tcl.encoders.bundle import Bundle
@@ -30,9 +30,6 @@ kept in the cache folder: `--backend auto` of other commands takes what was fast
 """
 MOST_BATCH = 65_536
 END_TO_END = 1024  # images, at most
-
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def bench(
@@ -102,7 +99,7 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Measure every way in which this machine can compute a model's vectors."""
-    from export.bench.bench import Plan
+    from export.bench.bench import BenchPlan
     from export.bench.bench import bench as measure
     from export.bench.ways import find_ways
     from tcl.encoders.fastest import save
@@ -111,7 +108,7 @@ def bench(
         raise UsageError("--all measures how files are read", hint="name some by --images FOLDER")
     if plot is not None and plot.suffix.lower() != ".png":
         raise UsageError(f"{plot}: the picture is a PNG", hint=f"--plot {plot.with_suffix('.png')}")
-    plan = Plan(_sizes(batch_sizes), seconds, images, END_TO_END if everything else 0, workers)
+    plan = BenchPlan(_sizes(batch_sizes), seconds, images, END_TO_END if everything else 0, workers)
     source, own = _sides(model, bundle)
     ways = find_ways(source, own, device, compiled)
     for way in ways:

@@ -39,7 +39,7 @@ NEAR = {"fp32": 0.99999} | COSINES
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is measured.
 
     Attributes:
@@ -86,7 +86,7 @@ class _Lane:
 
 
 def bench(
-    ways: Sequence[Way], plan: Plan, verified: bool = True, progress: Callable[[str], object] = lambda step: None
+    ways: Sequence[Way], plan: BenchPlan, verified: bool = True, progress: Callable[[str], object] = lambda step: None
 ) -> dict[str, Any]:
     """Measure all ways, the first being the reference.
 
@@ -163,7 +163,7 @@ def samples(source: str | None) -> tuple[list[str], list[str]]:
     return images, texts
 
 
-def _throughput(lanes: Sequence[_Lane], plan: Plan, progress: Callable[[str], object]) -> None:
+def _throughput(lanes: Sequence[_Lane], plan: BenchPlan, progress: Callable[[str], object]) -> None:
     for kind in KINDS:
         for batch in plan.batch_sizes:
             left = {lane.way: plan.seconds * LONGEST for lane in lanes}
@@ -186,7 +186,7 @@ def _turn(lane: _Lane, kind: Kind, batch: int, seconds: float) -> float:
     return found[1]
 
 
-def _alone(lane: _Lane, plan: Plan, progress: Callable[[str], object]) -> None:
+def _alone(lane: _Lane, plan: BenchPlan, progress: Callable[[str], object]) -> None:
     """What does not take turns: memory, the whole way from file to file, then single inputs."""
     lane.found |= lane.call(bench_worker.memory) or {}
     if plan.end_to_end and plan.images is not None:

@@ -36,7 +36,7 @@ class TextEncoderArgs(Section):
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of the layer norms")
 
 
-Part = Literal["image_encoder", "text_encoder", "fusion_encoder"]
+EncoderName = Literal["image_encoder", "text_encoder", "fusion_encoder"]
 """What can be kept as it is, or adapted with few weights."""
 
 TaskName = Literal["pretrain", "text_assignment", "retrieval", "vqa", "entailment", "nlvr2", "grounding"]
@@ -156,8 +156,10 @@ class TrainConfig(Section):
         False, description="compute the layers' activations again in the backward pass instead of keeping them"
     )
     compile: bool = Field(False, description="compile the layers with torch.compile; the first steps take longer")
-    freeze: list[Part] = Field([], description="encoders whose weights stay as they are")
-    lora: list[Part] = Field([], description="encoders that are adapted by low-rank updates of their frozen weights")
+    freeze: list[EncoderName] = Field([], description="encoders whose weights stay as they are")
+    lora: list[EncoderName] = Field(
+        [], description="encoders that are adapted by low-rank updates of their frozen weights"
+    )
     lora_rank: int = Field(8, ge=1, description="rank of these updates")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     eval_every: int | None = Field(1000, ge=1, description="steps between validations; null: once per epoch")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tcl.data.images.decode import ImageError
-from tcl.data.sources.find import Part
+from tcl.data.sources.find import SourceRows
 from tcl.errors import DataError, UsageError
 from tcl.machine.seeding import mix, seeded
 
@@ -58,7 +58,7 @@ class Samples(Protocol):
     """The rows that a task trains on."""
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourceRows]:
         """The rows of each source, with its weight."""
 
     def __len__(self) -> int: ...
@@ -175,7 +175,7 @@ def _close_at_exit(loader: weakref.ref[TrainLoader]) -> None:
         alive.close()
 
 
-def _visits(part: Part) -> int:
+def _visits(part: SourceRows) -> int:
     """How often the rows of a part are visited in an epoch, all together."""
     return round((part.stop - part.start) * part.weight)
 
@@ -195,7 +195,7 @@ class _EpochPlan(Sampler[list[_Draw]]):
     start: int
 
     def __init__(
-        self, parts: Sequence[Part], visits: int, batch_size: int, slices: int, own: Sequence[int], seed: int
+        self, parts: Sequence[SourceRows], visits: int, batch_size: int, slices: int, own: Sequence[int], seed: int
     ) -> None:
         self.parts = parts
         self.batch_size = batch_size

@@ -36,7 +36,7 @@ from tcl.embedding.folder import (
 )
 from tcl.embedding.journal import Entry, JournalWriter, Ledger, VectorStore, next_number, runs_of
 from tcl.embedding.pipeline import Clock, Link, Pipeline
-from tcl.embedding.plan import EncoderFacts, Options, Plan, Work, fingerprint, refuse_failed
+from tcl.embedding.plan import BatchPlan, EncoderFacts, Options, Work, fingerprint, refuse_failed
 from tcl.errors import DataError, TclError, reason_of
 from tcl.vectors.dtypes import int8_scale, recall_kept
 from tcl.vectors.files import check_output, partial_folder, publish, read_meta
@@ -179,7 +179,7 @@ class FileJob:
     ) -> None:
         self.out, self.inputs, self.facts, self.options, self.complete = out, inputs, facts, options, complete
         self.folder = partial_folder(out)
-        self.plan = Plan.of(inputs, options.batch_size)
+        self.plan = BatchPlan.of(inputs, options.batch_size)
         self._lock = descriptor
         self.store = VectorStore(self.folder, facts.embed_dim, facts.token_shape)
         failures = complete or options.on_error == "skip"
@@ -314,7 +314,7 @@ class BatchesTask:
     """
 
     folder: Path
-    plan: Plan
+    plan: BatchPlan
     facts: EncoderFacts
     options: Options
     journal: int

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.embedding.plan import Plan
+from tcl.embedding.plan import BatchPlan
 
 _READ_BYTES = 512 << 20  # per call: no system reads more than 2 GB at once
 
@@ -191,7 +191,7 @@ class Ledger:
         failures: whether batches count in which an input failed; else they are to be done again.
     """
 
-    def __init__(self, folder: Path, plan: Plan, store: VectorStore | None = None, failures: bool = True) -> None:
+    def __init__(self, folder: Path, plan: BatchPlan, store: VectorStore | None = None, failures: bool = True) -> None:
         self.folder, self.plan = folder, plan
         self.done: NDArray[np.bool_] = np.zeros(plan.batches, bool)
         self._place = np.zeros((plan.batches, 2), np.int64)  # journal, offset
@@ -239,7 +239,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
-def _parse(line: bytes, plan: Plan) -> Entry | None:
+def _parse(line: bytes, plan: BatchPlan) -> Entry | None:
     """A line's entry; None where it is cut, or nothing that was ever written here."""
     try:
         record: dict[str, Any] = json.loads(line)

@@ -24,7 +24,7 @@ from tcl.data.inputs.inputs import why_gone
 from tcl.data.inputs.listing import Inputs
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import clean_caption
-from tcl.embedding.plan import Options, Plan, Work
+from tcl.embedding.plan import BatchPlan, Options, Work
 from tcl.encoders.base import reading_processor
 from tcl.errors import DataError, TclError
 
@@ -55,7 +55,7 @@ class Reader:
         pool: of threads that decode; many inputs of a batch at once.
     """
 
-    def __init__(self, inputs: Inputs, processor: Processor, plan: Plan, pool: Executor) -> None:
+    def __init__(self, inputs: Inputs, processor: Processor, plan: BatchPlan, pool: Executor) -> None:
         self.inputs, self.processor, self.plan, self._pool = inputs, processor, plan, pool
 
     def prepare(self, work: Work) -> Iterator[tuple[int, Callable[[], Prepared]]]:
@@ -227,7 +227,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, inputs: Inputs, encoder: Any, plan: Plan, options: Options, sink: Sink, say: Callable[[str], object]
+        self, inputs: Inputs, encoder: Any, plan: BatchPlan, options: Options, sink: Sink, say: Callable[[str], object]
     ) -> None:
         self.inputs, self.encoder, self.plan, self.options, self.sink = inputs, encoder, plan, options, sink
         self.lanes: int = encoder.lanes

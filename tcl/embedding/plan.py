@@ -87,7 +87,7 @@ class Work(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Batches and the windows they belong to.
 
     Batch k holds as many rows as there are rows k * batch_size and on in its window: of images these rows themselves,
@@ -104,7 +104,7 @@ class Plan:
     window: int
 
     @classmethod
-    def of(cls, inputs: Inputs, batch_size: int) -> Plan:
+    def of(cls, inputs: Inputs, batch_size: int) -> BatchPlan:
         """The plan for these inputs."""
         return cls(len(inputs), batch_size, TEXT_WINDOW if inputs.kind == "text" else 1)
 

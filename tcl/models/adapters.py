@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tcl.config.recipe import Part, TrainConfig
+from tcl.config.recipe import EncoderName, TrainConfig
 from tcl.errors import ConfigError
 from tcl.models.bert import Layer
 from tcl.models.tcl import TCL
@@ -134,7 +134,7 @@ def adapt(model: TCL, config: TrainConfig) -> None:
         compile_layers(model)
 
 
-def model_parts(model: TCL) -> dict[Part, list[nn.Module]]:
+def model_parts(model: TCL) -> dict[EncoderName, list[nn.Module]]:
     """The modules of each encoder. In none of them, and so always trained: projections, ITM and MLM head, temperature.
 
     The output matrix of the MLM head is the word embedding table, which belongs to the text encoder.

@@ -1,4 +1,4 @@
-"""The curves of a run on its report's page: losses, validation, and what the doctor looks at."""
+"""The curves of a run on its report's page: losses, validation, and what the health monitor looks at."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tcl.errors import CheckpointError, reason_of
 from tcl.files.atomic import atomic_folder
 from tcl.models.tcl import TCL
-from tcl.weights.files import META_FILE, STATE_FILE, WEIGHTS_FILE, checkpoints, damage, read_tensors
+from tcl.weights.files import META_FILE, STATE_FILE, WEIGHTS_FILE, checkpoints, read_tensors, weights_error
 from tcl.weights.find import read_json
 from tcl.weights.model_folder import write_model
 
@@ -82,6 +82,6 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[st
         weights = load_file(folder / WEIGHTS_FILE)
         return weights, read_tensors(folder / STATE_FILE), read_json(folder / META_FILE)
     except (OSError, SafetensorError) as error:
-        raise damage(
+        raise weights_error(
             folder / WEIGHTS_FILE, hint="delete this checkpoint folder to resume from the one before it"
         ) from error

@@ -70,7 +70,7 @@ class _Stretch(NamedTuple):
 Finding = tuple[str, str]  # the key of its advice, with `:` and a detail that tells equals apart; the sentence
 
 
-class Doctor:
+class HealthMonitor:
     """Examines a run, record by record.
 
     Each warning is given when its condition sets in, and again only after the condition was away for a while. A resumed

@@ -24,7 +24,7 @@ from tcl.machine.signals import Stopped, StopRequest
 from tcl.report.page import write_report
 from tcl.report.records import read_records
 from tcl.training.checkpoint import prune_checkpoints
-from tcl.training.health import Doctor
+from tcl.training.health import HealthMonitor
 from tcl.training.preflight import BEST_FILE, BEST_FOLDER, METRICS_FILE, count_stale, read_best
 from tcl.training.runlog import RunLog, point_latest_at
 from tcl.training.trackers import open_trackers
@@ -124,11 +124,11 @@ class _Fit:
                 recipe = self.training.recipe
                 if not self.held:
                     self._closing.enter_context(hold_run(self.run))
-                doctor = Doctor(self.task.candidates, warmup_steps=recipe.optim.warmup_steps)
-                log = RunLog(self.run, self.training.step, self.reporter, doctor)
+                monitor = HealthMonitor(self.task.candidates, warmup_steps=recipe.optim.warmup_steps)
+                log = RunLog(self.run, self.training.step, self.reporter, monitor)
                 self.runlog = self._closing.enter_context(log)
                 for record in read_records(self.run / METRICS_FILE):  # what was said before is not said again
-                    doctor.examine(record)
+                    monitor.examine(record)
                 write_whole(self.run / "config.yaml", recipe.to_yaml())
                 point_latest_at(self.run)
                 warn = self.reporter.message

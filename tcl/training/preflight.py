@@ -16,7 +16,7 @@ from tcl.config.recipe import Recipe
 from tcl.data.images.decode import IMAGES_HINT, ImageError, decode
 from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.data.scenes import scenes
-from tcl.data.sources.find import Part
+from tcl.data.sources.find import SourceRows
 from tcl.data.storage.open import open_binary
 from tcl.errors import CheckpointError, ConfigError, DataError
 from tcl.files.remote import is_url
@@ -132,7 +132,7 @@ def check_present(samples: Samples, reporter: Reporter) -> None:
         )
 
 
-def _spread(parts: Sequence[Part]) -> Iterator[int]:
+def _spread(parts: Sequence[SourceRows]) -> Iterator[int]:
     """Rows from all over each part, `LOOKED_AT` together or a bit less; one of each at least."""
     for part in parts:
         size = part.stop - part.start

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcl.files.atomic import write_whole
-from tcl.training.health import Doctor
+from tcl.training.health import HealthMonitor
 from tcl.training.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ class RunLog:
     A resumed run first drops what was written past its checkpoint.
     """
 
-    def __init__(self, run: Path, step: int, reporter: Reporter, doctor: Doctor) -> None:
+    def __init__(self, run: Path, step: int, reporter: Reporter, monitor: HealthMonitor) -> None:
         self._metrics, self._bad, self._warnings = (
             run / name for name in ("metrics.jsonl", "bad_samples.jsonl", "warnings.jsonl")
         )
         for path in (self._metrics, self._bad, self._warnings):
             _keep_until(path, step)
-        self._reporter, self._doctor = reporter, doctor
+        self._reporter, self._monitor = reporter, monitor
         self._trackers: Tracker | None = None
         self._clock = time.perf_counter()
         self._samples: int | None = None
@@ -42,7 +42,7 @@ class RunLog:
         self._trackers = tracker
 
     def training(self, record: dict[str, Any], waited: float) -> None:
-        """A line of figures; it gains the speed since the one before, and the doctor looks at it.
+        """A line of figures; it gains the speed since the one before, and the monitor looks at it.
 
         Args:
             record: has `step` and `samples`.
@@ -55,7 +55,7 @@ class RunLog:
             record["loader_wait"] = round((waited - self._waited) / passed, 4)
         self._clock, self._samples, self._waited = now, record["samples"], waited
         self._write(record)
-        for message in self._doctor.examine(record):
+        for message in self._monitor.examine(record):
             self.warning(record["step"], message)
 
     def validation(self, record: dict[str, Any]) -> None:

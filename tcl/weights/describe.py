@@ -18,7 +18,7 @@ from tcl.config.recipe import ModelConfig, one_line
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
-from tcl.weights.files import META_FILE, WEIGHTS_FILE, checkpoints, damage, fetch_model
+from tcl.weights.files import META_FILE, WEIGHTS_FILE, checkpoints, fetch_model, weights_error
 from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, find_model, read_json
 from tcl.weights.keyreport import KeyReport, Shape, account
 from tcl.weights.layouts import Place, task_state
@@ -122,7 +122,7 @@ def _folder(folder: Path, location: str) -> Description:
             there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dictionary
             temperature = file.get_tensor("temp").item() if there.get("temp") == () else None
     except (OSError, SafetensorError) as error:
-        raise damage(folder / WEIGHTS_FILE, hint="copy the model folder again") from error
+        raise weights_error(folder / WEIGHTS_FILE, hint="copy the model folder again") from error
     report = account(location, "model", there, _expected(config, vocab_size, head), Place)
     description = Description(
         "checkpoint" if (folder / META_FILE).is_file() else "model folder",

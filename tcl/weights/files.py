@@ -33,7 +33,7 @@ _PAGE = re.compile(rb"\s*<[!?A-Za-z]")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
-def damage(path: Path, hint: str = COPY_AGAIN) -> CheckpointError:
+def weights_error(path: Path, hint: str = COPY_AGAIN) -> CheckpointError:
     """The error of a file of weights that a library has failed to read.
 
     Args:
@@ -138,13 +138,13 @@ def read_tensors(path: Path, lazily: bool = False) -> dict[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if not is_of_torch(path):  # whatever it is, nobody meant it as a pickle
-            raise damage(path) from error
+            raise weights_error(path) from error
         raise CheckpointError(
             f"{path}: refused: it is no plain checkpoint, and loading it could run code",
             hint="a checkpoint of tensors, numbers and strings is accepted; ask for one, or for safetensors",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise damage(path) from error
+        raise weights_error(path) from error
 
 
 def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:

@@ -25,7 +25,7 @@ from tcl.models.heads import HeadConfig
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tcl.version import __version__
-from tcl.weights.files import AGAIN, WEIGHTS_FILE, damage, hash_model
+from tcl.weights.files import AGAIN, WEIGHTS_FILE, hash_model, weights_error
 from tcl.weights.find import CONFIG_FILE, read_json
 from tcl.weights.untrained import lacking, read_untrained
 
@@ -86,7 +86,7 @@ def load_model_folder(folder: Path) -> TCL:
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {one_line(error)}", hint=AGAIN) from error
     except (OSError, SafetensorError) as error:
-        raise damage(folder / WEIGHTS_FILE, hint=AGAIN) from error
+        raise weights_error(folder / WEIGHTS_FILE, hint=AGAIN) from error
     except RuntimeError as error:  # from load_state_dict
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {reason_of(error)}", hint=AGAIN

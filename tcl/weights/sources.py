@@ -19,7 +19,7 @@ from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.files.hub import quiet_hub
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
-from tcl.weights.files import WEIGHTS_FILE, damage, fetch_model
+from tcl.weights.files import WEIGHTS_FILE, fetch_model, weights_error
 from tcl.weights.find import CONFIG_FILE, find_model, read_json
 from tcl.weights.layouts import Layout
 from tcl.weights.model_folder import read_head
@@ -178,7 +178,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise damage(path) from error
+        raise weights_error(path) from error
 
 
 def _vocabulary_in(folder: Path) -> CaptionTokenizer | None:

@@ -22,7 +22,7 @@ from tcl.data.images.augment import Transform, build_transform
 from tcl.data.loader import Batch, TrainLoader
 from tcl.data.pairs.samples import PairBatch, PairSamples
 from tcl.data.pairs.table import PairIndex, read_pairs
-from tcl.data.sources.find import Part
+from tcl.data.sources.find import SourceRows
 from tcl.data.tokenizer import CaptionTokenizer, clean_caption
 from tcl.errors import DataError, UsageError
 from tcl.machine.seeding import mix
@@ -64,7 +64,7 @@ class Facts(Batch):
 class Rows:
     """Rows that are loaded by a function; all of them are in `parts`."""
 
-    def __init__(self, load: Callable[[int], Any], *parts: Part) -> None:
+    def __init__(self, load: Callable[[int], Any], *parts: SourceRows) -> None:
         self.load, self.parts = load, parts
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ def drawn(row: int) -> int:
 
 def test_what_a_seed_means() -> None:
     """It stays, else a run that goes on with a later release would see some samples twice and others never."""
-    rows = Rows(drawn, Part("first", 0, 3), Part("second", 3, 8))
+    rows = Rows(drawn, SourceRows("first", 0, 3), SourceRows("second", 3, 8))
     order = torch.randperm(8, generator=torch.Generator().manual_seed(mix(5, 2))).tolist()
     draws = [int(torch.randint(1 << 30, (), generator=torch.Generator().manual_seed(mix(5, 2, at)))) for at in range(8)]
     loading = TrainLoader(rows, batch_size=2, workers=0, seed=5, slices=2, own=(1, 0))
@@ -96,7 +96,7 @@ def test_what_a_seed_means() -> None:
 
 def test_visits_follow_the_weights() -> None:
     """As often as a weight says, in an order and with draws of their own."""
-    rows = Rows(drawn, Part("often", 0, 4, 2.5), Part("rarely", 4, 8, 0.5))
+    rows = Rows(drawn, SourceRows("often", 0, 4, 2.5), SourceRows("rarely", 4, 8, 0.5))
     mixed, orders, draws = TrainLoader(rows, batch_size=1, workers=0, seed=0), set(), set()
     for epoch in range(8):
         batches = list(mixed.batches(epoch))
@@ -109,7 +109,7 @@ def test_visits_follow_the_weights() -> None:
 
 
 def test_a_data_set_of_one() -> None:
-    one = TrainLoader(Rows(drawn, Part("", 0, 1)), batch_size=4, workers=0, seed=0)
+    one = TrainLoader(Rows(drawn, SourceRows("", 0, 1)), batch_size=4, workers=0, seed=0)
     assert [batch.sample_ids for batch in one.batches(0)] == [["0"]]
 
 
@@ -123,7 +123,7 @@ def test_nothing_more_is_read_after_an_error_of_all_images() -> None:
             raise DataError("the remote has gone")
         return row
 
-    loading = TrainLoader(Rows(load, Part("", 0, 9)), batch_size=5, workers=0, seed=0)
+    loading = TrainLoader(Rows(load, SourceRows("", 0, 9)), batch_size=5, workers=0, seed=0)
     with pytest.raises(DataError, match="the remote has gone"):
         next(loading.batches(0))
     assert len(read) == 2
@@ -307,7 +307,7 @@ def test_workers_leave_it_to_the_training_when_to_end(monkeypatch: pytest.Monkey
     """Neither Ctrl-C nor a stop of the job ends them; they stay for the next epoch, and end with the loader."""
     at_exit: list[Any] = []
     monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))
-    loading = TrainLoader(Rows(of_the_process, Part("", 0, 4)), batch_size=2, workers=1, seed=0)
+    loading = TrainLoader(Rows(of_the_process, SourceRows("", 0, 4)), batch_size=2, workers=1, seed=0)
     facts = [fact for epoch in (0, 1) for batch in loading.batches(epoch) for fact in batch.facts]
     (worker,) = {fact[0] for fact in facts}
     assert facts == [[worker, worker, [True, True], 1]] * 8 and worker != os.getpid()
@@ -333,7 +333,7 @@ def hang(row: int) -> int:
 def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # it waits that long for an answer
     hang.calls = 0  # type: ignore[attr-defined]
-    loading = TrainLoader(Rows(hang, Part("", 0, 8)), batch_size=2, workers=1, seed=0)
+    loading = TrainLoader(Rows(hang, SourceRows("", 0, 8)), batch_size=2, workers=1, seed=0)
     (worker, _) = next(loading.batches(0)).facts
     (process,) = (child for child in multiprocessing.active_children() if child.pid == worker)
     loading.close()

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tcl.config.recipe import Part, TrainConfig
+from tcl.config.recipe import EncoderName, TrainConfig
 from tcl.errors import ConfigError
 from tcl.models.adapters import adapt, check_same_adaptation, compile_layers, model_parts, transformer_layers
 from tcl.models.tcl import TCL
 from tests.conftest import TINY, make_tiny_model
 
-PARTS: list[Part] = ["image_encoder", "text_encoder", "fusion_encoder"]
+PARTS: list[EncoderName] = ["image_encoder", "text_encoder", "fusion_encoder"]
 
 
 def whole_loss(model: TCL, size: int = 4, length: int = 9) -> Tensor:
@@ -111,7 +111,7 @@ def test_a_copy_of_a_checkpointed_model_is_its_own() -> None:
 
 @pytest.mark.parametrize("freeze", [[part] for part in PARTS] + [PARTS])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_frozen_parts_get_no_gradient_and_all_others_do(freeze: list[Part], checkpointing: bool) -> None:
+def test_frozen_parts_get_no_gradient_and_all_others_do(freeze: list[EncoderName], checkpointing: bool) -> None:
     """Training on several devices waits for the gradient of every trained weight."""
     model = make_tiny_model()
     adapt(model, TrainConfig(freeze=freeze, activation_checkpointing=checkpointing))
@@ -127,9 +127,9 @@ def test_frozen_parts_get_no_gradient_and_all_others_do(freeze: list[Part], chec
 
 
 @pytest.mark.parametrize("lora", [[part] for part in PARTS])
-def test_low_rank_parts_leave_no_trained_weight_without_gradient(lora: list[Part]) -> None:
+def test_low_rank_parts_leave_no_trained_weight_without_gradient(lora: list[EncoderName]) -> None:
     model = make_tiny_model()
-    freeze: list[Part] = [part for part in PARTS if part not in lora]
+    freeze: list[EncoderName] = [part for part in PARTS if part not in lora]
     adapt(model, TrainConfig(lora=lora, freeze=freeze, lora_rank=2, activation_checkpointing=True))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with_gradient = {name for name, gradient in loss_and_gradients(model)[1].items() if gradient is not None}

@@ -33,7 +33,7 @@ TURNED = re.compile(r"==|!=|is|is not")  # by cosmic-ray
 DROPPED = re.compile(r"\.(detach|float|double|half|long|clamp_?|clone|abs|masked_fill|sort|tolist|strip|lower)")
 SYMMETRIC = re.compile(r"max|min|isinstance|getattr|hasattr|transpose|logaddexp")
 QUIET = re.compile(r"device|non_blocking|pin_memory|fused|strict|encoding|hint|flush")  # keyword arguments
-MESSAGES = re.compile(r"warn|warning|info|debug|message|print|damage|one_line")  # calls
+MESSAGES = re.compile(r"warn|warning|info|debug|message|print|weights_error|one_line")  # calls
 TELLING = re.compile(r"no_grad|inference_mode")  # decorators whose loss only a test can notice
 
 

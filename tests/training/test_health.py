@@ -1,4 +1,4 @@
-"""The doctor: each failure is named once, with a way out; healthy runs hear nothing."""
+"""The monitor: each failure is named once, with a way out; healthy runs hear nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tcl.training.health import CALM, Doctor
+from tcl.training.health import CALM, HealthMonitor
 
 CANDIDATES = 65536 + 64
 CHANCE = math.log(CANDIDATES)
@@ -39,10 +39,10 @@ def healthy(step: int, **changes: Any) -> dict[str, Any]:
     return record | changes
 
 
-def examine(doctor: Doctor, count: int, first: int = 50, every: int = 50, **changes: Any) -> list[str]:
-    """Everything the doctor says about `count` records."""
+def examine(monitor: HealthMonitor, count: int, first: int = 50, every: int = 50, **changes: Any) -> list[str]:
+    """Everything the monitor says about `count` records."""
     steps = range(first, first + count * every, every)
-    return [text for step in steps for text in doctor.examine(healthy(step, **changes))]
+    return [text for step in steps for text in monitor.examine(healthy(step, **changes))]
 
 
 def only(warnings: list[str], *words: str) -> None:
@@ -53,16 +53,16 @@ def only(warnings: list[str], *words: str) -> None:
 
 
 def test_a_healthy_run_hears_nothing() -> None:
-    assert examine(Doctor(CANDIDATES, warmup_steps=2000), 1000) == []
-    assert examine(Doctor(CANDIDATES), 3000, every=1) == []
-    assert examine(Doctor(None), 100) == []
+    assert examine(HealthMonitor(CANDIDATES, warmup_steps=2000), 1000) == []
+    assert examine(HealthMonitor(CANDIDATES), 3000, every=1) == []
+    assert examine(HealthMonitor(None), 100) == []
 
 
 def recorded(name: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of a real run, and what the doctor says about them."""
-    doctor = Doctor(16 + 128, warmup_steps=100)
+    """The records of a real run, and what the monitor says about them."""
+    monitor = HealthMonitor(16 + 128, warmup_steps=100)
     records = [json.loads(line) for line in (RECORDED / name).read_text().splitlines()]
-    return records, [text for record in records for text in doctor.examine(record)]
+    return records, [text for record in records for text in monitor.examine(record)]
 
 
 def test_a_recorded_healthy_run_hears_nothing() -> None:
@@ -79,117 +79,117 @@ def test_a_recorded_collapse_is_found() -> None:
 
 
 def test_a_loss_that_stays_at_chance_is_a_collapse() -> None:
-    doctor = Doctor(CANDIDATES)
+    monitor = HealthMonitor(CANDIDATES)
     stuck = {"cma_i2t": CHANCE * 1.001, "cma_t2i": CHANCE * 0.99}
-    only(examine(doctor, 40, **stuck), "65,600", "11.09", "since step 50,", "learning rate", "`tcl data check`")
+    only(examine(monitor, 40, **stuck), "65,600", "11.09", "since step 50,", "learning rate", "`tcl data check`")
 
 
 @pytest.mark.parametrize(("every", "fall"), [(1, 0.0004), (10, 0.002), (50, 0.005)])
 def test_a_loss_that_passes_through_chance_is_none(every: int, fall: float) -> None:
-    doctor = Doctor(CANDIDATES)
+    monitor = HealthMonitor(CANDIDATES)
     said = []
     for number in range(400):
         cma = max(CHANCE * (1.04 - fall * number), 3)
-        said += doctor.examine(healthy(50 + number * every, cma_i2t=cma, cma_t2i=cma))
+        said += monitor.examine(healthy(50 + number * every, cma_i2t=cma, cma_t2i=cma))
     assert said == []
 
 
 def test_a_loss_that_is_stuck_with_some_noise_is_found() -> None:
-    doctor, draw = Doctor(CANDIDATES), random.Random(0)
+    monitor, draw = HealthMonitor(CANDIDATES), random.Random(0)
     said = []
     for step in range(50, 2000, 50):
         noise = {key: CHANCE + draw.gauss(0, 0.03) for key in ("cma_i2t", "cma_t2i")}
-        said += doctor.examine(healthy(step, **noise))
+        said += monitor.examine(healthy(step, **noise))
     only(said, "guessing")
 
 
 def test_warm_up_may_stand_still() -> None:
     stuck = {"cma_i2t": CHANCE, "cma_t2i": CHANCE}
-    doctor = Doctor(CANDIDATES, warmup_steps=2000)
-    assert examine(doctor, 40, **stuck) == []  # up to step 2,000
-    only(examine(doctor, 40, first=2050, **stuck), "since step 2,")
+    monitor = HealthMonitor(CANDIDATES, warmup_steps=2000)
+    assert examine(monitor, 40, **stuck) == []  # up to step 2,000
+    only(examine(monitor, 40, first=2050, **stuck), "since step 2,")
 
 
 def test_waiting_for_data_counts_from_the_start() -> None:
-    only(examine(Doctor(CANDIDATES, warmup_steps=2000), 5, loader_wait=0.5), "50%")
+    only(examine(HealthMonitor(CANDIDATES, warmup_steps=2000), 5, loader_wait=0.5), "50%")
 
 
 def test_one_stuck_direction_is_no_guess() -> None:
-    assert examine(Doctor(CANDIDATES), 40, cma_i2t=CHANCE) == []
+    assert examine(HealthMonitor(CANDIDATES), 40, cma_i2t=CHANCE) == []
 
 
 def test_a_collapsed_encoder_is_named() -> None:
-    only(examine(Doctor(CANDIDATES), 40, image_feat_std=0.004), "image encoder has collapsed", "0.004")
-    only(examine(Doctor(CANDIDATES), 40, text_feat_std=0.05), "text encoder has collapsed")
+    only(examine(HealthMonitor(CANDIDATES), 40, image_feat_std=0.004), "image encoder has collapsed", "0.004")
+    only(examine(HealthMonitor(CANDIDATES), 40, text_feat_std=0.05), "text encoder has collapsed")
 
 
 def test_a_warning_is_given_again_only_after_it_was_away() -> None:
-    doctor = Doctor(CANDIDATES)
-    assert len(examine(doctor, 20, image_feat_std=0.0)) == 1
-    examine(doctor, 3, first=1050)
-    assert examine(doctor, 6, first=1200, image_feat_std=0.0) == []
-    examine(doctor, CALM, first=5000)
-    assert len(examine(doctor, 20, first=6000, image_feat_std=0.0)) == 1
+    monitor = HealthMonitor(CANDIDATES)
+    assert len(examine(monitor, 20, image_feat_std=0.0)) == 1
+    examine(monitor, 3, first=1050)
+    assert examine(monitor, 6, first=1200, image_feat_std=0.0) == []
+    examine(monitor, CALM, first=5000)
+    assert len(examine(monitor, 20, first=6000, image_feat_std=0.0)) == 1
 
 
 @pytest.mark.parametrize(("value", "word"), [(0.001, "lower"), (0.0009, "lower"), (0.5, "upper"), (0.503, "upper")])
 def test_a_temperature_at_its_bound(value: float, word: str) -> None:
-    only(examine(Doctor(CANDIDATES), 10, temperature=value), f"{word} bound")
+    only(examine(HealthMonitor(CANDIDATES), 10, temperature=value), f"{word} bound")
 
 
 def test_starvation_is_a_percentage_of_more_than_one_line() -> None:
-    doctor = Doctor(CANDIDATES)
-    assert doctor.examine(healthy(50, loader_wait=0.9)) == []  # workers start
-    assert examine(doctor, 5, first=100) == []
-    only(examine(doctor, 5, first=400, loader_wait=0.42), "42%", "data.workers", "`tcl data pack`")
+    monitor = HealthMonitor(CANDIDATES)
+    assert monitor.examine(healthy(50, loader_wait=0.9)) == []  # workers start
+    assert examine(monitor, 5, first=100) == []
+    only(examine(monitor, 5, first=400, loader_wait=0.42), "42%", "data.workers", "`tcl data pack`")
 
 
 def test_an_exploding_gradient() -> None:
-    doctor = Doctor(CANDIDATES)
-    assert doctor.examine(healthy(1, grad_norm=1e4)) == []  # nothing to compare with yet
-    examine(doctor, 20)
-    only(doctor.examine(healthy(2000, grad_norm=400.0)), "gradient norm is 400", "optim.clip_norm=1.0")
-    assert doctor.examine(healthy(2050, grad_norm=700.0)) == []
+    monitor = HealthMonitor(CANDIDATES)
+    assert monitor.examine(healthy(1, grad_norm=1e4)) == []  # nothing to compare with yet
+    examine(monitor, 20)
+    only(monitor.examine(healthy(2000, grad_norm=400.0)), "gradient norm is 400", "optim.clip_norm=1.0")
+    assert monitor.examine(healthy(2050, grad_norm=700.0)) == []
 
 
 def test_a_loss_that_jumps_and_stays() -> None:
-    doctor = Doctor(CANDIDATES)
-    examine(doctor, 30, loss=5.0)
-    assert doctor.examine(healthy(2000, loss=30.0)) == []  # one odd batch
-    assert doctor.examine(healthy(2050, loss=5.0)) == []
-    only(examine(doctor, 5, first=2100, loss=30.0), "jumped to 30", "checkpoint")
+    monitor = HealthMonitor(CANDIDATES)
+    examine(monitor, 30, loss=5.0)
+    assert monitor.examine(healthy(2000, loss=30.0)) == []  # one odd batch
+    assert monitor.examine(healthy(2050, loss=5.0)) == []
+    only(examine(monitor, 5, first=2100, loss=30.0), "jumped to 30", "checkpoint")
 
 
 def test_noise_of_a_small_loss_is_no_jump() -> None:
-    doctor, draw = Doctor(None), random.Random(0)
+    monitor, draw = HealthMonitor(None), random.Random(0)
     records = [{"step": step, "loss": abs(draw.gauss(0, 0.1))} for step in range(3000)]
-    assert [text for record in records for text in doctor.examine(record)] == []
+    assert [text for record in records for text in monitor.examine(record)] == []
 
 
 def test_copies_among_the_negatives() -> None:
-    only(examine(Doctor(CANDIDATES), 10, duplicate_negatives=0.1), "10.00%", "loss.queue_size")
-    only(examine(Doctor(CANDIDATES), 10, duplicate_negatives=1 / 1000), "0.10%", "66 for each sample")
-    only(examine(Doctor(None), 10, duplicate_negatives=0.06), "6.00%")
-    assert examine(Doctor(CANDIDATES), 10, duplicate_negatives=0.5 / CANDIDATES) == []
+    only(examine(HealthMonitor(CANDIDATES), 10, duplicate_negatives=0.1), "10.00%", "loss.queue_size")
+    only(examine(HealthMonitor(CANDIDATES), 10, duplicate_negatives=1 / 1000), "0.10%", "66 for each sample")
+    only(examine(HealthMonitor(None), 10, duplicate_negatives=0.06), "6.00%")
+    assert examine(HealthMonitor(CANDIDATES), 10, duplicate_negatives=0.5 / CANDIDATES) == []
 
 
 def test_copies_that_a_collapse_explains_are_not_told_twice() -> None:
-    only(examine(Doctor(CANDIDATES), 10, duplicate_negatives=1.0, image_feat_std=0.0), "collapsed")
+    only(examine(HealthMonitor(CANDIDATES), 10, duplicate_negatives=1.0, image_feat_std=0.0), "collapsed")
 
 
 @pytest.mark.parametrize("value", [0.6365, 0.693])
 def test_matching_that_only_guesses(value: float) -> None:
-    only(examine(Doctor(CANDIDATES), 60, itm=value), "matching loss (ITM)", f"{value:.3f}"[:4])
-    assert examine(Doctor(CANDIDATES), 30, itm=value) == []  # it takes a while to get going
+    only(examine(HealthMonitor(CANDIDATES), 60, itm=value), "matching loss (ITM)", f"{value:.3f}"[:4])
+    assert examine(HealthMonitor(CANDIDATES), 30, itm=value) == []  # it takes a while to get going
 
 
 def test_words_that_are_not_learnt() -> None:
-    only(examine(Doctor(CANDIDATES), 60, mlm=9.9), "masked-word loss (MLM) does not move: 9.90", "tokenizer")
-    assert examine(Doctor(CANDIDATES), 60, mlm=1.2) == []  # weights that knew them before
+    only(examine(HealthMonitor(CANDIDATES), 60, mlm=9.9), "masked-word loss (MLM) does not move: 9.90", "tokenizer")
+    assert examine(HealthMonitor(CANDIDATES), 60, mlm=1.2) == []  # weights that knew them before
 
 
 def test_odd_records_do_no_harm() -> None:
-    doctor = Doctor(1)
+    monitor = HealthMonitor(1)
     odd = [
         {},
         {"step": 1},
@@ -197,4 +197,4 @@ def test_odd_records_do_no_harm() -> None:
         {"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "mlm": None, "itm": "x", "text_feat_std": True},
         {"step": 2, "val_r_mean": 3.0},
     ]
-    assert [doctor.examine(record) for record in odd] == [[]] * len(odd)
+    assert [monitor.examine(record) for record in odd] == [[]] * len(odd)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tcl.config.recipe import Recipe
 from tcl.data.pairs.table import read_pairs
-from tcl.data.sources.find import Part
+from tcl.data.sources.find import SourceRows
 from tcl.data.storage import open as storage
 from tcl.distributed.world import World
 from tcl.errors import DataError, UsageError
@@ -33,9 +33,9 @@ class Listener(Reporter):
 class Named:
     """Rows of which nothing is known but their names."""
 
-    def __init__(self, names: Sequence[str], parts: Sequence[Part] = ()) -> None:
+    def __init__(self, names: Sequence[str], parts: Sequence[SourceRows] = ()) -> None:
         self._names = names
-        self.parts = parts or [Part("", 0, len(names))]
+        self.parts = parts or [SourceRows("", 0, len(names))]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -105,7 +105,7 @@ def test_remote_images_are_asked_for_and_remote_shards_are_not_downloaded(monkey
 
 
 def test_rows_are_from_all_over_each_source() -> None:
-    parts = [Part("large", 0, 10**6), Part("small", 10**6, 10**6 + 5)]
+    parts = [SourceRows("large", 0, 10**6), SourceRows("small", 10**6, 10**6 + 5)]
     rows = list(_spread(parts))
     assert len(rows) == LOOKED_AT // 2 + 5 and rows == sorted(set(rows))
     assert rows[0] == 0 and 10**6 * 0.9 < rows[31] < 10**6 and rows[-5:] == list(range(10**6, 10**6 + 5))

@@ -23,7 +23,7 @@ from tcl.data.images.augment import Transform
 from tcl.data.labels.questions import Question
 from tcl.data.labels.statements import Statement
 from tcl.data.loader import Batch
-from tcl.data.sources.find import Part
+from tcl.data.sources.find import SourceRows
 from tcl.data.tokenizer import CaptionTokenizer, clean_caption, clean_question
 
 
@@ -91,9 +91,9 @@ class QuestionSamples:
         self.max_length, self.max_answer_length = max_length, max_answer_length
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourceRows]:
         """All rows in one."""
-        return [Part("", 0, len(self))]
+        return [SourceRows("", 0, len(self))]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -188,9 +188,9 @@ class StatementSamples:
         self.max_words, self.max_length = max_words, max_length
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourceRows]:
         """All rows in one."""
-        return [Part("", 0, len(self))]
+        return [SourceRows("", 0, len(self))]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tcl.data.images.augment import Transform
 from tcl.data.loader import Batch
 from tcl.data.pairs.table import PairIndex
-from tcl.data.sources.find import Part
+from tcl.data.sources.find import SourceRows
 from tcl.data.tokenizer import CaptionTokenizer
 
 
@@ -63,7 +63,7 @@ class PairSamples:
         self.max_length = max_length
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourceRows]:
         """The rows of each source, with its weight."""
         return self.index.parts
 

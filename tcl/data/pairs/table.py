@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 
 from tcl.data.arrow_file import IndexFile, open_cached, write_index
-from tcl.data.sources.find import Part, Source, find_source
+from tcl.data.sources.find import Source, SourceRows, find_source
 from tcl.data.sources.records import MAX_CAPTION, Pair, read_source
 from tcl.data.sources.shards import Skipped
 from tcl.data.tokenizer import readable
@@ -65,18 +65,18 @@ class PairIndex:
         fingerprint: str,
         skipped: int = 0,
         skipped_reasons: Sequence[str] = (),
-        parts: Sequence[Part] = (),
+        parts: Sequence[SourceRows] = (),
     ) -> None:
         self.table = table
         self.fingerprint = fingerprint
         self.skipped = skipped
         self.skipped_reasons = list(skipped_reasons)
-        self.parts = list(parts) or [Part("", 0, len(self))]
+        self.parts = list(parts) or [SourceRows("", 0, len(self))]
         self._file: IndexFile | None = None
 
     @classmethod
     def _of(cls, table: pa.Table, summary: dict[str, Any]) -> PairIndex:
-        parts = [Part(**part) for part in summary["parts"]]
+        parts = [SourceRows(**part) for part in summary["parts"]]
         return cls(table, summary["fingerprint"], summary["skipped"], summary["skipped_reasons"], parts)
 
     @classmethod
@@ -160,7 +160,7 @@ class _Reading:
         self._rows = 0
         self._skipped = 0
         self._reasons: list[str] = []
-        self._parts: list[Part] = []
+        self._parts: list[SourceRows] = []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         chunk: list[Pair] = []
@@ -205,7 +205,7 @@ class _Reading:
         self._skipped += skipped
         if self._rows == start:
             raise _nothing_usable(source.text, skipped, first_reason)
-        self._parts.append(Part(source.text, start, self._rows, source.weight))
+        self._parts.append(SourceRows(source.text, start, self._rows, source.weight))
 
     def _batch(self, pairs: list[Pair]) -> pa.RecordBatch:
         for pair in pairs:

@@ -244,7 +244,7 @@ def _missing_hint(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceRows:
     """The rows of one source.
 
     Args:

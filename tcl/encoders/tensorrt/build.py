@@ -147,7 +147,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SerializedEngine:
     """A built engine.
 
     Attributes:
@@ -206,7 +206,7 @@ def build_plan(
     precision: str,
     options: BuildOptions,
     progress: Progress = lambda phase, share: None,
-) -> Plan:
+) -> SerializedEngine:
     """Build the engine of one ONNX file.
 
     Args:
@@ -258,7 +258,7 @@ def build_plan(
         _check_profile(path, messages)
         if timings is not None:
             _keep_timings(timings, config)
-        return Plan(bytes(content), inputs)
+        return SerializedEngine(bytes(content), inputs)
 
 
 def _refused(parser: Any, messages: list[str]) -> str:

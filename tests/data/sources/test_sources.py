@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tcl.data.pairs.table import read_pairs
-from tcl.data.sources.find import Part, find_source
+from tcl.data.sources.find import SourceRows, find_source
 from tcl.errors import DataError, UsageError
 
 
@@ -39,7 +39,7 @@ def test_patterns(text: str, numbers: list[int], folder: Path) -> None:
     assert [file.name for file in find_source(text).files] == [f"part-{number}.csv" for number in numbers]
     index = read_pairs([text])
     assert len(index) == sum(numbers)
-    assert index.parts == [Part(text, 0, sum(numbers), 1.0)]
+    assert index.parts == [SourceRows(text, 0, sum(numbers), 1.0)]
 
 
 def test_zeros_in_front_of_a_range_are_kept(folder: Path) -> None:
@@ -51,9 +51,9 @@ def test_zeros_in_front_of_a_range_are_kept(folder: Path) -> None:
 def test_weights_are_recorded(folder: Path) -> None:
     index = read_pairs(["part-1.csv@2", "part-{2,10}.csv#even=True@0.25", "scenes:train:3@1e-2"])
     assert index.parts == [
-        Part("part-1.csv@2", 0, 1, 2.0),
-        Part("part-{2,10}.csv#even=True@0.25", 1, 7, 0.25),
-        Part("scenes:train:3@1e-2", 7, 10, 0.01),
+        SourceRows("part-1.csv@2", 0, 1, 2.0),
+        SourceRows("part-{2,10}.csv#even=True@0.25", 1, 7, 0.25),
+        SourceRows("scenes:train:3@1e-2", 7, 10, 0.01),
     ]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tcl.encoders.tensorrt.build import BuildOptions, Plan
+from tcl.encoders.tensorrt.build import BuildOptions, SerializedEngine
 from tcl.encoders.tensorrt.package import Messages, Package
 from tcl.encoders.tensorrt.profiles import Profiles, Range
 
@@ -230,11 +230,11 @@ def install_for(
     described = json.loads((folder / "bundle.json").read_text())["graphs"]
     known: dict[bytes, tuple[Any, Profiles]] = {}
 
-    def build(package: Any, path: Path, precision: str, options: BuildOptions, progress: Any) -> Plan:
+    def build(package: Any, path: Path, precision: str, options: BuildOptions, progress: Any) -> SerializedEngine:
         inputs = {name: tuple(port["shape"]) for name, port in described[path.name.split(".")[0]]["inputs"].items()}
         content = made(path)
         known[content] = (inputs, options.profiles)
-        return Plan(content, inputs)
+        return SerializedEngine(content, inputs)
 
     def ranges(content: bytes) -> dict[str, tuple[Range, ...]]:
         inputs, profiles = known[content]

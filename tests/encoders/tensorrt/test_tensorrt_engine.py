@@ -14,7 +14,7 @@ import pytest
 
 from tcl.encoders.bundle import Bundle, read_bundle
 from tcl.encoders.tensorrt import engines as engine_build
-from tcl.encoders.tensorrt.build import BuildOptions, Plan
+from tcl.encoders.tensorrt.build import BuildOptions, SerializedEngine
 from tcl.encoders.tensorrt.cuda import Gpu
 from tcl.encoders.tensorrt.engine import BuiltEngine, Sidecar, engines_of, find_engine, mismatch
 from tcl.encoders.tensorrt.engines import build_engine, build_engines
@@ -238,7 +238,7 @@ def test_a_folder_that_cannot_be_written(
 ) -> None:
     mine = read_bundle(Path(shutil.copytree(bundle.folder, tmp_path / "copy")))
 
-    def refused(*args: Any) -> Plan:
+    def refused(*args: Any) -> SerializedEngine:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(engine_build, "build_plan", refused)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from export.bench import worker as bench_worker
-from export.bench.bench import Plan, bench, samples
+from export.bench.bench import BenchPlan, bench, samples
 from export.bench.chart import draw_chart, write_chart
 from export.bench.ways import find_bundle_of, find_run_of, find_ways
 from export.bench.worker import Way, graph_flops
@@ -31,7 +31,7 @@ from tcl.files.cache import CacheError
 from tcl.models.tcl import TCL
 from tcl.weights.find import ModelSource
 
-PLAN = Plan(batch_sizes=(1, 3), seconds=0.02)
+PLAN = BenchPlan(batch_sizes=(1, 3), seconds=0.02)
 # One image of the tiny model: patches, two layers of 17 tokens, projection. The last layer of a graph goes on with the
 # class token alone, once it has queries, keys and values of all.
 PATCHES = 16 * 3 * 8 * 8 * 32
@@ -143,13 +143,13 @@ def test_operations_are_those_of_the_matrix_products(measured: dict[str, Any], e
 def test_a_way_that_fails_leaves_the_others(bundle: Bundle, tmp_path: Path) -> None:
     folder = str(bundle.folder)
     ways = [Way("onnx", "cpu", "fp32", folder, folder), Way("onnx", "cpu", "int8", folder, folder)]
-    record = bench(ways, Plan((2,), 0.01), verified=False)
+    record = bench(ways, BenchPlan((2,), 0.01), verified=False)
     good, bad = record["results"]
     assert good["error"] is None and len(good["throughput"]) == 2
     assert good["verified"] is False, "the bundle was not"
     assert "has no int8 graphs" in bad["error"] and bad["throughput"] == [] and not bad["verified"]
     with pytest.raises(Exception, match="cannot be measured"):
-        bench(ways[1:], Plan((2,), 0.01))
+        bench(ways[1:], BenchPlan((2,), 0.01))
 
 
 def test_a_process_that_is_killed_leaves_the_others(bundle: Bundle) -> None:
@@ -164,7 +164,7 @@ def test_a_process_that_is_killed_leaves_the_others(bundle: Bundle) -> None:
             os.kill(last.pid or 0, signal.SIGKILL)
             killed.append(last.pid or 0)
 
-    good, bad = bench(ways, Plan((2,), 0.01), progress=kill_second)["results"]
+    good, bad = bench(ways, BenchPlan((2,), 0.01), progress=kill_second)["results"]
     assert killed and good["error"] is None and good["latency"]["text"]["median"] > 0
     assert "its process was killed" in bad["error"] and not bad["verified"]
 
