@@ -311,7 +311,7 @@ def _listing(path: Path | None) -> Iterator[Listing | None]:
 
     from tcl.errors import UsageError
     from tcl.files.atomic import atomic_file
-    from tcl_cli._evaluation import check_output
+    from tcl_cli.eval.evaluation import check_output
 
     if path is None:
         yield None

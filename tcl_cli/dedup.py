@@ -72,7 +72,7 @@ def dedup(
     """Find groups of near-duplicates."""
     from tcl.search.dedup import find_groups, groups_of
     from tcl.vectors.reader import VectorFile
-    from tcl_cli._evaluation import check_output
+    from tcl_cli.eval.evaluation import check_output
 
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold {threshold}: a cosine above 0, up to 1", hint="for example --threshold 0.95")
@@ -102,7 +102,7 @@ def dedup(
 
 def _write_groups(groups: Iterator[Group], out: Path | None, entries: list[dict[str, Any]] | None) -> dict[str, int]:
     """Write a line per group to `out`, add it to `entries`, or print it; how many groups and duplicates there were."""
-    from tcl_cli._evaluation import write_lines
+    from tcl_cli.eval.evaluation import write_lines
 
     counts = {"groups": 0, "duplicates": 0}
 

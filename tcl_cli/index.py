@@ -79,7 +79,7 @@ def _to_file(source: Path, out: Path | None, kind: Kind, restart: bool, json: bo
     from tcl.search.faiss import SUFFIX, default_index
     from tcl.search.faiss_build import build_index, choose_kind
     from tcl.vectors.reader import VectorFile
-    from tcl_cli._evaluation import check_output
+    from tcl_cli.eval.evaluation import check_output
 
     vectors = VectorFile.open(source)
     target = default_index(vectors.path) if out is None else out

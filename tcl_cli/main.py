@@ -13,25 +13,12 @@ import typer
 
 from tcl.errors import MissingExtraError, TclError
 from tcl.version import __version__
-from tcl_cli import (
-    bench,
-    convert,
-    dedup,
-    doctor,
-    embed,
-    explain,
-    export,
-    finetune,
-    index,
-    inspect,
-    pretrain,
-    scenes,
-    search,
-)
+from tcl_cli import bench, convert, dedup, doctor, embed, explain, export, index, inspect, scenes, search
 from tcl_cli._console import out
 from tcl_cli.data import data_app
 from tcl_cli.eval.app import eval_app
 from tcl_cli.recipes import recipes_app
+from tcl_cli.train import finetune, pretrain
 
 STDOUT, STDERR = 1, 2
 INTERRUPTED = 130

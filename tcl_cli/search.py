@@ -123,7 +123,7 @@ def search(
 ) -> None:
     """Find the nearest images or texts to a query."""
     from tcl.search.open import open_collection
-    from tcl_cli._evaluation import check_output
+    from tcl_cli.eval.evaluation import check_output
 
     _check_options(query, queries, out, html, json)
     if images is not None and rerank is None and html is None:
@@ -150,7 +150,7 @@ def search(
 
 def _check_options(query: str | None, queries: Path | None, out: Path | None, html: Path | None, json: bool) -> None:
     from tcl.vectors.files import file_names
-    from tcl_cli._evaluation import check_output
+    from tcl_cli.eval.evaluation import check_output
 
     if (query is None) == (queries is None):
         raise UsageError("give a QUERY or --queries FILE, and not both", hint="tcl search --help")
@@ -178,7 +178,7 @@ def _open(model: str | None, backend: Backend, device: Device) -> Encoder:
 
 def _write(results: Iterable[tuple[Query, list[Hit]]], out: Path | None, keep: bool) -> list[tuple[Query, list[Hit]]]:
     """Results as JSONL, to stdout or a file; returned only where they are needed again."""
-    from tcl_cli._evaluation import write_lines
+    from tcl_cli.eval.evaluation import write_lines
 
     kept = []
 

@@ -9,7 +9,6 @@ import typer
 
 from tcl.weights.find import find_model
 from tcl_cli._console import out
-from tcl_cli._evaluation import check_output, list_bad, load, percent, processes, write_lines
 from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
@@ -20,6 +19,7 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
+from tcl_cli.eval.evaluation import check_output, list_bad, load, percent, processes, write_lines
 
 if TYPE_CHECKING:
     from tcl.evaluation.classification import ClassificationResult, Prediction

@@ -14,7 +14,6 @@ from tcl.evaluation.published import RETRIEVAL, Published, RetrievalProtocol, fi
 from tcl.weights.find import find_model
 from tcl.weights.untrained import Use
 from tcl_cli._console import Advance, counted, out
-from tcl_cli._evaluation import check_output, list_bad, load, processes, write_lines
 from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
@@ -26,6 +25,7 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
+from tcl_cli.eval.evaluation import check_output, list_bad, load, processes, write_lines
 
 if TYPE_CHECKING:
     from tcl.data.pairs.table import PairIndex

@@ -10,7 +10,6 @@ import typer
 
 from tcl.weights.find import find_model
 from tcl_cli._console import counted, out
-from tcl_cli._evaluation import check_images, check_output, list_bad, load_for, percent, processes, write_lines
 from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
@@ -23,6 +22,7 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
+from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load_for, percent, processes, write_lines
 
 if TYPE_CHECKING:
     from tcl.data.labels.statements import StatementTask

@@ -10,16 +10,6 @@ import typer
 
 from tcl.weights.find import find_model
 from tcl_cli._console import out
-from tcl_cli._evaluation import (
-    check_images,
-    check_output,
-    list_bad,
-    load_for,
-    percent,
-    processes,
-    write_lines,
-    write_text,
-)
 from tcl_cli._options import (
     INPUT_PANEL,
     OUTPUT_PANEL,
@@ -31,6 +21,16 @@ from tcl_cli._options import (
     ModelOption,
     PredictionsOption,
     WorkersOption,
+)
+from tcl_cli.eval.evaluation import (
+    check_images,
+    check_output,
+    list_bad,
+    load_for,
+    percent,
+    processes,
+    write_lines,
+    write_text,
 )
 
 if TYPE_CHECKING:

@@ -26,11 +26,12 @@ SCRIPT = """
 import os, shutil, signal, sys
 import torch
 torch.set_num_threads(1)
-from tcl_cli import _run_reporter, main
+from tcl_cli import main
+from tcl_cli.train import run_reporter
 
 plan = os.environ.get("PLAN", "")
 rank, restart = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-stepped = _run_reporter.ConsoleReporter.stepped
+stepped = run_reporter.ConsoleReporter.stepped
 
 def act(self, step):
     stepped(self, step)
@@ -39,7 +40,7 @@ def act(self, step):
     if plan == "terminate" and rank == 1 and step == 2:
         os.kill(os.getpid(), signal.SIGTERM)  # as of a scheduler that stops one machine first
 
-_run_reporter.ConsoleReporter.stepped = act
+run_reporter.ConsoleReporter.stepped = act
 code = main.run(sys.argv[1:])
 if plan == "again from step 1":
     if rank == 0:

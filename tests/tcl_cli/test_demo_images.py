@@ -19,8 +19,8 @@ def test_who_leaves_images(
 ) -> None:
     calls: list[None] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tcl_cli.pretrain.train", lambda *run, **options: True)
-    monkeypatch.setattr("tcl_cli.pretrain.write_demo_images", lambda: calls.append(None))
+    monkeypatch.setattr("tcl_cli.train.pretrain.train", lambda *run, **options: True)
+    monkeypatch.setattr("tcl_cli.train.pretrain.write_demo_images", lambda: calls.append(None))
     done = tcl("pretrain", *words)
     assert done.code == 0 and "tcl embed" in done.stderr, done.stderr
     assert len(calls) == written

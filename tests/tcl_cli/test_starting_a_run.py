@@ -18,7 +18,7 @@ import yaml
 
 from tcl.config.recipe import Recipe
 from tcl.files.locks import hold_run
-from tcl_cli._training import bounded
+from tcl_cli.train.training import bounded
 from tests.tasks.finetuning import question, write_rows
 from tests.tcl_cli.test_pretrain_eval import SETTINGS, write_pairs
 

@@ -17,7 +17,7 @@ import typer
 
 from tcl.errors import TclError, UsageError
 from tcl_cli._console import counted, out
-from tcl_cli._run_reporter import ConsoleReporter
+from tcl_cli.train.run_reporter import ConsoleReporter
 
 if TYPE_CHECKING:
     from tcl.config.recipe import Recipe

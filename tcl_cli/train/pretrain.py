@@ -20,8 +20,8 @@ from tcl_cli._options import (
     RunOption,
     TrainingBatchOption,
 )
-from tcl_cli._run_folder import claim_run, recipe_of_run
-from tcl_cli._training import AUTO, agree, check_task, settings_of, split_arguments, train
+from tcl_cli.train.run_folder import claim_run, recipe_of_run
+from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
     from tcl.config.recipe import Recipe
