@@ -78,10 +78,9 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[st
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    hint = "delete this checkpoint folder to resume from the one before it"
     try:
         weights = load_file(folder / WEIGHTS_FILE)
-        return weights, read_tensors(folder / STATE_FILE), read_json(folder / META_FILE)
     except (OSError, SafetensorError) as error:
-        raise weights_error(
-            folder / WEIGHTS_FILE, hint="delete this checkpoint folder to resume from the one before it"
-        ) from error
+        raise weights_error(folder / WEIGHTS_FILE, hint) from error
+    return weights, read_tensors(folder / STATE_FILE, hint=hint), read_json(folder / META_FILE)

@@ -121,12 +121,13 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
 
 
-def read_tensors(path: Path, lazily: bool = False) -> dict[str, Any]:
+def read_tensors(path: Path, lazily: bool = False, hint: str = COPY_AGAIN) -> dict[str, Any]:
     """`torch.load` that never runs code from the file.
 
     Args:
         path: the file.
         lazily: map the file rather than read it: a tensor costs nothing until it is used.
+        hint: what to do about one that is cut off or damaged.
 
     Raises:
         CheckpointError: it is damaged, or holds more than tensors and plain values.
@@ -138,13 +139,13 @@ def read_tensors(path: Path, lazily: bool = False) -> dict[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if not is_of_torch(path):  # whatever it is, nobody meant it as a pickle
-            raise weights_error(path) from error
+            raise weights_error(path, hint) from error
         raise CheckpointError(
             f"{path}: refused: it is no plain checkpoint, and loading it could run code",
             hint="a checkpoint of tensors, numbers and strings is accepted; ask for one, or for safetensors",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise weights_error(path) from error
+        raise weights_error(path, hint) from error
 
 
 def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:

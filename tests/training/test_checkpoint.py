@@ -107,8 +107,10 @@ def test_a_damaged_checkpoint_is_named(tiny_model: TCL, tmp_path: Path, name: st
     assert weights.keys() == tiny_model.state_dict().keys() and meta == {"step": 3}
     assert torch.equal(state["teacher"]["x"], torch.ones(300)) and '\n  "step": 3' in (folder / "meta.json").read_text()
     damage(folder / name)
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(CheckpointError, match=name) as caught:
         load_state(folder)
+    if name != "meta.json" and (folder / name).exists():
+        assert caught.value.hint == "delete this checkpoint folder to resume from the one before it"
 
 
 @pytest.mark.parametrize("error", [OSError("full"), SafetensorError("full"), RuntimeError("full")], ids=repr)
