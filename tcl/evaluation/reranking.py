@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from tcl.errors import DataError
 from tcl.evaluation.metrics import NAN_HINT
-from tcl.models.attention import KeyValue
+from tcl.models.attention import KeyValue, Tokens
 from tcl.models.tcl import TCL
 
 BLOCK = 256
@@ -261,7 +260,7 @@ def _score(model: TCL, image_embeds: Tensor, packed: PackedTexts, rows: Tensor, 
 
 
 def match_logits(model: TCL, states: Tensor, mask: Tensor, images: Sequence[KeyValue]) -> Tensor:
-    """The fusion encoder as far as its verdict needs it: behind the last self-attention that is [CLS] alone.
+    """The verdict of the fusion encoder, whose last layer computes [CLS] alone.
 
     Args:
         states: of `PackedTexts`, behind the first fusion layer's self-attention [R, S, D].
@@ -271,14 +270,5 @@ def match_logits(model: TCL, states: Tensor, mask: Tensor, images: Sequence[KeyV
     Returns:
         logits of "match" [R].
     """
-    layers: Any = model.text_encoder.bert.fusion_layers()
-    x, mask = states, mask[:, None, None, :]
-    for number, (layer, image) in enumerate(zip(layers, images, strict=True)):
-        last = number == len(layers) - 1
-        if number:
-            x = layer.attention(x[:, :1], mask, layer.attention.key_value(x)) if last else layer.attention(x, mask)
-        elif last:
-            x = x[:, :1]
-        x = layer.crossattention(x, context=image)
-        x = layer.output(layer.intermediate(x), x)
-    return model.itm_head(x[:, 0])[:, 1]
+    fused = model.text_encoder.bert.fuse(states, mask, images, wanted=Tokens.first(mask), attended=True)
+    return model.itm_head(fused)[:, 1]

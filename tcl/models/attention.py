@@ -40,7 +40,7 @@ class Tokens(NamedTuple):
     def first(cls, mask: Tensor) -> Tokens:
         """[CLS] of every text."""
         rows, length = mask.shape
-        return cls(torch.arange(0, rows * length, length, device=mask.device), rows, length)
+        return FirstTokens(torch.arange(0, rows * length, length, device=mask.device), rows, length)
 
     def spread(self, packed: Tensor) -> Tensor:
         """States [T, D] at their places [R, S, D], zeros between them."""
@@ -56,6 +56,16 @@ class Tokens(NamedTuple):
         if tokens is None:
             return self.gather(states)
         return states.index_select(0, torch.searchsorted(tokens.positions, self.positions))
+
+
+class FirstTokens(Tokens):
+    """[CLS] of every text. There is one of each, so they are spread to [R, 1, D]: attention has one query per text."""
+
+    def spread(self, packed: Tensor) -> Tensor:
+        return packed[:, None]
+
+    def gather(self, grid: Tensor) -> Tensor:
+        return grid[:, 0]
 
 
 class KeyValue(NamedTuple):

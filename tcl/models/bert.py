@@ -49,13 +49,17 @@ class Layer(nn.Module):
         image_mask: Tensor | None = None,
         tokens: Tokens | None = None,
         wanted: Tokens | None = None,
+        attended: bool = False,
     ) -> Tensor:
-        """States [R, S, D], or packed ones of `tokens`, to the same, or to those of the `wanted` tokens alone."""
-        if wanted is None:
-            x = self.attention(x, mask, None, tokens)
-        else:
-            context = self.attention.key_value(x, tokens)
+        """States [R, S, D], or packed ones of `tokens`, to the same, or to those of the `wanted` tokens alone.
+
+        Args:
+            attended: `x` has passed this layer's self-attention already.
+        """
+        context = None if wanted is None or attended else self.attention.key_value(x, tokens)
+        if wanted is not None:
             x, tokens = wanted.select(x, tokens), wanted
+        if not attended:
             x = self.attention(x, mask, context, tokens)
         if image is not None:
             x = self.crossattention(x, image_mask, image, tokens)
@@ -155,6 +159,7 @@ class Bert(nn.Module):
         *images: Iterable[KeyValue],
         tokens: Tokens | None = None,
         wanted: Tokens | None = None,
+        attended: bool = False,
     ) -> Tensor:
         """Text states [R, S, D] with the images of `image_key_values` [B, ...]; row r goes with image r % B.
 
@@ -162,14 +167,17 @@ class Bert(nn.Module):
 
         Args:
             tokens: compute only these; the states of the others are zeros.
-            wanted: the result is the states of these, packed [T, D]; the last layer then computes no others.
+            wanted: the result is the states of these, packed [T, D]; the last layer then computes no others. For a
+                verdict on text and image that is `Tokens.first`.
+            attended: the states have passed the first layer's self-attention already, which sees no image.
         """
         x = tokens.gather(text_embeds) if tokens else text_embeds
         mask = attention_mask[:, None, None, :]
         layers = self.fusion_layers(len(images))
         in_turn = (image for layer in zip(*images, strict=True) for image in layer)
         for number, (layer, image) in enumerate(zip(layers, in_turn, strict=True)):
-            x = layer(x, mask, image, None, tokens, wanted if number == len(layers) - 1 else None)
+            last = number == len(layers) - 1
+            x = layer(x, mask, image, None, tokens, wanted if last else None, attended and number == 0)
         return tokens.spread(x) if tokens and wanted is None else x
 
     def decode(self, input_ids: Tensor, contexts: list[KeyValue], context_mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import copy
 
 from torch import Tensor, nn
 
-from tcl.models.attention import KeyValue
+from tcl.models.attention import KeyValue, Tokens
 from tcl.models.bert import Bert
 from tcl.models.heads import HeadConfig
 from tcl.models.task_model import TaskModel
@@ -59,7 +59,7 @@ class TextAssigner(TaskModel):
             image_of_text: the images in the two places, int64 [R, 2].
         """
         text = self.encode_text(input_ids, attention_mask)
-        return self.ta_head(self.fuse_images(images, text, image_of_text)[:, 0])
+        return self.ta_head(self.fuse_images(images, text, image_of_text, Tokens.first(text.attention_mask)))
 
 
 class Classifier(TaskModel):
@@ -93,4 +93,4 @@ class Classifier(TaskModel):
             image_of_text: see `fuse_images`.
         """
         text = self.encode_text(input_ids, attention_mask)
-        return self.cls_head(self.fuse_images(images, text, image_of_text)[:, 0])
+        return self.cls_head(self.fuse_images(images, text, image_of_text, Tokens.first(text.attention_mask)))

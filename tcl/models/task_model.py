@@ -8,7 +8,7 @@ from itertools import repeat
 from torch import Tensor
 
 from tcl.errors import UsageError
-from tcl.models.attention import KeyValue
+from tcl.models.attention import KeyValue, Tokens
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL, TextOutput
 
@@ -61,13 +61,20 @@ class TaskModel(TCL):
             part = getattr(self.get_submodule(parent), last)
             part.requires_grad_(False)
 
-    def fuse_images(self, images: list[KeyValue], text: TextOutput, image_of_text: Tensor | None = None) -> Tensor:
-        """Fused states [R, S, D] of texts with the images that belong to them.
+    def fuse_images(
+        self,
+        images: list[KeyValue],
+        text: TextOutput,
+        image_of_text: Tensor | None = None,
+        wanted: Tokens | None = None,
+    ) -> Tensor:
+        """Fused states [R, S, D] of texts with the images that belong to them, or [T, D] of the `wanted` tokens.
 
         Args:
             images: of `image_key_values`, computed once per image, however many texts it has.
             text: R texts.
             image_of_text: int64 [R, images per text]; without it, text r has image r and, of two, image R + r.
+            wanted: see `Bert.fuse`.
         """
         places: Sequence[Tensor | slice]
         if image_of_text is None:
@@ -76,4 +83,4 @@ class TaskModel(TCL):
         else:
             places = image_of_text.unbind(dim=1)
         chosen = (map(KeyValue.select, images, repeat(rows)) for rows in places)  # when its layer comes, and no earlier
-        return self.text_encoder.bert.fuse(text.text_embeds, text.attention_mask, *chosen)
+        return self.text_encoder.bert.fuse(text.text_embeds, text.attention_mask, *chosen, wanted=wanted)

@@ -48,12 +48,17 @@ class FeatureQueue(nn.Module):
             self.register_buffer(name, F.normalize(features, dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
+    def places(self, count: int) -> tuple[slice, Tensor]:
+        """Which of so many new features are kept, the newest, and the columns that they are put into."""
+        size = self.image_queue.shape[1]
+        skipped = max(count - size, 0)
+        columns = (self.queue_ptr + torch.arange(skipped, count, device=self.queue_ptr.device)) % size
+        return slice(skipped, None), columns
+
     @torch.no_grad()
     def enqueue(self, image_feat: Tensor, text_feat: Tensor) -> None:
         """Put features [B, E] in place of the oldest; of a batch larger than the queue the last Q stay."""
-        size = self.image_queue.shape[1]
-        skipped = max(len(image_feat) - size, 0)
-        columns = (self.queue_ptr + torch.arange(skipped, len(image_feat), device=self.queue_ptr.device)) % size
-        self.image_queue.index_copy_(1, columns, image_feat[skipped:].T.to(self.image_queue.dtype))
-        self.text_queue.index_copy_(1, columns, text_feat[skipped:].T.to(self.text_queue.dtype))
-        self.queue_ptr.copy_((self.queue_ptr + len(image_feat)) % size)
+        newest, columns = self.places(len(image_feat))
+        self.image_queue.index_copy_(1, columns, image_feat[newest].T.to(self.image_queue.dtype))
+        self.text_queue.index_copy_(1, columns, text_feat[newest].T.to(self.text_queue.dtype))
+        self.queue_ptr.copy_((self.queue_ptr + len(image_feat)) % self.image_queue.shape[1])

@@ -84,7 +84,7 @@ def draw_by_weight(weights: Tensor, generator: torch.Generator | None = None, co
     return arrivals.topk(count).indices
 
 
-def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
+def pool_patches(patches: Tensor, grid_size: tuple[int, int], cells: tuple[int, int] | None = None) -> Tensor:
     """Average neighbouring patches for LMI.
 
     A side of n patches becomes int(sqrt(n)) cells of n // int(sqrt(n)) patches each: 16x16 gives 4x4 as published, and
@@ -93,11 +93,13 @@ def pool_patches(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
 
     Args:
         patches: [B, rows * columns, E].
+        grid_size: patches (rows, columns).
+        cells: (rows, columns) rather than those; fewer where a side has fewer patches.
 
     Returns:
         [B, cells, E], not normalised again.
     """
-    cells = [int(side**0.5) for side in grid_size]
-    window = [side // count for side, count in zip(grid_size, cells, strict=True)]
+    cells = cells or (int(grid_size[0] ** 0.5), int(grid_size[1] ** 0.5))
+    window = [max(side // count, 1) for side, count in zip(grid_size, cells, strict=True)]
     grid = patches.transpose(1, 2).unflatten(2, grid_size)
-    return F.avg_pool2d(grid, window).flatten(2).transpose(1, 2)
+    return F.avg_pool2d(grid, window)[:, :, : cells[0], : cells[1]].flatten(2).transpose(1, 2)

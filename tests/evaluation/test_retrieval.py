@@ -365,9 +365,9 @@ def test_the_verdict_needs_no_other_token_of_the_last_layer(layers: int) -> None
         expected = model.itm_head(model.fuse(text.text_embeds, text.attention_mask, images)[:, 0])[:, 1]
         passed: list[int] = []
         last = model.text_encoder.bert.fusion_layers()[-1]
-        last.intermediate.register_forward_hook(lambda _, inputs, output: passed.append(output.shape[1]))
+        last.intermediate.dense.register_forward_hook(lambda _, inputs, output: passed.append(output[..., 0].numel()))
         close(match_logits(model, *packed.padded(torch.arange(3)), images), expected, "match")
-    assert passed == [1]
+    assert passed == [3]  # one of each text
 
 
 def test_images_that_cannot_be_read_leave_with_their_captions(
