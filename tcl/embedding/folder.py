@@ -10,9 +10,7 @@ What a `FileJob` keeps here beside these, its vectors and journals, is explained
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 from tcl.embedding.plan import differences, fingerprint_of
 from tcl.errors import UsageError
 from tcl.files.atomic import write_whole
+from tcl.files.locks import acquire, acquire_folder, release
 from tcl.vectors.files import COMPLETE, other_formats, partial_folder, read_meta
 
 INPUTS = "inputs.arrow"
@@ -107,34 +106,17 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def lock(folder: Path, out: Path) -> int:
-    """Create and hold the folder of a job, until the descriptor is closed or the process ends, however it does.
+    """Create and hold the folder of a job, until the lock is released or the process ends, however it does.
 
     Raises:
         UsageError: another process holds it, or it cannot be created.
     """
-    while True:
-        try:
-            folder.mkdir(exist_ok=True)
-            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
-                continue  # whoever held it has just removed the folder
-            raise UsageError(f"{folder}: cannot be written: {error.strerror}", hint="choose another --out") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UsageError(
-                f"{out}: another process is writing it", hint="wait for it, or choose another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            return descriptor
-        try:
-            if os.path.samestat(os.stat(folder / _LOCK), os.fstat(descriptor)):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # of a folder that was removed in the meantime
+    try:
+        return acquire_folder(folder, _LOCK)
+    except BlockingIOError:
+        raise UsageError(f"{out}: another process is writing it", hint="wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written: {error.strerror}", hint="choose another --out") from error
 
 
 def check_alone(out: Path) -> None:
@@ -147,20 +129,14 @@ def check_alone(out: Path) -> None:
     """
     for other in other_formats(out):
         try:
-            descriptor = os.open(partial_folder(other) / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # no job there
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            release(acquire(partial_folder(other) / _LOCK, create=False))
         except BlockingIOError:
             raise UsageError(
                 f"{out}: another process is writing {other}, which shares its sidecar files",
                 hint="wait for it, or choose another --out",
             ) from None
-        except OSError:  # a file system without locks
-            pass
-        finally:
-            os.close(descriptor)
+        except OSError:  # no job there
+            continue
 
 
 def discard(folder: Path) -> None:

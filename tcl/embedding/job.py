@@ -5,7 +5,6 @@ It works in the folder `<out>.partial`. When all batches are done, their rows be
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -38,6 +37,7 @@ from tcl.embedding.journal import Entry, JournalWriter, Ledger, VectorStore, nex
 from tcl.embedding.pipeline import Clock, Link, Pipeline
 from tcl.embedding.plan import BatchPlan, EncoderFacts, Options, Work, fingerprint, refuse_failed
 from tcl.errors import DataError, TclError, reason_of
+from tcl.files.locks import release
 from tcl.vectors.dtypes import int8_scale, recall_kept
 from tcl.vectors.files import check_output, partial_folder, publish, read_meta
 from tcl.vectors.writer import VectorWriter
@@ -214,7 +214,7 @@ class FileJob:
                     refuse_failed(out, finished_meta(folder, out), options)
                 return cls(out, inputs, facts, options, descriptor, complete)
         except BaseException:
-            os.close(descriptor)
+            release(descriptor)
             raise
 
     def __enter__(self) -> FileJob:
@@ -230,7 +230,7 @@ class FileJob:
                 remove(self.folder)
         except OSError:  # the folder is gone, or its disk is: nothing to tidy up
             pass
-        os.close(self._lock)
+        release(self._lock)
 
     @property
     def rows_done(self) -> int:
@@ -369,7 +369,7 @@ def _hold(out: Path) -> int:
     except BaseException:
         if not is_begun(folder):
             remove(folder)
-        os.close(descriptor)
+        release(descriptor)
         raise
     return descriptor
 

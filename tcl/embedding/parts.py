@@ -12,7 +12,6 @@ names: such a folder, or one file.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,6 +28,7 @@ from tcl.embedding.plan import EncoderFacts, Options, differences, fingerprint, 
 from tcl.embedding.workers import Task
 from tcl.errors import DataError, UsageError
 from tcl.files.atomic import write_whole
+from tcl.files.locks import release
 from tcl.vectors.files import SUFFIXES, check_folder, partial_folder, read_meta, sync_folder
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class PartsJob:
                     refuse_failed(layout.file(part), read_meta(layout.file(part)), options)
             return cls(layout, inputs, facts, options, descriptor)
         except BaseException:
-            os.close(descriptor)
+            release(descriptor)
             raise
 
     def __enter__(self) -> PartsJob:
@@ -135,7 +135,7 @@ class PartsJob:
             if kind is not None and not _parts(self.out):
                 remove(self.out / WORK)
                 self.out.rmdir()
-        os.close(self._lock)
+        release(self._lock)
 
     @property
     def rows_done(self) -> int:

@@ -7,7 +7,6 @@ whole is larger than `$TCL_CACHE_GB` (50). A file that a process has open stays 
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tcl.errors import DataError, UsageError
+from tcl.files.locks import acquire, release
 
 PARTIAL = ".partial"
 """Suffix of files that are being written."""
@@ -107,16 +107,14 @@ def locked(name: str) -> Iterator[None]:
     folder = cache_folder() / "locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = acquire(folder / name, wait=True)
     except OSError:
         yield
         return
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        release(lock)
 
 
 def make_room(added: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run folder, or a file being written, belongs to one process at a time: whoever comes second hears it at once."""
+"""Locks on files, and what they protect: a run folder, or a file being written, belongs to one process at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,67 @@ LOCK_FILE = ".lock"
 _TRIES = 10
 
 
+def acquire(path: Path, *, wait: bool = False, create: bool = True) -> int:
+    """Lock a file, against threads and other processes, until `release` or the end of the process, however it ends.
+
+    On a file system without locks nothing is held.
+
+    Args:
+        path: the lock file. Whoever holds it may remove it.
+        wait: for the one who has it.
+        create: it is made where it is missing.
+
+    Returns:
+        its descriptor.
+
+    Raises:
+        BlockingIOError: another one has it.
+        OSError: it cannot be opened.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # of a file that its holder has removed meanwhile
+
+
+def release(descriptor: int) -> None:
+    """Give up a lock, also for processes that were forked while it was held."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def acquire_folder(folder: Path, name: str, parents: bool = False) -> int:
+    """Make a folder where it is missing, and `acquire` a lock file in it.
+
+    Args:
+        folder: whoever holds it may remove it.
+        name: of the lock file.
+        parents: make the folders above it, too.
+
+    Raises:
+        BlockingIOError: another one has it.
+        OSError: it cannot be made or opened.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            folder.mkdir(parents=parents, exist_ok=True)
+            return acquire(folder / name)
+        except FileNotFoundError:  # whoever held it has just removed it
+            if attempt == _TRIES:
+                raise
+    raise AssertionError("unreachable")
+
+
 @contextmanager
 def hold_run(run: Path, *, tidy: bool = True) -> Iterator[None]:
     """Hold a run's folder until the block ends, or the process does, however it does.
@@ -27,46 +88,25 @@ def hold_run(run: Path, *, tidy: bool = True) -> Iterator[None]:
         UsageError: another process holds it, or it cannot be written.
     """
     made = [path for path in (run, *run.parents) if not path.exists()]
-    descriptor = _lock(run)
+    try:
+        lock = acquire_folder(run, LOCK_FILE, parents=True)
+    except BlockingIOError:
+        raise UsageError(
+            f"{run}: another process trains in this folder", hint="wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{run}: cannot be written: {error.strerror}", hint="choose another --out") from error
     try:
         yield
     finally:
         if tidy:
             _remove_unused(run, made)
-        with suppress(OSError):  # not only closed: a loader process that lives a moment longer has it too
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        release(lock)
 
 
 def is_unused(run: Path) -> bool:
     """Is there nothing in this folder, but perhaps the lock of a run that was killed as it started?"""
     return all(path.name == LOCK_FILE for path in run.iterdir())
-
-
-def _lock(run: Path) -> int:
-    path = run / LOCK_FILE
-    for _ in range(_TRIES):  # a process that is just tidying up may remove folder or file in between
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UsageError(f"{run}: cannot be written: {error.strerror}", hint="choose another --out") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UsageError(
-                f"{run}: another process trains in this folder", hint="wait for it, or choose another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            return descriptor
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)
-    raise UsageError(f"{run}: disappears as soon as it is made", hint="choose another --out")
 
 
 def _remove_unused(run: Path, made: Sequence[Path]) -> None:
@@ -85,30 +125,21 @@ def writing(target: Path) -> Iterator[None]:
         UsageError: another process is writing it, or it cannot be written.
         TclError: the disk is full.
     """
-    lock = target.with_name(f".{target.name}.lock")
+    lock_file = target.with_name(f".{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"{target}: another process is writing it", hint="wait for it, or choose another --out"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-            else:
-                # Whoever had it may have removed the file just now, and someone else may have made it anew.
-                if not lock.exists() or not os.path.samestat(os.fstat(handle), lock.stat()):
-                    raise UsageError(f"{target}: another process is writing it", hint="choose another --out")
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    lock.unlink()
+            lock = acquire(lock_file)
+        except BlockingIOError:
+            raise UsageError(
+                f"{target}: another process is writing it", hint="wait for it, or choose another --out"
+            ) from None
+        try:
+            yield
         finally:
-            os.close(handle)
+            with suppress(OSError):
+                lock_file.unlink()
+            release(lock)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TclError(

@@ -13,11 +13,9 @@ and a pack that was killed goes on at the first shard that is not complete.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING
 from tcl.data.pack.shard import Row, Shard, Shrinker
 from tcl.errors import DataError, TclError, UsageError
 from tcl.files.atomic import write_whole
+from tcl.files.locks import LOCK_FILE, acquire_folder, release
 from tcl.machine.processes import ordered_map
 
 if TYPE_CHECKING:
@@ -122,11 +121,17 @@ class Pack:
             TclError: the disk is full; complete shards stay.
         """
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with _locked(self.out):
+            # Two processes that pack into one folder would take each other's temporary files.
+            lock = acquire_folder(self.out, LOCK_FILE, parents=True)
+            try:
                 self._write_record(finished=False)
                 self._write_shards(workers, progress)
                 return self._finish()
+            finally:
+                (self.out / LOCK_FILE).unlink(missing_ok=True)
+                release(lock)
+        except BlockingIOError:
+            raise UsageError(f"{self.out}: another process is packing into it", hint="wait for it") from None
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UsageError(f"{self.out}: cannot be written: {error.strerror}", hint="name another folder") from error
         except OSError as error:
@@ -219,17 +224,3 @@ class Pack:
             shard.stats_file.unlink(missing_ok=True)
         (self.out / f".{ERRORS}.partial").unlink(missing_ok=True)
         (self.out / RECORD).unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes that pack into one folder would take each other's temporary files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another process is packing into it", hint="wait for it") from None
-        yield
-    finally:
-        os.close(handle)
