@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.verify.checks import Bounds, Check
-from tcl.encoders.bundle import FORMAT_VERSION, Bundle, _sha256
+from tcl.encoders.bundle import FORMAT_VERSION, Bundle
 from tcl.encoders.graphs import DEFAULT_PRECISION, ONNX_RUNTIME, OPSET, Graph, graphs
 from tcl.errors import MissingExtraError, UsageError
 from tcl.files.atomic import atomic_folder
+from tcl.files.hashes import file_sha256
 from tcl.files.locks import writing
 from tcl.version import __version__
 from tcl.weights.find import BUNDLE_FILE
@@ -237,6 +238,6 @@ def _manifest(
         "preprocessing": model.processor.settings(),
         "verified": verified,
         "verification": {**bounds.to_json(), "checks": [item.to_json() for item in checks]} if checks else None,
-        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
         "tools": {"tcl": __version__} | {name: import_module(name).__version__ for name in TOOLS},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tcl.errors import reason_of
+from tcl.files.atomic import try_writing
+from tcl.machine.processes import available_cores
 from tcl_cli._console import out
 from tcl_cli._options import JsonOption
 
@@ -46,7 +47,7 @@ def doctor(json: JsonOption = False) -> None:
     ]
     found = {
         "versions": {**versions(), "platform": platform.platform(terse=True)},
-        "devices": {"cpu_cores": _cores(), **torch},
+        "devices": {"cpu_cores": available_cores(), **torch},
         "extras": extras,
         "folders": folders,
         "model": model,
@@ -74,10 +75,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"{place} folder", folder["path"]) for place, folder in found["folders"].items()]
     rows.append(("model", model.get("location") or "none"))
     return rows
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _torch() -> tuple[dict[str, Any], list[str]]:
@@ -149,7 +146,11 @@ def _folders() -> dict[str, dict[str, Any]]:
 def _folder(path: Path) -> dict[str, Any]:
     path = path.resolve()
     there = next(parent for parent in (path, *path.parents) if parent.exists())
-    writable = there.is_dir() and os.access(there, os.W_OK)
+    try:
+        try_writing(path)
+        writable = True
+    except OSError:
+        writable = False
     return {"path": str(path), "writable": writable, "free_bytes": shutil.disk_usage(there).free}
 
 

@@ -6,6 +6,7 @@ Each way has a process of its own, and all take turns, so that other work on the
 from __future__ import annotations
 
 import math
+import signal
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ from tcl.data.inputs.listing import list_inputs
 from tcl.data.scenes.scenes import scene_rows
 from tcl.encoders.fastest import FORMAT_VERSION, machine
 from tcl.errors import DataError, TclError
-from tcl.machine.processes import available_cores
+from tcl.machine.processes import available_cores, begin_worker
 
 SAMPLES = 32  # images, and as many texts
 TURNS = 5
@@ -256,7 +257,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 @contextmanager
 def _process() -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=bench_worker.begin)
+    # Ctrl-C ends it at once and without a word: the parent would otherwise wait until torch is imported.
+    context, ctrl_c = get_context("spawn"), (signal.SIG_DFL,)
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=begin_worker, initargs=ctrl_c)
     try:
         yield pool
     finally:

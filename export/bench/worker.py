@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -119,12 +116,6 @@ class _Opened:
 
 
 _opened: _Opened  # of this process
-
-
-def begin() -> None:
-    """First in the process: Ctrl-C ends it at once and without a word, and when the parent is gone, so is this."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent would otherwise wait until torch is imported
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
@@ -274,13 +265,6 @@ def matmul_peaks() -> dict[str, float]:
 
             found[name] = max(_peak(product, side), found.get(name, 0.0))
     return found
-
-
-def _leave_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _open(way: Way, lanes: int) -> Encoder:

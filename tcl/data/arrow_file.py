@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from tcl.errors import DataError
+from tcl.files.atomic import try_writing
 from tcl.files.cache import cache_folder, make_room, new_file, touch
 
 _SUMMARY = b"tcl"
@@ -114,11 +115,10 @@ def write_index(
 
 def _is_writable(folder: Path) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
+        try_writing(folder)
     except OSError:
         return False
+    return True
 
 
 def _write(

@@ -5,12 +5,10 @@ The parent opens the job, hands out work and shows progress; the processes write
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
@@ -20,6 +18,7 @@ from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts
 from tcl.errors import CheckpointError, DataError, TclError, UsageError
 from tcl.machine.devices import use_device
+from tcl.machine.processes import begin_worker
 
 if TYPE_CHECKING:
     from tcl.encoders.base import Encoder
@@ -238,8 +237,7 @@ def _serve(
     connection: Connection, make_encoder: MakeEncoder, device: str, examine: Callable[[Encoder], EncoderFacts]
 ) -> None:
     """The life of a process: open the encoder, say what it is, do the task."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to everyone; the parent decides
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    begin_worker()
     pipe = _Pipe(connection)
     try:
         encoder = make_encoder(use_device(device))
@@ -254,11 +252,3 @@ def _serve(
     except Exception as error:
         text = f"{device}: {type(error).__name__}: {' '.join(str(error).split())}"
         pipe.send("failed", Failure("TclError", text, "one device alone, with --debug, shows where"))
-
-
-def _leave_with_parent() -> None:
-    """A process waits for work forever, even when the one who would send it was killed."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

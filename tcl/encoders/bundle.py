@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tcl.encoders.graphs import DEFAULT_PRECISION, Graph
 from tcl.errors import CheckpointError, UsageError
+from tcl.files.hashes import file_sha256
 from tcl.weights.find import BUNDLE_FILE, read_json
 from tcl.weights.untrained import read_untrained
 
@@ -74,7 +74,7 @@ class Bundle:
         path = self.folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing from the bundle", hint=AGAIN)
-        if _sha256(path) != self.hashes[name]:
+        if file_sha256(path) != self.hashes[name]:
             raise CheckpointError(f"{path}: is not the file that was exported (other SHA-256)", hint=AGAIN)
 
 
@@ -136,8 +136,3 @@ def read_graphs(folder: Path) -> dict[str, Graph]:
         return {name: Graph.described(name, entry) for name, entry in manifest["graphs"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged: {type(error).__name__} {error}", hint=AGAIN) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

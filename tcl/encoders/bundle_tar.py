@@ -11,6 +11,7 @@ from tcl.encoders.bundle import read_bundle
 from tcl.errors import CheckpointError, UsageError
 from tcl.files.atomic import atomic_folder
 from tcl.files.cache import CacheError, cache_folder, locked, new_file
+from tcl.files.hashes import file_sha256
 from tcl.files.locks import writing
 from tcl.weights.find import BUNDLE_FILE
 
@@ -75,8 +76,7 @@ def _unpack(path: Path, folder: Path, wanted: dict[str, str]) -> None:
             if entry.name not in left or Path(entry.name).name != entry.name or not entry.isreg():
                 raise CheckpointError(f"{path}: is no packed bundle: holds {entry.name!r}", hint=AGAIN)
             tar.extract(entry, temporary, filter="data")
-            with (temporary / entry.name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != left.pop(entry.name):
-                    raise CheckpointError(f"{path}: {entry.name} is damaged", hint=AGAIN)
+            if file_sha256(temporary / entry.name) != left.pop(entry.name):
+                raise CheckpointError(f"{path}: {entry.name} is damaged", hint=AGAIN)
         if left:
             raise CheckpointError(f"{path}: lacks {min(left)}", hint=AGAIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +61,17 @@ def atomic_file(target: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def try_writing(folder: Path) -> None:
+    """See whether a file can be made in a folder, or where it is missing, in the nearest above it. Leaves nothing.
+
+    Raises:
+        OSError: none can.
+    """
+    place = folder.absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    tempfile.TemporaryFile(dir=there).close()
 
 
 def write_whole(path: Path, text: str) -> None:

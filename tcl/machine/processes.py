@@ -75,9 +75,18 @@ def _take(pending: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to everyone; the parent decides
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    begin_worker()
     _work = make()
+
+
+def begin_worker(on_interrupt: signal.Handlers = signal.SIG_IGN) -> None:
+    """First in a spawned process: settle what Ctrl-C does there, and end it when its parent is gone.
+
+    Args:
+        on_interrupt: the terminal sends Ctrl-C to everyone; as a rule the parent decides.
+    """
+    signal.signal(signal.SIGINT, on_interrupt)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:

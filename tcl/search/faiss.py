@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import DataError, MissingExtraError, UsageError, reason_of
+from tcl.files.hashes import file_sha256
 from tcl.search.exact import ExactCollection, Found, Hit, check_width, make_hits
 from tcl.vectors.reader import VectorFile
 
@@ -127,7 +127,7 @@ def check_fresh(path: Path, report: IndexReport, vectors: VectorFile) -> None:
         own, status = report.files[file.name], file.stat()
         same = status.st_size == own["bytes"]
         if same and status.st_mtime_ns != own["changed"]:
-            same = file_hash(file) == own["sha256"]
+            same = file_sha256(file) == own["sha256"]
         if not same:
             break
     if not same:
@@ -170,12 +170,6 @@ def compare_exactly(
             order = np.argsort(-scores, kind="stable")[:top]
             found.append((own[order], scores[order]))
     return found
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _rebuild(vectors: VectorFile) -> str:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tcl.errors import DataError, UsageError, reason_of
 from tcl.files.atomic import atomic_file, write_whole
+from tcl.files.hashes import file_sha256
 from tcl.search.exact import ExactCollection
-from tcl.search.faiss import IndexReport, compare_exactly, file_hash, find_rows, load_faiss, report_file
+from tcl.search.faiss import IndexReport, compare_exactly, find_rows, load_faiss, report_file
 from tcl.vectors.reader import VectorFile
 
 IndexKind = Literal["auto", "flat", "hnsw", "ivfpq"]
@@ -144,7 +145,7 @@ def _write(faiss: Any, index: Any, out: Path, report: IndexReport) -> None:
 
 def _stamp(file: Path) -> dict[str, Any]:
     status = file.stat()  # before the content, so that a change meanwhile shows
-    return {"bytes": status.st_size, "changed": status.st_mtime_ns, "sha256": file_hash(file)}
+    return {"bytes": status.st_size, "changed": status.st_mtime_ns, "sha256": file_sha256(file)}
 
 
 def _check_unchanged(stamps: dict[Path, dict[str, Any]]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import UsageError
+from tcl.files.atomic import try_writing
 
 SUFFIXES = (".npy", ".parquet")
 COMPLETE = "complete.json"  # lists the finished files of a folder; written last
@@ -88,7 +88,7 @@ def check_folder(out: Path) -> None:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()
+        try_writing(out.parent)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written: {error.strerror}", hint="choose another folder") from error
 

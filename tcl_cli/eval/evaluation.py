@@ -15,7 +15,7 @@ import typer
 from tcl.distributed.launch import launched
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import CheckpointError, TclError, UsageError
-from tcl.files.atomic import atomic_file
+from tcl.files.atomic import atomic_file, try_writing
 from tcl.files.remote import is_url
 from tcl.weights.find import find_model
 from tcl.weights.untrained import Use, check_trained
@@ -174,8 +174,11 @@ def check_output(option: str, path: Path | None, sources: Iterable[str], suffix:
         raise UsageError(f"{option} {path} is no file", hint="name a file to write")
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: no folder {path.parent}", hint="make it, or choose another place")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{option} {path}: {path.parent} may not be written to", hint="choose another place")
+    try:
+        try_writing(path.parent)
+    except OSError as error:
+        reason = f"{path.parent} cannot be written to: {error.strerror}"
+        raise UsageError(f"{option} {path}: {reason}", hint="choose another place") from error
     if path.exists() and any(path.samefile(name) for source in sources for name in _files(source)):
         raise UsageError(f"{option} {path} is the data itself", hint="choose another name")
     if suffix is not None and path.suffix != suffix:

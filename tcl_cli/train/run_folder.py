@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from tcl.distributed.launch import launched
 from tcl.errors import UsageError
+from tcl.files.atomic import try_writing
 from tcl.files.locks import hold_run, is_unused
 
 
@@ -53,12 +53,10 @@ def check_writable(run: Path) -> None:
     Raises:
         UsageError: no, and why.
     """
-    place = run.absolute()
-    if place.is_file():
+    if run.is_file():
         raise UsageError(f"{run} is a file", hint="choose another --out")
-    parent = next(path for path in (place, *place.parents) if path.exists())
     try:
-        tempfile.TemporaryFile(dir=parent).close()
+        try_writing(run)
     except OSError as error:
         raise UsageError(f"{run}: cannot be written: {error.strerror}", hint="choose another --out") from error
 

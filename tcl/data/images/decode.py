@@ -149,7 +149,7 @@ def decode(source: Source, at_least: tuple[int, int] | None = None) -> Image.Ima
     """
     with _open(source) as image:
         if at_least is not None and image is not source and isinstance(image, JpegImageFile):
-            height, width = at_least[::-1] if _orientation(image) in _SIDEWAYS else at_least
+            height, width = at_least[::-1] if orientation_of(image) in _SIDEWAYS else at_least
             _reduce(image, min(image.height / height, image.width / width))
         return _load(image)
 
@@ -179,7 +179,7 @@ def decode_crops(
         if not isinstance(image, JpegImageFile):
             image.load()  # before the EXIF is asked for: a PNG would load itself there, and its damage go unnoticed
         width, height = image.size
-        if _orientation(image) in _SIDEWAYS:
+        if orientation_of(image) in _SIDEWAYS:
             width, height = height, width
         crops = choose(width, height)
         if image is not source:  # an open image stays as its owner has it
@@ -329,13 +329,14 @@ def _reduce(image: Image.Image, factor: float) -> None:
 
 def _load(image: Image.Image) -> Image.Image:
     image.load()
-    method = _UPRIGHT.get(_orientation(image))
+    method = _UPRIGHT.get(orientation_of(image))
     return to_rgb(image if method is None else image.transpose(method))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where there is none or it is damaged."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF: the pixels are still good
+    except Exception:  # the pixels are still good
         return 1
-    return orientation if isinstance(orientation, int) else 1
+    return orientation if isinstance(orientation, int) and 1 < orientation <= 8 else 1

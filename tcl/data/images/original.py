@@ -6,9 +6,9 @@ import warnings
 from io import BytesIO
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
-from tcl.data.images.decode import ImageError, decode, decode_crops
+from tcl.data.images.decode import ImageError, decode, decode_crops, orientation_of
 from tcl.data.scenes import scenes
 from tcl.data.storage.open import open_binary
 from tcl.errors import TclError
@@ -66,7 +66,7 @@ def read_original(reference: str, side: int) -> Original:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         with Image.open(BytesIO(data)) as header:  # of a format that was accepted above
-            orientation = _orientation(header)
+            orientation = orientation_of(header)
             size = header.size[::-1] if orientation >= 5 else header.size
             return Original(data, header.format or "unknown", header.mode, orientation != 1, size, image)
 
@@ -88,12 +88,3 @@ def _read(reference: str) -> bytes:
     if len(data) > MAX_BYTES:
         raise ImageError(reference, f"larger than {MAX_BYTES} bytes")
     return data
-
-
-def _orientation(header: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none or it is damaged."""
-    try:
-        value = header.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # the pixels are still good, as for `decode`
-        return 1
-    return value if isinstance(value, int) and 1 < value <= 8 else 1
