@@ -32,6 +32,10 @@ MOST_BATCH = 65_536
 END_TO_END = 1024  # images, at most
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def bench(
     model: ModelOption = None,
     bundle: Annotated[

@@ -24,6 +24,10 @@ What is converted to a folder and back is the same, bit for bit.
 """
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def convert(
     source: Annotated[
         str,

@@ -100,11 +100,11 @@ PACK_EPILOG = """\
 A pack that was interrupted continues where it was with the same command.
 """
 
-data_app = typer.Typer(
+app = typer.Typer(
+    add_completion=False,
     help="Check image-text pairs, and pack them for fast training.",
     no_args_is_help=True,
     epilog=EPILOG,
-    rich_markup_mode="rich",
 )
 
 SourcesArgument = Annotated[
@@ -128,7 +128,7 @@ def _limit(option: str, help_text: str) -> Any:
     return typer.Option(option, min=0, max=100, metavar="PERCENT", help=help_text, rich_help_panel=LIMIT_PANEL)
 
 
-@data_app.command(epilog=CHECK_EPILOG)
+@app.command(epilog=CHECK_EPILOG)
 def check(
     sources: SourcesArgument,
     images: ImagesOption = None,
@@ -246,7 +246,7 @@ def _examine(
     return report(index.skipped, index.skipped_reasons, captions, found, limits)
 
 
-@data_app.command(epilog=PACK_EPILOG)
+@app.command(epilog=PACK_EPILOG)
 def pack(
     sources: SourcesArgument,
     out: Annotated[

@@ -27,6 +27,10 @@ duplicate is linked to the group by some pair above the threshold, so its cosine
 """
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def dedup(
     vectors: Annotated[
         Path, typer.Argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from tcl.errors import reason_of
 from tcl.files.atomic import try_writing
 from tcl.machine.processes import available_cores
@@ -26,6 +28,10 @@ FOR_GPUS = ("onnx-gpu", "trt", "trt-rtx")  # and these only where there is one
 LITTLE_SPACE = 5 * 1024**3  # bytes; a published checkpoint takes 3 GB
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def doctor(json: JsonOption = False) -> None:
     """Say what is installed, where it would compute, and what is missing."""
     from tcl.version import versions

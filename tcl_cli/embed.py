@@ -119,6 +119,10 @@ Format = Literal["npy", "parquet"]
 Engine = Literal["local", "ray"]
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def embed(
     source: Annotated[
         str,

@@ -24,6 +24,10 @@ EPILOG = """\
 """
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def explain(
     image: Annotated[
         str, typer.Argument(metavar="IMAGE", help="An image, or a scenes: reference.", show_default=False)

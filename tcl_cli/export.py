@@ -120,6 +120,10 @@ what feeds them, and bundle.json. Exit code 3: a figure is outside its bound; th
 Int8 = Literal["auto", "dynamic", "static"]
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def export(
     model: ModelOption = None,
     out: Annotated[

@@ -26,6 +26,10 @@ Below a few million vectors `tcl search --index vecs.npy` needs no index.
 Kind = Literal["auto", "flat", "hnsw", "ivfpq"]
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def index(
     vectors: Annotated[
         Path, typer.Argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")

@@ -25,6 +25,10 @@ Exit code 1: keys are missing, unknown or of another shape, so that the model ca
 """
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def inspect(
     model: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""`tcl`: registers the commands, and turns every failure into one line and an exit code."""
+"""`tcl`: runs a command, and turns every failure into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ import typer
 
 from tcl.errors import MissingExtraError, TclError
 from tcl.version import __version__
-from tcl_cli import bench, convert, dedup, doctor, embed, explain, export, index, inspect, scenes, search
+from tcl_cli._commands import Commands, add_commands
 from tcl_cli._console import out
-from tcl_cli.data import data_app
-from tcl_cli.eval.app import eval_app
-from tcl_cli.recipes import recipes_app
-from tcl_cli.train import finetune, pretrain
 
 STDOUT, STDERR = 1, 2
 INTERRUPTED = 130
@@ -49,6 +45,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a verification failed, 130 interr
 
 app = typer.Typer(
     name="tcl",
+    cls=Commands,
     help="Vision-language pre-training with triple contrastive learning: pretrain, evaluate, export, embed, search.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -74,23 +71,7 @@ def options(
     """Options of every command; `main` acts on --debug, wherever it stands."""
 
 
-TRAIN, USE, SETTINGS = "Train and evaluate", "Use a model", "Settings and data"
-app.command(epilog=pretrain.EPILOG, rich_help_panel=TRAIN)(pretrain.pretrain)
-app.command(epilog=finetune.EPILOG, rich_help_panel=TRAIN)(finetune.finetune)
-app.add_typer(eval_app, name="eval", rich_help_panel=TRAIN)
-app.command(epilog=embed.EPILOG, rich_help_panel=USE)(embed.embed)
-app.command(epilog=search.EPILOG, rich_help_panel=USE)(search.search)
-app.command(epilog=index.EPILOG, rich_help_panel=USE)(index.index)
-app.command(epilog=dedup.EPILOG, rich_help_panel=USE)(dedup.dedup)
-app.command(epilog=explain.EPILOG, rich_help_panel=USE)(explain.explain)
-app.command(epilog=export.EPILOG, rich_help_panel=USE)(export.export)
-app.command(epilog=bench.EPILOG, rich_help_panel=USE)(bench.bench)
-app.command(epilog=inspect.EPILOG, rich_help_panel=USE)(inspect.inspect)
-app.command(epilog=convert.EPILOG, rich_help_panel=USE)(convert.convert)
-app.add_typer(data_app, name="data", rich_help_panel=SETTINGS)
-app.add_typer(recipes_app, name="recipes", rich_help_panel=SETTINGS)
-app.command(epilog=scenes.EPILOG, rich_help_panel=SETTINGS)(scenes.scenes)
-app.command(epilog=doctor.EPILOG, rich_help_panel=SETTINGS)(doctor.doctor)
+add_commands(app)
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ EPILOG = """\
   tcl pretrain mine.yaml --data captions.jsonl
 """
 
-recipes_app = typer.Typer(
-    help="Find, read, copy and check training recipes.", no_args_is_help=True, epilog=EPILOG, rich_markup_mode="rich"
+app = typer.Typer(
+    add_completion=False, help="Find, read, copy and check training recipes.", no_args_is_help=True, epilog=EPILOG
 )
 
 RecipeArgument = Annotated[
@@ -32,7 +32,7 @@ OverridesArgument = Annotated[
 ]
 
 
-@recipes_app.command()
+@app.command()
 def ls(json: JsonOption = False) -> None:
     """List the shipped recipes."""
     from tcl.config.files import shipped_recipes
@@ -47,7 +47,7 @@ def ls(json: JsonOption = False) -> None:
     console.hint("tcl recipes show NAME")
 
 
-@recipes_app.command()
+@app.command()
 def show(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
@@ -75,7 +75,7 @@ def show(
         console.data(find_recipe(recipe).read_text(encoding="utf-8").rstrip())
 
 
-@recipes_app.command()
+@app.command()
 def cp(
     recipe: RecipeArgument,
     target: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, or a folder.", show_default=False)],
@@ -99,7 +99,7 @@ def cp(
     console.hint(f"change it, then: tcl recipes validate {target}")
 
 
-@recipes_app.command()
+@app.command()
 def validate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Check a recipe; report everything that is wrong with it at once."""
     from tcl.config.recipe import load_recipe

@@ -27,6 +27,10 @@ EPILOG = """\
 """
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def scenes(
     spec: Annotated[
         str,

@@ -39,6 +39,10 @@ EPILOG = """\
 """
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def search(
     index: Annotated[
         str,

@@ -6,12 +6,12 @@ import re
 import shlex
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 
 from tcl.config.recipe import settings
+from tcl_cli._commands import load
 from tcl_cli.main import app
 
 ROOT = Path(__file__).parent.parent
@@ -33,9 +33,7 @@ def documented() -> list[str]:
     return [command for text in texts for command in commands_in(text)]
 
 
-@cache
-def root() -> Any:
-    return typer.main.get_command(app)
+command_named = cache(load)
 
 
 @cache
@@ -45,10 +43,11 @@ def known_settings() -> set[str]:
 
 def check(command: str) -> None:
     words = shlex.split(command, comments=True)[1:]
-    group = root()
-    while words and hasattr(group, "commands") and words[0] in group.commands:
+    assert words[0] in typer.main.get_command(app).commands, f"no such command: {command}"
+    group = command_named(words.pop(0))
+    if hasattr(group, "commands"):
+        assert words[0] in group.commands, f"no such command: {command}"
         group = group.commands[words.pop(0)]
-    assert not hasattr(group, "commands"), f"no such command: {command}"
     options = {name for parameter in group.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     for word in words:
         name = word.partition("=")[0]

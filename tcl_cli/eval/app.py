@@ -10,17 +10,12 @@ from tcl_cli.eval import retrieval as eval_retrieval
 from tcl_cli.eval import statements as eval_statements
 from tcl_cli.eval import vqa as eval_vqa
 
-eval_app = typer.Typer(help="Evaluate a model with the published metrics of a task.", no_args_is_help=True)
-
-
-@eval_app.callback()
-def tasks() -> None:
-    """Evaluate a model with the published metrics of a task."""
-
-
-eval_app.command(epilog=eval_retrieval.EPILOG)(eval_retrieval.retrieval)
-eval_app.command(epilog=eval_vqa.EPILOG)(eval_vqa.vqa)
-eval_app.command(epilog=eval_statements.ENTAILMENT_EPILOG)(eval_statements.entailment)
-eval_app.command(epilog=eval_statements.NLVR2_EPILOG)(eval_statements.nlvr2)
-eval_app.command(epilog=eval_grounding.EPILOG)(eval_grounding.grounding)
-eval_app.command(epilog=eval_classification.EPILOG)(eval_classification.classification)
+app = typer.Typer(
+    add_completion=False, help="Evaluate a model with the published metrics of a task.", no_args_is_help=True
+)
+app.command(epilog=eval_retrieval.EPILOG)(eval_retrieval.retrieval)
+app.command(epilog=eval_vqa.EPILOG)(eval_vqa.vqa)
+app.command(epilog=eval_statements.ENTAILMENT_EPILOG)(eval_statements.entailment)
+app.command(epilog=eval_statements.NLVR2_EPILOG)(eval_statements.nlvr2)
+app.command(epilog=eval_grounding.EPILOG)(eval_grounding.grounding)
+app.command(epilog=eval_classification.EPILOG)(eval_classification.classification)

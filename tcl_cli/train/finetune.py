@@ -50,6 +50,10 @@ FIGURES_FILE = "test.json"
 FinetuneTask = Literal["retrieval", "vqa", "entailment", "nlvr2", "grounding"]
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def finetune(
     task: Annotated[FinetuneTask, typer.Argument(help="What to train for.", show_default=False)],
     arguments: Annotated[

@@ -43,6 +43,10 @@ TASKS = ("pretrain", "text_assignment")
 """Tasks that learn from pairs alone, before any labels."""
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def pretrain(
     arguments: Annotated[
         list[str] | None,
