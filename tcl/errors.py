@@ -53,7 +53,7 @@ class MissingExtraError(UsageError):
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
             f"this needs {package}, which is not installed",
-            hint=f"pip install 'tcl-vision-language[{extra}]'",
+            hint=f"pip install '.[{extra}]'",
         )
 
 

@@ -24,7 +24,7 @@ EPILOG = """\
 """
 
 SKIPPED = ("dev",)  # extras that no command needs
-FOR_GPUS = ("onnx-gpu", "trt", "trt-rtx")  # and these only where there is one
+FOR_GPUS = ("onnx-gpu", "onnx-trt", "trt", "trt-rtx")  # and these only where there is one
 LITTLE_SPACE = 5 * 1024**3  # bytes; a published checkpoint takes 3 GB
 
 
@@ -121,7 +121,7 @@ def _driver() -> bool:
 
 
 def _extras() -> dict[str, dict[str, Any]]:
-    from tcl.version import DISTRIBUTION, extras, installed_version
+    from tcl.version import extras, installed_version
 
     found = {}
     for name, packages in extras().items():
@@ -134,7 +134,7 @@ def _extras() -> dict[str, dict[str, Any]]:
         found[name] = {
             "installed": installed,
             "missing": missing,
-            "install": f"pip install '{DISTRIBUTION}[{name}]'",
+            "install": f"pip install '.[{name}]'",
         }
     return found
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.encoders.embedder import Embedder
-from tcl.errors import UsageError
+from tcl.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-
-INSTALL = "pip install 'sentence-transformers>=6'"
 
 
 class SentenceEncoder:
@@ -59,8 +56,7 @@ class SentenceEncoder:
         """
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        with _bar(len(texts)) if show_progress_bar else nullcontext() as bar:
-            progress = bar.update if bar is not None else None
+        with _bar(len(texts)) if show_progress_bar else nullcontext() as progress:
             own: Any = "binary" if precision == "ubinary" else precision
             vectors = self.embedder.encode_texts(texts, batch_size, progress, own)
         if precision == "binary":
@@ -83,19 +79,25 @@ class SentenceEncoder:
             UsageError: the package is not installed, or in another version.
         """
         if find_spec("sentence_transformers") is None:
-            raise UsageError("this needs sentence-transformers, which is not installed", hint=INSTALL)
+            raise MissingExtraError("sentence-transformers", "st")
         try:
             from sentence_transformers import SentenceTransformer
 
             from tcl.encoders.sentence_module import TclModule
         except ImportError as error:
-            raise UsageError(f"this needs another version of sentence-transformers: {error}", hint=INSTALL) from error
+            raise UsageError(
+                f"this needs another version of sentence-transformers: {error}", hint="pip install '.[st]'"
+            ) from error
 
         # The model is where `tcl.load` put it; what passes through sentence-transformers are ids, pixels and vectors.
         return SentenceTransformer(modules=[TclModule(self.embedder)], device="cpu")
 
 
-def _bar(total: int) -> Any:
-    from tqdm import tqdm
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], object]]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
 
-    return tqdm(total=total, unit="text")
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("Texts", total=total)
+        yield lambda done: bar.advance(task, done)

@@ -52,7 +52,7 @@ def open_session(
         built = "without its TensorRT provider" if PROVIDERS["cuda"] in available else "for the CPU"
         raise UsageError(
             f"{_OPTIONS.get(device, device)}: this ONNX Runtime is built {built}",
-            hint="pip uninstall onnxruntime, then pip install 'tcl-vision-language[onnx-gpu]'",
+            hint="pip uninstall onnxruntime, then pip install '.[onnx-gpu]'",
         )
     if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
@@ -91,8 +91,8 @@ def check_provider(found: list[str], wanted: str) -> None:
     if wanted == PROVIDERS["trt"]:
         raise UsageError(
             f"--backend onnx-trt: ONNX Runtime cannot use TensorRT here, and would run on {place}",
-            hint="install the TensorRT that this onnxruntime-gpu is built for (of 1.31: pip install 'tensorrt<11'), or "
-            "use --backend onnx --device cuda",
+            hint="pip install '.[onnx-trt]', which has the TensorRT that onnxruntime-gpu is built for, or use "
+            "--backend onnx --device cuda",
         )
     if wanted == PROVIDERS["cuda"]:
         raise UsageError(

@@ -204,7 +204,7 @@ def test_another_version_of_sentence_transformers(
     monkeypatch.setitem(sys.modules, "sentence_transformers.base.modality", None)
     with pytest.raises(UsageError, match="another version of sentence-transformers") as caught:
         SentenceEncoder(embedder).to_sentence_transformer()
-    assert caught.value.hint == "pip install 'sentence-transformers>=6'"
+    assert caught.value.hint == "pip install '.[st]'"
 
 
 def test_inside_sentence_transformers(embedder: Embedder, paths: list[Path], quiet_import: None) -> None:

@@ -148,7 +148,7 @@ def test_missing_packages_are_named(workplace: Path, monkeypatch: pytest.MonkeyP
     _without(monkeypatch, "onnxruntime")
     with pytest.raises(MissingExtraError) as caught:
         open_encoder("exports/tiny")
-    assert caught.value.hint == "pip install 'tcl-vision-language[onnx]'"
+    assert caught.value.hint == "pip install '.[onnx]'"
     _without(monkeypatch, "torch")
     with pytest.raises(MissingExtraError, match="torch"):
         open_encoder("runs/tiny")

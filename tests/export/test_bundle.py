@@ -80,7 +80,7 @@ def test_a_missing_package(tiny_model: TCL, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("export.bundle.find_spec", lambda name: None if name == package else name)
     with pytest.raises(MissingExtraError, match=f"{package}, which is not installed") as caught:
         build_bundle(tiny_model, tmp_path / "bundle")
-    assert caught.value.hint == "pip install 'tcl-vision-language[onnx]'" and list(tmp_path.iterdir()) == []
+    assert caught.value.hint == "pip install '.[onnx]'" and list(tmp_path.iterdir()) == []
 
 
 def test_existing_target(tiny_model: TCL, tmp_path: Path) -> None:

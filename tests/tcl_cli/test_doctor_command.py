@@ -51,8 +51,8 @@ def test_what_is_missing_comes_with_its_pip_line(tcl: Run, monkeypatch: pytest.M
     without(monkeypatch, "torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu")
     result = tcl("doctor")
     assert result.code == 0
-    assert "pip install 'tcl-vision-language[train]'" in result.stderr
-    assert "pip install 'tcl-vision-language[onnx]'" in result.stderr
+    assert "pip install '.[train]'" in result.stderr
+    assert "pip install '.[onnx]'" in result.stderr
     (line,) = [line for line in result.stdout.splitlines() if "missing:" in line and "timm" in line]
     assert "torchvision" in line and "torch," in line and "torch\t" not in result.stdout
 

@@ -107,7 +107,7 @@ def test_no_tensorrt(workplace: Path, tcl: Tcl, monkeypatch: pytest.MonkeyPatch)
     for package in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, package, None)
     done = tcl("export", "--trt")
-    assert done.code == 2 and "pip install 'tcl-vision-language[trt]'" in done.stderr
+    assert done.code == 2 and "pip install '.[trt]'" in done.stderr
     assert not Path("exports").exists()
 
 

@@ -70,7 +70,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (
             ModuleNotFoundError("no", name="onnxscript.ir"),
             2,
-            ["Error: this needs onnxscript, which is not installed", "  -> pip install 'tcl-vision-language[onnx]'"],
+            ["Error: this needs onnxscript, which is not installed", "  -> pip install '.[onnx]'"],
         ),
         (KeyboardInterrupt(), 130, ["Interrupted."]),
     ],

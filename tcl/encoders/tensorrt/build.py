@@ -178,7 +178,7 @@ def check_options(package: Package, options: BuildOptions, precisions: Sequence[
     if gpu is None:
         raise UsageError(
             f"{package.title} builds engines on the GPU that they are for, and sees none here",
-            hint="build there (with cuda-python installed), or pip install 'tcl-vision-language[trt-rtx]' instead",
+            hint="build there (with cuda-python installed), or pip install '.[trt-rtx]' instead",
         )
     if "fp8" in precisions:
         _check_float8(gpu, options)

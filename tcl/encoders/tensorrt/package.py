@@ -92,7 +92,7 @@ def open_package(flavour: Flavour | Literal["auto"] = "auto") -> Package:
             continue
     missing = MissingExtraError(" or ".join(PACKAGES[name] for name in wanted), EXTRAS[wanted[0]])
     if flavour == "auto":
-        missing.hint = f"{missing.hint}, or 'tcl-vision-language[trt-rtx]', which builds without a GPU"
+        missing.hint = f"{missing.hint}, or '.[trt-rtx]', which builds without a GPU"
     raise missing
 
 

@@ -380,7 +380,7 @@ def test_pillow_is_used_without_torch() -> None:
         "except MissingExtraError as error: print(error.hint)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == [str(8 * 8 * 255), "pip install 'tcl-vision-language[train]'"]
+    assert done.stdout.split("\n")[:2] == [str(8 * 8 * 255), "pip install '.[train]'"]
 
 
 def test_only_the_limit_decides_what_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

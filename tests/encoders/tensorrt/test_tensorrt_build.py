@@ -232,7 +232,7 @@ def test_tensorrt_for_data_centres_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) 
     package = Package("tensorrt", None, "11.4.0.106", None, Messages())
     with pytest.raises(UsageError, match=r"TensorRT 11\.4\.0\.106 builds engines on the GPU") as caught:
         check_options(package, OPTIONS)
-    assert "pip install 'tcl-vision-language[trt-rtx]'" in str(caught.value.hint)
+    assert "pip install '.[trt-rtx]'" in str(caught.value.hint)
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,11 +241,11 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError) as caught:
         open_package()
     assert caught.value.message == "this needs tensorrt or tensorrt_rtx, which is not installed"
-    assert "pip install 'tcl-vision-language[trt]'" in str(caught.value.hint)
-    assert "'tcl-vision-language[trt-rtx]'" in str(caught.value.hint)
+    assert "pip install '.[trt]'" in str(caught.value.hint)
+    assert "'.[trt-rtx]'" in str(caught.value.hint)
     with pytest.raises(MissingExtraError) as caught:
         open_package("rtx")
-    assert caught.value.hint == "pip install 'tcl-vision-language[trt-rtx]'"
+    assert caught.value.hint == "pip install '.[trt-rtx]'"
 
 
 def test_phases_inside_one_another() -> None:

@@ -165,7 +165,7 @@ def test_as_a_backend(every_precision: Bundle, opened: Opened, tmp_path: Path, m
     monkeypatch.setattr("tcl.encoders.onnx.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         open_encoder(backend="onnx-trt")
-    assert caught.value.hint == "pip install 'tcl-vision-language[onnx-gpu]'"
+    assert caught.value.hint == "pip install '.[onnx-gpu]'"
 
 
 @pytest.mark.gpu

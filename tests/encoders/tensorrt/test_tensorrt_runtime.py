@@ -213,7 +213,7 @@ def test_no_cuda_python(mine: Bundle, device: Device, monkeypatch: pytest.Monkey
     monkeypatch.setattr("tcl.encoders.tensorrt.cuda.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="cuda-python") as caught:
         TensorRTEncoder(mine.folder)
-    assert caught.value.hint == "pip install 'tcl-vision-language[trt]'"
+    assert caught.value.hint == "pip install '.[trt]'"
 
 
 def test_precisions(mine: Bundle, every_precision: Bundle) -> None:
