@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ class Run:
         source: that one.
         tests: files or single tests.
         seconds: of computing until it is ended; of waiting, five times that.
+        limits: seconds of single tests, after which they fail: a loop without end is noticed by the first one.
         reach: where to note which tests reach which lines; only then does the run go on after a failure.
     """
 
@@ -46,6 +47,7 @@ class Run:
     source: str
     tests: list[str]
     seconds: float
+    limits: Mapping[str, float] = field(default_factory=dict)
     reach: Path | None = None
 
     def __call__(self, folder: Path) -> int:
@@ -59,7 +61,7 @@ class Run:
         sys.meta_path.insert(0, Replaced(self.path, self.source))
         options = [*PYTEST, f"--basetemp={folder / 'tmp'}"]
         if self.reach is None:
-            return pytest.main([*options, "-x", *self.tests])
+            return pytest.main([*options, "-x", *self.tests], plugins=[Limits(self.limits)])
         watch = Reach(self.path)
         code = pytest.main([*options, *self.tests], plugins=[watch])
         self.reach.write_text(json.dumps(watch.result()), encoding="utf-8")
@@ -128,6 +130,17 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoade
 
     def get_code(self, fullname: str) -> Any:
         return compile(self.source, self.path, "exec", dont_inherit=True)
+
+
+class Limits:
+    """A plug-in of pytest: each test fails after its own time."""
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self.seconds = seconds
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(self.seconds[item.nodeid]))
 
 
 class Reach:

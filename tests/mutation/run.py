@@ -105,7 +105,9 @@ def short_hash(*texts: str) -> str:
 
 
 def measure_reach(files: list[File], jobs: int) -> None:
-    runs = [(file, Run(file.path, file.source, file.tests, 1200, file.reach_file)) for file in files if not file.reach]
+    runs = [
+        (file, Run(file.path, file.source, file.tests, 1200, reach=file.reach_file)) for file in files if not file.reach
+    ]
     for file, code, _, output in run_all(runs, jobs):
         if code:
             raise SystemExit(f"{file.name}: its tests do not run without a mutant\n{output}")
@@ -123,8 +125,9 @@ def untried(files: list[File]) -> Iterator[tuple[tuple[File, Mutant], Run]]:
         for mutant in file.mutants:
             if file.outcome(mutant) is None:
                 tests = file.selected(mutant, reach)
+                limits = {test: 15 + 8 * reach["seconds"][test] for test in tests}
                 seconds = 15 + 4 * sum(reach["seconds"][test] for test in tests)
-                yield (file, mutant), Run(file.path, mutant.code, tests, seconds)
+                yield (file, mutant), Run(file.path, mutant.code, tests, seconds, limits)
 
 
 def try_mutants(files: list[File], jobs: int) -> None:
