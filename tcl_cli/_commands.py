@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+
+from tcl_cli._options import Group
 
 COMMANDS = {
     "Train and evaluate": {
@@ -77,7 +78,7 @@ def load(name: str | None) -> Any:
     return command
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """Lists commands by `COMMANDS`, and loads the one that is run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:

@@ -44,15 +44,14 @@ class Console:
             return
         from rich import box
         from rich.console import Console as RichConsole
-        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for name, sample in zip(columns, rows[0] if rows else columns, strict=True):
             table.add_column(name, justify="right" if isinstance(sample, int | float) else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(_cell(value)) for value in row))
-        RichConsole().print(table)
+            table.add_row(*map(_cell, row))
+        RichConsole(markup=False, emoji=False).print(table)  # data, as it is
 
     def message(self, text: str) -> None:
         """What the command did or is doing, on stderr."""
@@ -169,13 +168,13 @@ def _bar(description: str, total: int | None, initial: int) -> Iterator[Advance]
         TimeRemainingColumn,
     )
 
-    console = RichConsole(stderr=True)
+    console = RichConsole(stderr=True, markup=False, emoji=False)
     bar_width = 24 if console.width >= 120 else 6
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=bar_width),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),

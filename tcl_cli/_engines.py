@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl_cli._console import out as console
 from tcl_cli._export_report import show_table
+from tcl_cli._options import option
 
 if TYPE_CHECKING:
     from export.verify.cases import Reference, Samples
@@ -74,40 +73,36 @@ STEPS = 100  # of the bar, for each engine
 
 TrtOption = Annotated[
     bool,
-    typer.Option(
+    option(
         "--trt",
         help="Also build TensorRT engines, into the bundle; --model may then be a bundle, which gets them.",
-        rich_help_panel=PANEL,
+        panel=PANEL,
     ),
 ]
 ProfileOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--profile",
         metavar="KIND=MIN,USUAL,MAX",
         help="Sizes that engines take: of batches of image, text or pair (both), of length (tokens of a text), and of "
         "answers and answer-length.",
-        rich_help_panel=PANEL,
-        show_default=False,
+        panel=PANEL,
     ),
 ]
 WorkspaceOption = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--workspace",
         metavar="GB",
         help="GPU memory that a layer may use for itself. Default: all there is.",
-        rich_help_panel=PANEL,
-        show_default=False,
+        panel=PANEL,
     ),
 ]
 HardwareOption = Annotated[
-    bool,
-    typer.Option("--hardware-compatible", help="Engines for every GPU from Ampere on; slower.", rich_help_panel=PANEL),
+    bool, option("--hardware-compatible", help="Engines for every GPU from Ampere on; slower.", panel=PANEL)
 ]
 VersionOption = Annotated[
-    bool,
-    typer.Option("--version-compatible", help="Engines that later TensorRT loads too.", rich_help_panel=PANEL),
+    bool, option("--version-compatible", help="Engines that later TensorRT loads too.", panel=PANEL)
 ]
 
 

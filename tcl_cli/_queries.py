@@ -213,6 +213,7 @@ def _open_vectors(path: Path) -> NDArray[Any]:
     return vectors
 
 
+MOVED = "re-ranking opens the images again; say where they are now by --images, or embed with --keep-tokens"
 AT_ONCE = 64  # queries that are encoded and searched together
 
 
@@ -228,6 +229,7 @@ class SearchRun:
         open_encoder: opens the model.
         seconds: per stage.
         count: queries so far.
+        unread: hits that could not be read for re-ranking, by id, with the reason.
     """
 
     collection: Collection
@@ -237,11 +239,17 @@ class SearchRun:
     open_encoder: Callable[[], Encoder]
     seconds: dict[str, float] = field(default_factory=dict)
     count: int = 0
+    unread: dict[str, str] = field(default_factory=dict)
+    _reranked: bool = False
     _encoder: Encoder | None = None
     _reranker: Reranker | None = None
 
     def __call__(self, queries: Iterable[Query]) -> Iterator[tuple[Query, list[Hit]]]:
-        """Each query with its hits, best first."""
+        """Each query with its hits, best first.
+
+        Raises:
+            DataError: not one hit could be read for re-ranking.
+        """
         rest = iter(queries)
         while chunk := list(islice(rest, AT_ONCE)):
             self._prepare(chunk)
@@ -255,6 +263,15 @@ class SearchRun:
                     with self._clock("rerank"):
                         own = self._rerank(query, own)
                 yield query, own[: self.top]
+        if self.unread and not self._reranked:
+            raise DataError(next(iter(self.unread.values())), hint=MOVED)
+
+    def warning(self) -> str | None:
+        """That some hits could not be read for re-ranking, and which."""
+        if not self.unread:
+            return None
+        first = next(iter(self.unread.values()))
+        return f"{counted(len(self.unread), 'hits')} not re-ranked, and behind those that are: {first}"
 
     def summary(self) -> str:
         """What was done, in one line."""
@@ -290,7 +307,10 @@ class SearchRun:
         assert self._reranker is not None
         first, rest = hits[: self.rerank], hits[self.rerank :]
         if query.kind == "text":
-            return [*self._reranker.by_text(query.name, first), *rest]
+            ordered = self._reranker.by_text(query.name, first)
+            self.unread |= {hit.id: hit.unread for hit in ordered if hit.unread is not None}
+            self._reranked |= any(hit.match is not None for hit in ordered)
+            return [*ordered, *rest]
         return [*self._reranker.by_image(self._reranker.processor.image(query.name), first), *rest]
 
     @contextmanager

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl.errors import UsageError
 from tcl_cli._console import format_value
 from tcl_cli._console import out as console
-from tcl_cli._options import INPUT_PANEL, MODEL_PANEL, OUTPUT_PANEL, SPEED_PANEL, Device, JsonOption, ModelOption
+from tcl_cli._options import (
+    INPUT_PANEL,
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    SPEED_PANEL,
+    App,
+    Device,
+    JsonOption,
+    ModelOption,
+    option,
+)
 
 if TYPE_CHECKING:
     from tcl.encoders.bundle import Bundle
@@ -32,7 +40,7 @@ MOST_BATCH = 65_536
 END_TO_END = 1024  # images, at most
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
@@ -40,65 +48,52 @@ def bench(
     model: ModelOption = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--bundle",
             help="An exported bundle of the model. Default: the newest one of this model under ./exports.",
-            rich_help_panel=MODEL_PANEL,
-            show_default=False,
+            panel=MODEL_PANEL,
         ),
     ] = None,
     device: Annotated[
-        Device,
-        typer.Option("--device", help="auto: the CPU, and a GPU when there is one.", rich_help_panel=MODEL_PANEL),
+        Device, option("--device", help="auto: the CPU, and a GPU when there is one.", panel=MODEL_PANEL)
     ] = "auto",
     compiled: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--compile/--no-compile",
             help="Also torch's compiler. Default: on a GPU only; on a CPU it compiles for a minute.",
-            rich_help_panel=MODEL_PANEL,
-            show_default=False,
+            panel=MODEL_PANEL,
         ),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--images",
             metavar="SOURCE",
             help="Real images, a folder or glob. Default: built-in scenes.",
-            rich_help_panel=INPUT_PANEL,
-            show_default=False,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option(
+        option(
             "--all",
             help=f"Also read, decode, encode and write up to {END_TO_END} of --images, and name the bottleneck.",
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = False,
     batch_sizes: Annotated[
-        str,
-        typer.Option("--batch-sizes", metavar="LIST", help="Inputs at once.", rich_help_panel=SPEED_PANEL),
+        str, option("--batch-sizes", metavar="LIST", help="Inputs at once.", panel=SPEED_PANEL)
     ] = "1,8,32",
     seconds: Annotated[
-        float,
-        typer.Option("--seconds", min=0.01, help="For each way, kind and batch size.", rich_help_panel=SPEED_PANEL),
+        float, option("--seconds", min=0.01, help="For each way, kind and batch size.", panel=SPEED_PANEL)
     ] = 3.0,
     workers: Annotated[
-        int,
-        typer.Option("--workers", "-w", min=1, help="Threads that decode, with --all.", rich_help_panel=SPEED_PANEL),
+        int, option("--workers", "-w", min=1, help="Threads that decode, with --all.", panel=SPEED_PANEL)
     ] = 4,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            "--plot",
-            metavar="PNG",
-            help="A picture: throughput against batch size.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
+        option("--plot", metavar="PNG", help="A picture: throughput against batch size.", panel=OUTPUT_PANEL),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tcl_cli._console import out as console
-from tcl_cli._options import INPUT_PANEL, JsonOption
+from tcl_cli._options import INPUT_PANEL, App, JsonOption, argument, option
 
 PUBLISHED_SUFFIX = ".pth"
 
@@ -24,33 +22,24 @@ What is converted to a folder and back is the same, bit for bit.
 """
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def convert(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="IN", help="A published .pth, or a run, model folder, checkpoint or hub id.", show_default=False
-        ),
+        str, argument(metavar="IN", help="A published .pth, or a run, model folder, checkpoint or hub id.")
     ],
     target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT",
-            help="A new file NAME.pth in the published format, or a new model folder.",
-            show_default=False,
-        ),
+        Path, argument(metavar="OUT", help="A new file NAME.pth in the published format, or a new model folder.")
     ],
     tokenizer: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--tokenizer",
             help="The vocabulary of a published .pth: a tokenizer.json, vocab.txt, folder or hub id. "
             "Default: the one beside it, else bert-base-uncased from the hub.",
-            rich_help_panel=INPUT_PANEL,
-            show_default=False,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     json: JsonOption = False,

@@ -13,7 +13,7 @@ import typer
 from tcl.machine.memory import format_bytes
 from tcl_cli._console import counted, format_value
 from tcl_cli._console import out as console
-from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, ImagesOption, JsonOption
+from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, App, ImagesOption, JsonOption
 
 if TYPE_CHECKING:
     from tcl.data.check.figures import Listing
@@ -100,8 +100,7 @@ PACK_EPILOG = """\
 A pack that was interrupted continues where it was with the same command.
 """
 
-app = typer.Typer(
-    add_completion=False,
+app = App(
     help="Check image-text pairs, and pack them for fast training.",
     no_args_is_help=True,
     epilog=EPILOG,

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl.errors import UsageError
 from tcl_cli._console import counted
 from tcl_cli._console import out as console
-from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL
+from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, App, argument, option
 
 if TYPE_CHECKING:
     from tcl.search.dedup import Group
@@ -27,49 +25,35 @@ duplicate is linked to the group by some pair above the threshold, so its cosine
 """
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def dedup(
-    vectors: Annotated[
-        Path, typer.Argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")
-    ],
+    vectors: Annotated[Path, argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")],
     threshold: Annotated[
-        float,
-        typer.Option("--threshold", "-t", help="Cosine from which two inputs are near-duplicates; above 0, up to 1."),
+        float, option("--threshold", "-t", help="Cosine from which two inputs are near-duplicates; above 0, up to 1.")
     ] = 0.95,
     images: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--images",
             help="Where the embedded images are now, for --html. Default: where they were embedded from.",
-            rich_help_panel=INPUT_PANEL,
-            show_default=False,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Write the groups here, as JSONL. Default: stdout.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
+        Path | None, option("--out", "-o", help="Write the groups here, as JSONL. Default: stdout.", panel=OUTPUT_PANEL)
     ] = None,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Also write a page with thumbnails.", rich_help_panel=OUTPUT_PANEL, show_default=False
-        ),
+        Path | None, option("--html", help="Also write a page with thumbnails.", panel=OUTPUT_PANEL)
     ] = None,
     json: Annotated[
         bool,
-        typer.Option(
+        option(
             "--json",
             help="Print one JSON object instead: the counts and, without --out, the groups as entries.",
-            rich_help_panel=OUTPUT_PANEL,
+            panel=OUTPUT_PANEL,
         ),
     ] = False,
 ) -> None:
@@ -85,8 +69,8 @@ def dedup(
     if out is not None and out == html:
         raise UsageError(f"--out and --html are both {out}", hint="choose another name for one of them")
     opened = VectorFile.open(vectors)
-    for option, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
-        check_output(option, path, [str(file) for file in opened.belongings], suffix)
+    for name, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
+        check_output(name, path, [str(file) for file in opened.belongings], suffix)
     with console.progress("Comparing", len(opened)) as advance:
         first = find_groups(opened, threshold, advance)
     entries: list[dict[str, Any]] | None = [] if json and out is None else None

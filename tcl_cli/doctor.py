@@ -8,13 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from tcl.errors import reason_of
 from tcl.files.atomic import try_writing
 from tcl.machine.processes import available_cores
 from tcl_cli._console import out
-from tcl_cli._options import JsonOption
+from tcl_cli._options import App, JsonOption
 
 EPILOG = """\
 [bold]Examples[/]
@@ -28,7 +26,7 @@ FOR_GPUS = ("onnx-gpu", "onnx-trt", "trt", "trt-rtx")  # and these only where th
 LITTLE_SPACE = 5 * 1024**3  # bytes; a published checkpoint takes 3 GB
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from tcl_cli._console import Advance, counted
 from tcl_cli._console import out as console
 from tcl_cli._options import (
@@ -18,11 +16,14 @@ from tcl_cli._options import (
     MODEL_PANEL,
     OUTPUT_PANEL,
     SPEED_PANEL,
+    App,
     BackendOption,
     Device,
     DeviceOption,
     JsonOption,
     ModelOption,
+    argument,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -119,28 +120,26 @@ Format = Literal["npy", "parquet"]
 Engine = Literal["local", "ray"]
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def embed(
     source: Annotated[
         str,
-        typer.Argument(
+        argument(
             metavar="SOURCE",
             help="A folder of images, a quoted glob, an image; a .txt of sentences or of image paths, or - for stdin; "
             " a .json, .jsonl, .csv, .tsv or .parquet with an image or text column; tar shards; or scenes:",
-            show_default=False,
         ),
     ],
     out: Annotated[
         str,
-        typer.Option(
+        option(
             "--out",
             "-o",
             help="Where to, ending in .npy or .parquet; or a folder of parts, ending in a slash.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
+            panel=OUTPUT_PANEL,
         ),
     ],
     model: ModelOption = None,
@@ -148,120 +147,82 @@ def embed(
     device: DeviceOption = "auto",
     precision: Annotated[
         Precision,
-        typer.Option(
+        option(
             "--precision",
             help="That the model computes in. auto: fp16 on a GPU, fp32 on a CPU where the model has it.",
-            rich_help_panel=MODEL_PANEL,
+            panel=MODEL_PANEL,
         ),
     ] = "auto",
     kind: Annotated[
-        Kind,
-        typer.Option("--kind", help="auto: images where the source has any, else texts.", rich_help_panel=INPUT_PANEL),
+        Kind, option("--kind", help="auto: images where the source has any, else texts.", panel=INPUT_PANEL)
     ] = "auto",
     images: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--images",
             help="Folder or URL that relative image paths in a table or list start from. Default: its own folder.",
-            rich_help_panel=INPUT_PANEL,
-            show_default=False,
+            panel=INPUT_PANEL,
         ),
     ] = None,
-    image_column: Annotated[
-        str | None,
-        typer.Option("--image-column", help="Of a table.", rich_help_panel=INPUT_PANEL, show_default=False),
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option("--text-column", help="Of a table.", rich_help_panel=INPUT_PANEL, show_default=False),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option("--id-column", help="Of a table.", rich_help_panel=INPUT_PANEL, show_default=False),
-    ] = None,
+    image_column: Annotated[str | None, option("--image-column", help="Of a table.", panel=INPUT_PANEL)] = None,
+    text_column: Annotated[str | None, option("--text-column", help="Of a table.", panel=INPUT_PANEL)] = None,
+    id_column: Annotated[str | None, option("--id-column", help="Of a table.", panel=INPUT_PANEL)] = None,
     on_error: Annotated[
-        OnError,
-        typer.Option(
-            "--on-error", help="Skip and list inputs that cannot be read, or stop.", rich_help_panel=INPUT_PANEL
-        ),
+        OnError, option("--on-error", help="Skip and list inputs that cannot be read, or stop.", panel=INPUT_PANEL)
     ] = "skip",
     dtype: Annotated[
-        Dtype,
-        typer.Option(
-            "--dtype", help="Of the vectors on disk; what it costs in recall is printed.", rich_help_panel=OUTPUT_PANEL
-        ),
+        Dtype, option("--dtype", help="Of the vectors on disk; what it costs in recall is printed.", panel=OUTPUT_PANEL)
     ] = "float32",
     keep_tokens: Annotated[
         bool,
-        typer.Option(
+        option(
             "--keep-tokens",
             help="Write the image encoder's last states too, for re-ranking without the images.",
-            rich_help_panel=OUTPUT_PANEL,
+            panel=OUTPUT_PANEL,
         ),
     ] = False,
     shard_rows: Annotated[
         int | None,
-        typer.Option(
-            "--shard-rows",
-            min=1,
-            help="Inputs per part of a folder. Default: 100,000.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
+        option("--shard-rows", min=1, help="Inputs per part of a folder. Default: 100,000.", panel=OUTPUT_PANEL),
     ] = None,
     format_: Annotated[
-        Format | None,
-        typer.Option("--format", help="Of the parts. Default: npy.", rich_help_panel=OUTPUT_PANEL, show_default=False),
+        Format | None, option("--format", help="Of the parts. Default: npy.", panel=OUTPUT_PANEL)
     ] = None,
     restart: Annotated[
-        bool,
-        typer.Option(
-            "--restart",
-            help="Begin anew, and replace the vectors that are there.",
-            rich_help_panel=OUTPUT_PANEL,
-        ),
+        bool, option("--restart", help="Begin anew, and replace the vectors that are there.", panel=OUTPUT_PANEL)
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option(
+        option(
             "--resume",
             help="Also succeed when the vectors are complete; a job that was begun goes on without it too.",
-            rich_help_panel=OUTPUT_PANEL,
+            panel=OUTPUT_PANEL,
         ),
     ] = False,
     json: JsonOption = False,
     batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size", "-b", min=1, help="Inputs per pass through the model.", rich_help_panel=SPEED_PANEL
-        ),
+        int, option("--batch-size", "-b", min=1, help="Inputs per pass through the model.", panel=SPEED_PANEL)
     ] = 64,
     workers: Annotated[
-        int,
-        typer.Option(
-            "--workers", "-w", min=1, help="Threads that read and decode, per device.", rich_help_panel=SPEED_PANEL
-        ),
+        int, option("--workers", "-w", min=1, help="Threads that read and decode, per device.", panel=SPEED_PANEL)
     ] = 4,
     devices: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--devices",
             help="Several devices, a process for each: all (GPUs), or 0,1 or cuda:0,cuda:1.",
-            rich_help_panel=SPEED_PANEL,
-            show_default=False,
+            panel=SPEED_PANEL,
         ),
     ] = None,
     engine: Annotated[
         Engine,
-        typer.Option(
+        option(
             "--engine",
             help="ray: the parts of a folder on a Ray cluster, the one of $RAY_ADDRESS or of this machine.",
-            rich_help_panel=SPEED_PANEL,
+            panel=SPEED_PANEL,
         ),
     ] = "local",
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Print a table of the stages.", rich_help_panel=SPEED_PANEL)
-    ] = False,
+    profile: Annotated[bool, option("--profile", help="Print a table of the stages.", panel=SPEED_PANEL)] = False,
 ) -> None:
     """Turn images or texts into vectors, with ids that match row by row."""
     from tcl.data.inputs.listing import list_inputs

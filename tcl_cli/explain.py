@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL, Device, DeviceOption, JsonOption, LayerOption, ModelOption
+from tcl_cli._options import (
+    OUTPUT_PANEL,
+    App,
+    Device,
+    DeviceOption,
+    JsonOption,
+    LayerOption,
+    ModelOption,
+    argument,
+    option,
+)
 
 if TYPE_CHECKING:
     from tcl.explain.figure import Panel
@@ -24,25 +32,16 @@ EPILOG = """\
 """
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def explain(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="An image, or a scenes: reference.", show_default=False)
-    ],
-    caption: Annotated[str, typer.Argument(metavar="CAPTION", help="A text about it.", show_default=False)],
+    image: Annotated[str, argument(metavar="IMAGE", help="An image, or a scenes: reference.")],
+    caption: Annotated[str, argument(metavar="CAPTION", help="A text about it.")],
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PNG",
-            help="The figure; one that is there is replaced.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
+        option("--out", "-o", metavar="PNG", help="The figure; one that is there is replaced.", panel=OUTPUT_PANEL),
     ],
     layer: LayerOption = None,
     model: ModelOption = None,

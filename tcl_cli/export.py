@@ -10,8 +10,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from tcl.errors import DataError, UsageError
 from tcl_cli._console import out as console
 from tcl_cli._engines import (
@@ -28,7 +26,7 @@ from tcl_cli._engines import (
     request_engines,
 )
 from tcl_cli._export_report import show_checks
-from tcl_cli._options import OUTPUT_PANEL, JsonOption, ModelOption
+from tcl_cli._options import OUTPUT_PANEL, App, JsonOption, ModelOption, option
 
 if TYPE_CHECKING:
     from export.bundle import ExportedBundle
@@ -120,112 +118,96 @@ what feeds them, and bundle.json. Exit code 3: a figure is outside its bound; th
 Int8 = Literal["auto", "dynamic", "static"]
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def export(
     model: ModelOption = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="A new folder. Default: exports/NAME_OF_THE_MODEL.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
+        Path | None, option("--out", "-o", help="A new folder. Default: exports/NAME_OF_THE_MODEL.", panel=OUTPUT_PANEL)
     ] = None,
     onnx: Annotated[
         bool,
-        typer.Option(
+        option(
             "--onnx",
             help="Write ONNX graphs, as without this option. Refused where --model is a bundle, which has them.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
+            panel=OUTPUT_PANEL,
         ),
     ] = False,
     pack: Annotated[
-        bool,
-        typer.Option(
-            "--pack", help="Also write the bundle as one file, OUT.tar, for --model.", rich_help_panel=OUTPUT_PANEL
-        ),
+        bool, option("--pack", help="Also write the bundle as one file, OUT.tar, for --model.", panel=OUTPUT_PANEL)
     ] = False,
     triton: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--triton",
             metavar="DIR",
             help="Also write the first precision as a new model repository for the Triton inference server.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
+            panel=OUTPUT_PANEL,
         ),
     ] = None,
     json: JsonOption = False,
     precision: Annotated[
         str,
-        typer.Option(
+        option(
             "--precision",
             "-p",
             metavar="LIST",
             help="One or more of fp32, fp16, bf16, int8, fp8 (for TensorRT), separated by commas; each is a file per "
             "graph.",
-            rich_help_panel=GRAPHS_PANEL,
+            panel=GRAPHS_PANEL,
         ),
     ] = "fp32",
     matcher: Annotated[
-        bool,
-        typer.Option("--matcher/--no-matcher", help="With the graphs of re-ranking.", rich_help_panel=GRAPHS_PANEL),
+        bool, option("--matcher/--no-matcher", help="With the graphs of re-ranking.", panel=GRAPHS_PANEL)
     ] = True,
     int8: Annotated[
         Int8,
-        typer.Option(
+        option(
             "--int8",
             help="Find the ranges of int8 for every batch, or once on the calibration images and texts (static, which "
             "TensorRT takes too). auto: static with --calibrate.",
-            rich_help_panel=GRAPHS_PANEL,
+            panel=GRAPHS_PANEL,
         ),
     ] = "auto",
     calibrate: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--calibrate",
             metavar="SOURCE",
             help=f"Up to {SAMPLES} real images of a folder or glob, for verification and the ranges of static int8 and "
             "fp8.",
-            rich_help_panel=VERIFY_PANEL,
-            show_default=False,
+            panel=VERIFY_PANEL,
         ),
     ] = None,
     calibrate_texts: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--calibrate-texts",
             metavar="SOURCE",
             help=f"Up to {SAMPLES} real texts, for the same; without them int8 graphs that read text find ranges per "
             "batch.",
-            rich_help_panel=VERIFY_PANEL,
-            show_default=False,
+            panel=VERIFY_PANEL,
         ),
     ] = None,
     verify: Annotated[
         bool,
-        typer.Option(
+        option(
             "--verify/--no-verify",
             help="Compare the written graphs with the model, at several batch sizes and every text length; engines "
             "too, where this machine can run them.",
-            rich_help_panel=VERIFY_PANEL,
+            panel=VERIFY_PANEL,
         ),
     ] = True,
     bound: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--bound",
             metavar="NAME=VALUE",
             help="Move a bound, which the bundle records: fp32 is a largest difference, the others a smallest "
             "cosine, logits.PRECISION a difference of logits.",
-            rich_help_panel=VERIFY_PANEL,
-            show_default=False,
+            panel=VERIFY_PANEL,
         ),
     ] = None,
     trt: TrtOption = False,
@@ -281,9 +263,9 @@ def export(
     tar = target.with_name(f"{target.name}.tar") if pack else None
     if triton is not None and triton in (target, tar):
         raise UsageError(f"--out and --triton are both {triton}", hint="choose another --triton")
-    for option, path in (("--out", target), ("--out", tar), ("--triton", triton)):
+    for name, path in (("--out", target), ("--out", tar), ("--triton", triton)):
         if path is not None and path.exists():
-            raise UsageError(f"{path}: exists", hint=f"choose another {option}")
+            raise UsageError(f"{path}: exists", hint=f"choose another {name}")
     images = real_images(calibrate) if calibrate is not None else []
     texts = real_texts(calibrate_texts) if calibrate_texts is not None else []
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from tcl.errors import UsageError
 from tcl_cli._console import counted
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL, JsonOption
+from tcl_cli._options import OUTPUT_PANEL, App, JsonOption, argument, option
 
 EPILOG = """\
 [bold]Examples[/]
@@ -26,46 +24,40 @@ Below a few million vectors `tcl search --index vecs.npy` needs no index.
 Kind = Literal["auto", "flat", "hnsw", "ivfpq"]
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def index(
-    vectors: Annotated[
-        Path, typer.Argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")
-    ],
+    vectors: Annotated[Path, argument(metavar="VECTORS", help="What `tcl embed` wrote: a file, or a folder of parts.")],
     out: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--out",
             "-o",
             help="Where to, ending in .faiss. Default: beside the vectors, where `tcl search` finds it.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
+            panel=OUTPUT_PANEL,
         ),
     ] = None,
     kind: Annotated[
         Kind,
-        typer.Option(
+        option(
             "--kind",
             help="flat: every row compared. hnsw: a graph; fast, needs the memory of float32 vectors. ivfpq: cells of "
             "compressed vectors. auto: flat up to 20,000 rows, hnsw up to 2 million, ivfpq above.",
-            rich_help_panel=OUTPUT_PANEL,
+            panel=OUTPUT_PANEL,
         ),
     ] = "auto",
     to: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--to",
             metavar="lancedb:DIR/TABLE",
             help="Write ids, vectors, texts or paths, and the model's hash to a LanceDB table instead.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
+            panel=OUTPUT_PANEL,
         ),
     ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Replace the index that is there.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    restart: Annotated[bool, option("--restart", help="Replace the index that is there.", panel=OUTPUT_PANEL)] = False,
     json: JsonOption = False,
 ) -> None:
     """Build an index of vectors, with its measured recall, or write them to a database."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tcl_cli._console import format_value
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL, JsonOption
+from tcl_cli._options import OUTPUT_PANEL, App, JsonOption, argument, option
 
 if TYPE_CHECKING:
     from tcl.weights.describe import Description
@@ -25,23 +23,20 @@ Exit code 1: keys are missing, unknown or of another shape, so that the model ca
 """
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def inspect(
     model: Annotated[
         str | None,
-        typer.Argument(
+        argument(
             metavar="MODEL",
             help="A run, a model folder, a checkpoint, a published .pth, an exported bundle or a hub id. "
             "Default: $TCL_MODEL, else the newest finished run under ./runs.",
-            show_default=False,
         ),
     ] = None,
-    keys: Annotated[
-        bool, typer.Option("--keys", help="Every key, with its class.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    keys: Annotated[bool, option("--keys", help="Every key, with its class.", panel=OUTPUT_PANEL)] = False,
     json: JsonOption = False,
 ) -> None:
     """Say what a model is: sizes, parameters, training, and what became of each key of its file."""

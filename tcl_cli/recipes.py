@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL, JsonOption
+from tcl_cli._options import OUTPUT_PANEL, App, JsonOption, argument, option
 
 EPILOG = """\
 [bold]Examples[/]
@@ -19,16 +17,11 @@ EPILOG = """\
   tcl pretrain mine.yaml --data captions.jsonl
 """
 
-app = typer.Typer(
-    add_completion=False, help="Find, read, copy and check training recipes.", no_args_is_help=True, epilog=EPILOG
-)
+app = App(help="Find, read, copy and check training recipes.", no_args_is_help=True, epilog=EPILOG)
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.", show_default=False)
-]
+RecipeArgument = Annotated[str, argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.")]
 OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. optim.lr=2.0e-4", show_default=False),
+    list[str] | None, argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. optim.lr=2.0e-4")
 ]
 
 
@@ -52,14 +45,9 @@ def show(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     resolved: Annotated[
-        bool,
-        typer.Option(
-            "--resolved", help="Every setting with its value, defaults included.", rich_help_panel=OUTPUT_PANEL
-        ),
+        bool, option("--resolved", help="Every setting with its value, defaults included.", panel=OUTPUT_PANEL)
     ] = False,
-    keys: Annotated[
-        bool, typer.Option("--keys", help="Every setting with what it means.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    keys: Annotated[bool, option("--keys", help="Every setting with what it means.", panel=OUTPUT_PANEL)] = False,
 ) -> None:
     """Print a recipe."""
     from tcl.config.files import find_recipe
@@ -78,7 +66,7 @@ def show(
 @app.command()
 def cp(
     recipe: RecipeArgument,
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, or a folder.", show_default=False)],
+    target: Annotated[Path, argument(metavar="FILE", help="A new file, or a folder.")],
 ) -> None:
     """Copy a recipe, to change it."""
     from tcl.config.files import find_recipe

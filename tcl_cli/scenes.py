@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from tcl_cli._console import counted
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL
+from tcl_cli._options import OUTPUT_PANEL, App, argument, option
 
 CAPTIONS_FILE = "captions.jsonl"
 STATEMENTS_FILE = "statements.jsonl"
@@ -27,25 +25,22 @@ EPILOG = """\
 """
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def scenes(
     spec: Annotated[
-        str,
-        typer.Argument(metavar="[SCENES]", help="Which: scenes:SPLIT, scenes:SPLIT:COUNT or scenes:SPLIT:COUNT:SEED."),
+        str, argument(metavar="[SCENES]", help="Which: scenes:SPLIT, scenes:SPLIT:COUNT or scenes:SPLIT:COUNT:SEED.")
     ] = "scenes:val:256",
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="A new folder.", rich_help_panel=OUTPUT_PANEL, show_default=False)
-    ] = Path("images"),
+    out: Annotated[Path, option("--out", "-o", help="A new folder.", panel=OUTPUT_PANEL)] = Path("images"),
     labels: Annotated[
         bool,
-        typer.Option(
+        option(
             "--labels",
             help=f"Also write {STATEMENTS_FILE}, sentences that are true or false, for `entailment`, and "
             f"{REGIONS_FILE}, a box for each shape, for `grounding`.",
-            rich_help_panel=OUTPUT_PANEL,
+            panel=OUTPUT_PANEL,
         ),
     ] = False,
 ) -> None:

@@ -6,20 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl.errors import UsageError
 from tcl_cli._console import out as console
 from tcl_cli._options import (
     INPUT_PANEL,
     MODEL_PANEL,
     OUTPUT_PANEL,
+    App,
     Backend,
     BackendOption,
     Device,
     DeviceOption,
     JsonOption,
     ModelOption,
+    argument,
+    option,
 )
 from tcl_cli._queries import Query, SearchRun, parse_query, read_queries
 
@@ -39,34 +40,31 @@ EPILOG = """\
 """
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)
 def search(
     index: Annotated[
         str,
-        typer.Option(
+        option(
             "--index",
             "-i",
             help="Vectors that `tcl embed` wrote, or what `tcl index` made of them: a .faiss file, or "
             "lancedb:DIR/TABLE.",
-            rich_help_panel=INPUT_PANEL,
-            show_default=False,
+            panel=INPUT_PANEL,
         ),
     ],
     query: Annotated[
-        str | None,
-        typer.Argument(metavar="[QUERY]", help="A text, the path of an image, or a .npy with one vector."),
+        str | None, argument(metavar="[QUERY]", help="A text, the path of an image, or a .npy with one vector.")
     ] = None,
     queries: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--queries",
             help="Many queries instead of QUERY: a .txt with one per line, a .jsonl with a query (guessed), text or "
             "image in each object, or a .npy of vectors. The result is JSONL.",
-            rich_help_panel=INPUT_PANEL,
-            show_default=False,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     model: ModelOption = None,
@@ -74,54 +72,42 @@ def search(
     device: DeviceOption = "auto",
     images: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--images",
             help="Where the embedded images are now, for --rerank and --html. Default: where they were embedded from.",
-            rich_help_panel=INPUT_PANEL,
-            show_default=False,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     centre: Annotated[
-        bool,
-        typer.Option(
-            "--centre", help="Subtract the mean of the vectors from vectors and query.", rich_help_panel=MODEL_PANEL
-        ),
+        bool, option("--centre", help="Subtract the mean of the vectors from vectors and query.", panel=MODEL_PANEL)
     ] = False,
     ann: Annotated[
         bool,
-        typer.Option(
+        option(
             "--ann",
             help="Search by the .faiss index beside the vectors, as is the default above 3 million of them.",
-            rich_help_panel=MODEL_PANEL,
+            panel=MODEL_PANEL,
         ),
     ] = False,
     exact: Annotated[
-        bool,
-        typer.Option("--exact", help="Compare every vector, and use no .faiss index.", rich_help_panel=MODEL_PANEL),
+        bool, option("--exact", help="Compare every vector, and use no .faiss index.", panel=MODEL_PANEL)
     ] = False,
-    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Hits to show.", rich_help_panel=OUTPUT_PANEL)] = 10,
+    top: Annotated[int, option("--top", "-k", min=1, help="Hits to show.", panel=OUTPUT_PANEL)] = 10,
     rerank: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--rerank",
             min=1,
             help="Let the fusion encoder order this many of the nearest, from the tokens that `tcl embed "
             "--keep-tokens` kept, else from the images.",
-            rich_help_panel=MODEL_PANEL,
-            show_default=False,
+            panel=MODEL_PANEL,
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Write the JSONL of --queries here.", rich_help_panel=OUTPUT_PANEL, show_default=False
-        ),
+        Path | None, option("--out", "-o", help="Write the JSONL of --queries here.", panel=OUTPUT_PANEL)
     ] = None,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Also write a page with thumbnails.", rich_help_panel=OUTPUT_PANEL, show_default=False
-        ),
+        Path | None, option("--html", help="Also write a page with thumbnails.", panel=OUTPUT_PANEL)
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -136,8 +122,8 @@ def search(
         raise UsageError("--ann and --exact exclude each other", hint="leave one of them out")
     asked = [parse_query(query)] if query is not None else read_queries(queries)  # type: ignore[arg-type]
     collection = open_collection(index, ann if ann or exact else None, centre)
-    for option, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
-        check_output(option, path, [str(file) for file in collection.files], suffix)
+    for name, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
+        check_output(name, path, [str(file) for file in collection.files], suffix)
     run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device))
     found = run(asked)
     if queries is None:
@@ -148,6 +134,8 @@ def search(
         if json:
             console.json({"queries": run.count, "out": str(out), "seconds": run.seconds})
     console.message(run.summary())
+    if warning := run.warning():
+        console.warning(warning)
     if html is not None:
         _write_html(html, results, collection, images, run.summary())
 

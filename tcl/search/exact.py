@@ -33,6 +33,7 @@ class Hit:
         path: of the image, relative to the source, where that is not its id.
         match: probability that query and input belong together, by the fusion encoder; None unless re-ranked.
         logit: of a match, which orders re-ranked hits.
+        unread: why the fusion encoder could not look at it: its image has gone, or its kept tokens are damaged.
     """
 
     row: int | None
@@ -42,6 +43,7 @@ class Hit:
     path: str | None = None
     match: float | None = None
     logit: float | None = None
+    unread: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values, without what is None."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.data.images.decode import ImageError
 from tcl.data.inputs.listing import locate
 from tcl.data.processor import Processor
 from tcl.encoders.base import Matcher
@@ -36,21 +37,19 @@ class Reranker:
         self.root = collection.root if root is None else root
 
     def by_text(self, text: str, hits: Sequence[Hit]) -> list[Hit]:
-        """Hits that are images, ordered by how well they match a text.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """Hits that are images, ordered by how well they match a text; behind these, hits that cannot be read."""
         ids, mask = self.processor.texts([text])
+        readable: list[Hit] = []
+        unread: list[Hit] = []
         logits = []
         for start in range(0, len(hits), CHUNK):
-            chunk = hits[start : start + CHUNK]
-            tokens: NDArray[Any] | None = self.collection.tokens(chunk)
-            if tokens is None:
-                tokens = self.matcher.image_tokens(self._pixels(chunk))[1]
-            rows = np.zeros(len(chunk), np.int64)
-            logits.append(self.matcher.match(ids[rows], mask[rows], tokens))
-        return _ordered(hits, logits)
+            found, tokens = self._read(hits[start : start + CHUNK])
+            readable += [hit for hit in found if hit.unread is None]
+            unread += [hit for hit in found if hit.unread is not None]
+            rows = np.zeros(len(tokens), np.int64)
+            if len(rows):
+                logits.append(self.matcher.match(ids[rows], mask[rows], tokens))
+        return [*_ordered(readable, logits), *unread]
 
     def by_image(self, pixels: NDArray[np.uint8], hits: Sequence[Hit]) -> list[Hit]:
         """Hits that are texts, ordered by how well they match an image [3, H, W]."""
@@ -61,14 +60,36 @@ class Reranker:
             logits.append(self.matcher.match(ids, mask, tokens))
         return _ordered(hits, logits)
 
-    def _pixels(self, hits: Sequence[Hit]) -> NDArray[np.uint8]:
-        places = [locate(hit.path or hit.id, self.root) for hit in hits]
+    def _read(self, hits: Sequence[Hit]) -> tuple[list[Hit], NDArray[Any]]:
+        """The hits, some with the reason why they are unread, and the tokens [n, T, W] of the others."""
         try:
-            with ThreadPoolExecutor(WORKERS) as pool:
-                return np.stack(list(pool.map(self.processor.image, places)))
-        except ImageError as error:
-            hint = "re-ranking opens the images again; say where they are now by --images, or embed with --keep-tokens"
-            raise DataError(error.message, hint) from error
+            tokens: NDArray[Any] | None = self.collection.tokens(hits)
+            if tokens is not None:
+                return list(hits), tokens
+            read: Callable[[Hit], NDArray[Any]] = self._pixels
+        except DataError:  # of one of them
+            read = self._kept
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = list(pool.map(partial(_attempt, read), hits))
+        values = np.array([value for _, value in found if value is not None])
+        if len(values) and read == self._pixels:
+            values = self.matcher.image_tokens(values)[1]
+        return [hit for hit, _ in found], values
+
+    def _kept(self, hit: Hit) -> NDArray[np.float16]:
+        tokens = self.collection.tokens([hit])
+        assert tokens is not None
+        return tokens[0]
+
+    def _pixels(self, hit: Hit) -> NDArray[np.uint8]:
+        return self.processor.image(locate(hit.path or hit.id, self.root))
+
+
+def _attempt(read: Callable[[Hit], NDArray[Any]], hit: Hit) -> tuple[Hit, NDArray[Any] | None]:
+    try:
+        return hit, read(hit)
+    except DataError as error:
+        return replace(hit, unread=error.message), None
 
 
 def check_kinds(query: str, collection: Collection) -> None:

@@ -15,6 +15,7 @@ from tcl_cli._console import counted, out
 from tcl_cli._options import (
     INPUT_PANEL,
     MODEL_PANEL,
+    App,
     DeviceOption,
     DryRunOption,
     ImagesOption,
@@ -50,7 +51,7 @@ FIGURES_FILE = "test.json"
 FinetuneTask = Literal["retrieval", "vqa", "entailment", "nlvr2", "grounding"]
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)

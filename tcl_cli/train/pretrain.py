@@ -13,6 +13,7 @@ from tcl_cli._console import out
 from tcl_cli._options import (
     INPUT_PANEL,
     MODEL_PANEL,
+    App,
     DeviceOption,
     DryRunOption,
     ImagesOption,
@@ -43,7 +44,7 @@ TASKS = ("pretrain", "text_assignment")
 """Tasks that learn from pairs alone, before any labels."""
 
 
-app = typer.Typer(add_completion=False)
+app = App()
 
 
 @app.command(epilog=EPILOG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +107,32 @@ def test_kept_tokens_need_no_image(tiny_model: TCL) -> None:
     kept = matcher.image_tokens(tiny_model.processor.images(IMAGES))[1].astype(np.float16)
     gone = [Hit(row, f"gone-{row}.jpg", 0.5) for row in range(5)]
     assert len(Reranker(matcher, tiny_model.processor, Images(kept), None).by_text("a dog", gone)) == 5
-    with pytest.raises(DataError, match=r"gone-0\.jpg: no such file") as caught:
-        Reranker(matcher, tiny_model.processor, Images(), Path("there")).by_text("a dog", gone)
-    assert "--images" in (caught.value.hint or "")
+
+
+def test_hits_that_cannot_be_read_come_last(
+    tiny_model: TCL, logits: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image has gone, of one image the tokens are damaged; whatever chunk they are in."""
+    monkeypatch.setattr("tcl.search.rerank.CHUNK", 2)
+    matcher = TorchMatcher(tiny_model)
+    kept = matcher.image_tokens(tiny_model.processor.images(IMAGES))[1].astype(np.float16)
+
+    class Damaged(Images):
+        def tokens(self, hits: list[Hit]) -> NDArray[np.float16] | None:
+            if any(hit.row == 2 for hit in hits):
+                raise DataError("row 2 is not what was kept")
+            return super().tokens(hits)
+
+    gone = [replace(hit, path="gone.jpg") if hit.row == 2 else hit for hit in HITS]
+    expected = [row for row in np.argsort(-logits[:, 1, 1], kind="stable").tolist() if row != 2]
+    for collection, hits, reason in (
+        (Images(), gone, "cannot read image gone.jpg: no such file"),
+        (Damaged(kept), HITS, "row 2 is not what was kept"),
+    ):
+        ranked = Reranker(matcher, tiny_model.processor, collection, None).by_text(TEXTS[1], hits)
+        assert [hit.row for hit in ranked] == [*expected, 2]
+        assert (ranked[-1].match, ranked[-1].score, ranked[-1].unread) == (None, 0.5, reason)
+        assert all(hit.unread is None for hit in ranked[:-1])
 
 
 def test_images_are_opened_where_they_are(tiny_model: TCL, tmp_path: Path) -> None:

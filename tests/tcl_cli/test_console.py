@@ -41,10 +41,10 @@ def test_tables_and_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stdout, stderr = Terminal(), Terminal()
     monkeypatch.setattr("sys.stdout", stdout)
     monkeypatch.setattr("sys.stderr", stderr)
-    out.table(["id", "score"], [["[red]a.png", 0.5]])
+    out.table(["id", "score"], [["[red]a:heart:.png", 0.5]])
     with out.progress("Embedding", 3) as advance:
         advance(3, loss=0.25)
-    assert "[red]a.png" in stdout.getvalue()
+    assert "[red]a:heart:.png" in stdout.getvalue()  # data, as it is
     assert "Embedding" in stderr.getvalue() and "3/3" in stderr.getvalue() and "loss 0.25" in stderr.getvalue()
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,8 @@ def test_help(
     assert captured.out.lstrip().startswith(f"Usage: {' '.join(['tcl', *command])}")
     assert captured.err == ""
     assert max(map(len, captured.out.splitlines())) <= width
+    assert "<bool>" not in captured.out and not re.search(r"\|\w*[-a-z]│", captured.out)
+    assert not [letter for letter in captured.out if unicodedata.category(letter) == "So" and letter not in "─│╭╮╰╯"]
 
 
 def test_every_command_is_tested() -> None:

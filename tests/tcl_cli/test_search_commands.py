@@ -97,7 +97,7 @@ def test_reranked_from_kept_tokens(vectors: Path, tcl: Tcl, tiny_model: TCL) -> 
     found = json.loads(tcl(*command, "kept.npy").stdout)["hits"]
     assert [hit["id"] for hit in found] == [hit["id"] for hit in expected]
     assert [hit["match"] for hit in found] == pytest.approx([hit["match"] for hit in expected], abs=5e-3)
-    np.save("kept.tokens.npy", tokens[::-1])
+    np.save("kept.tokens.npy", np.roll(tokens, 1, axis=0))
     refused = tcl(*command, "kept.npy")
     assert refused.code == 1 and "is not what was kept with its vector" in refused.stderr
 
@@ -108,6 +108,18 @@ def test_images_that_moved(vectors: Path, tcl: Tcl) -> None:
     failed = tcl(*command)
     assert failed.code == 1 and "--images" in failed.stderr
     assert tcl(*command, "--images", "moved").code == 0
+
+
+def test_one_image_that_has_gone(vectors: Path, tcl: Tcl) -> None:
+    Path("images/2.png").unlink()
+    Path("queries.txt").write_text("a red circle\na blue square\n")
+    found = tcl("search", "--queries", "queries.txt", "--index", "vecs.npy", "--rerank", "3")
+    assert found.code == 0 and found.stderr.count("Warning: 1 hit not re-ranked") == 1 and "2.png" in found.stderr
+    for line in found.stdout.splitlines():
+        *others, last = json.loads(line)["hits"]
+        assert len(others) == 2 and all("match" in hit for hit in others)
+        assert last["id"] == "2.png" and "match" not in last and "no such file" in last["unread"] and last["score"]
+    assert tcl("search", "a red circle", "--index", "vecs.npy", "--rerank", "3", "--html", "hits.html").code == 0
 
 
 def test_a_vector_as_query_needs_no_model(vectors: Path, tcl: Tcl) -> None:
