@@ -6,8 +6,6 @@ be. Its graph, `float16.onnx`, is `MatMul(Cast(rows, float32), queries)`; a test
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,16 +44,7 @@ VALUES_AT_ONCE = 262_144
 FLOAT16_VALUES_AT_ONCE = 2_097_152
 """The same for float16 where ONNX Runtime, whose threads share them, is installed."""
 
-# Moved 3 bits to the right, sign kept, a float16 has the places of a float32's sign, exponent and fraction; what is
-# missing is the difference of the two exponents' zero points, a factor that the queries take. Infinities and NaN would
-# become numbers above 65,000.
-_FLOAT16_PLACES = np.array(0x8FFFE000, np.uint32).view(np.int32)[()]
-_FLOAT16_FACTOR = np.float32(2.0**112)
-
 _FEW_QUERIES = 8  # up to here, one by one takes no longer
-
-_Piece = tuple[slice, NDArray[np.float32], Any]
-_memory = threading.local()
 
 
 class StoredVectors:
@@ -73,10 +62,8 @@ class StoredVectors:
     @property
     def rows_at_once(self) -> int:
         """Rows that `products` is fastest with."""
-        values = VALUES_AT_ONCE
-        if self.dtype == "float16":
-            values = FLOAT16_VALUES_AT_ONCE if find_spec("onnxruntime") else 2 * VALUES_AT_ONCE
-        return max(1, values // self.dim)
+        large = self.dtype == "float16" and find_spec("onnxruntime") is not None
+        return max(1, (FLOAT16_VALUES_AT_ONCE if large else VALUES_AT_ONCE) // self.dim)
 
     def floats(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Stored rows as float32 vectors [n, E]; binary ones have length 1 too."""
@@ -89,39 +76,21 @@ class StoredVectors:
             products = float16_products(queries, stored)
             if products is not None:
                 return products
-        pieces = self._pieces(stored)
-        columns, values, weights = next(pieces)
-        products = _multiply(queries[:, columns] * weights, values)
-        for columns, values, weights in pieces:
-            products += _multiply(queries[:, columns] * weights, values)
-        return products
+        values, factor = self._values(stored)
+        return _multiply(queries * factor, values)
 
     def total(self, stored: NDArray[Any]) -> NDArray[np.float64]:
         """Sum of stored rows [E]; not finite where a value is not."""
-        total = np.empty(self.dim, np.float64)
-        ones = np.ones(len(stored), np.float32)
-        for columns, values, weights in self._pieces(stored):
-            with np.errstate(invalid="ignore"):  # infinities of both signs
-                total[columns] = (ones @ values).astype(np.float64) * weights
-        return total
+        values, factor = self._values(stored)
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            return (np.ones(len(stored), np.float32) @ values).astype(np.float64) * factor
 
-    def _pieces(self, stored: NDArray[Any]) -> Iterator[_Piece]:
-        """Columns, and what they hold as float32 up to a factor; overwritten by the next piece."""
-        every = slice(None)
-        if self.dtype == "float16" and _can_shift(stored):
-            words = np.asarray(stored, "<f2").view("<i4")  # two values each, the first in the lower half
-            moved = _scratch(words.shape)
-            np.right_shift(words, 3, out=moved)
-            moved &= _FLOAT16_PLACES
-            yield slice(1, None, 2), moved.view(np.float32), _FLOAT16_FACTOR
-            np.left_shift(words, 16, out=moved)
-            moved >>= 3
-            moved &= _FLOAT16_PLACES
-            yield slice(0, None, 2), moved.view(np.float32), _FLOAT16_FACTOR
-        elif self.dtype == "int8":
-            yield every, stored.astype(np.float32), self.scale
-        else:
-            yield every, stored if self.dtype == "float32" else self.floats(stored), np.float32(1)
+    def _values(self, stored: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32] | np.float32]:
+        """Numbers [n, E], and what they are to be multiplied by: [E], or one for all."""
+        if self.dtype == "int8":
+            assert self.scale is not None
+            return stored.astype(np.float32), self.scale
+        return stored if self.dtype == "float32" else self.floats(stored), np.float32(1)
 
 
 def _multiply(queries: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -130,20 +99,3 @@ def _multiply(queries: NDArray[np.float32], values: NDArray[np.float32]) -> NDAr
         if len(queries) <= _FEW_QUERIES:
             return np.stack([values @ query for query in queries])
         return queries @ values.T
-
-
-def _can_shift(stored: NDArray[np.float16]) -> bool:
-    """Is it laid out in pairs, and finite by its bits? numpy's own conversion takes eight times as long."""
-    if stored.shape[1] % 2 or not stored.flags.c_contiguous:
-        return False
-    positive, negative = (stored.view(kind).max(initial=0) for kind in (np.int16, np.uint16))
-    return bool(positive < 0x7C00 and negative < 0xFC00)
-
-
-def _scratch(shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """An array to overwrite, the same one each time in a thread: fresh memory would have to be mapped first."""
-    size = int(np.prod(shape))
-    array: NDArray[np.int32] | None = getattr(_memory, "array", None)
-    if array is None or array.size < size:
-        array = _memory.array = np.empty(size, np.int32)
-    return array[:size].reshape(shape)
