@@ -23,7 +23,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,6 +38,7 @@ from mutations import Mutant, mutants
 
 HERE, RESULTS = Path(__file__).parent, ROOT / ".mutants"
 REQUIRED_SCORE = 0.9
+LIKELY = 4  # tests that are tried first
 HEAVY = (
     "fsspec hypothesis.strategies numpy PIL.JpegImagePlugin pyarrow pydantic pytest_timeout rich.console "
     "safetensors.torch timm tokenizers torch torchvision.transforms.v2 transformers typer"
@@ -78,14 +79,20 @@ class File:
         return reach if reach.get("version") == short_hash(self.source, self.tests_hash) else {}
 
     def selected(self, mutant: Mutant, reach: dict[str, Any]) -> list[str]:
-        """The tests that reach its statement, quick ones first; all where none is known to, as of imports."""
+        """The tests that reach its statement: first those that noticed the mutants before it, then the quick ones.
+
+        All tests where none is known to reach it, as of imports.
+        """
         lines = self.statements.get(mutant.line, [mutant.line])
         reaching = {test for line in lines for test in reach["lines"].get(str(line), ())}
         seconds = reach["seconds"]
         tests = [test for test in seconds if not reaching or "" in reaching or test in reaching]
         files = [list(group) for _, group in groupby(tests, lambda test: test.partition("::")[0])]
         files.sort(key=lambda group: fmean(seconds[test] for test in group))  # not mixed, for what they share
-        return [test for group in files for test in sorted(group, key=seconds.__getitem__)]
+        ordered = [test for group in files for test in sorted(group, key=seconds.__getitem__)]
+        noticed = (entry["by"].partition(" ")[2].partition(" - ")[0] for entry in reversed(self.known.values()))
+        likely = list(islice(dict.fromkeys(test for test in noticed if test in ordered), LIKELY))
+        return [*likely, *(test for test in ordered if test not in likely)]
 
 
 def statement_lines(source: str) -> dict[int, range]:
