@@ -36,6 +36,7 @@ NEED_TORCH = (
 YET_LIGHT = (
     "tcl.evaluation.metrics",
     "tcl.evaluation.published",
+    "tcl.evaluation.tasks",
     "tcl.models.heads",
     "tcl.training.preflight",
     "tcl.training.upload",

@@ -18,7 +18,7 @@ from tcl.data.tokenizer import clean_caption
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError, UsageError
 from tcl.evaluation.batches import decode_batches
-from tcl.evaluation.metrics import NAN_HINT
+from tcl.evaluation.metrics import NAN_HINT, percent
 from tcl.files.names import natural_key
 from tcl.models.tcl import TCL
 
@@ -103,6 +103,15 @@ class ClassificationResult:
     images: int
     classes: list[ClassResult]
     bad: list[dict[str, str]]
+
+    def table(self) -> list[list[object]]:
+        """A line per class, their mean, and one for all: class, images, top-1, top-5, what it was taken for."""
+        rows: list[list[object]] = [
+            [line.name, line.images, percent(line.top1), percent(line.top5), line.confused_with or "-"]
+            for line in self.classes
+        ]
+        rows.append(["mean of classes", self.images, percent(self.mean_per_class), "-", "-"])
+        return [*rows, ["all", self.images, percent(self.top1), percent(self.top5), "-"]]
 
 
 @dataclass

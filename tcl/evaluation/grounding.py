@@ -16,6 +16,7 @@ from tcl.data.labels.regions import BOX_HINT, Region
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
 from tcl.evaluation.batches import decode_batches
+from tcl.evaluation.metrics import percent
 from tcl.explain.gradcam import DETAIL, cross_attention_maps, default_layer, resample, word_spans
 from tcl.models.tcl import TCL, ImageOutput
 
@@ -57,6 +58,25 @@ class GroundingResult:
     layer: int
     predictions: list[dict[str, Any]]
     bad: list[dict[str, str]]
+
+    def figures(self) -> dict[str, float]:
+        """Regions that are found, in percent: `accuracy` is that of the proposals, or without them of the heat map."""
+        rows = self.splits[0]
+        return {"accuracy": rows.heat_box if rows.proposals is None else rows.proposals, "peak": rows.peak}
+
+    def table(self) -> list[list[object]]:
+        """A line per split: its name, rows, shares of proposals, boxes and peaks, mean IoU."""
+        return [
+            [
+                figures.split or "(none)",
+                figures.rows,
+                percent(figures.proposals),
+                percent(figures.heat_box),
+                percent(figures.peak),
+                round(figures.mean_iou, 3),
+            ]
+            for figures in self.splits
+        ]
 
 
 def evaluate_grounding(
@@ -187,14 +207,14 @@ def _figures(predictions: list[dict[str, Any]]) -> list[SplitFigures]:
 
 
 def _split_figures(split: str, rows: list[dict[str, Any]]) -> SplitFigures:
-    def percent(hits: list[bool]) -> float:
+    def share(hits: list[bool]) -> float:
         return float(100.0 * np.mean(hits))
 
     return SplitFigures(
         split,
         len(rows),
-        percent([row["iou"] >= IOU_HIT for row in rows]) if all(row["from_proposals"] for row in rows) else None,
-        percent([row["heat_box_iou"] >= IOU_HIT for row in rows]),
-        percent([row["peak_inside"] for row in rows]),
+        share([row["iou"] >= IOU_HIT for row in rows]) if all(row["from_proposals"] for row in rows) else None,
+        share([row["heat_box_iou"] >= IOU_HIT for row in rows]),
+        share([row["peak_inside"] for row in rows]),
         float(np.mean([row["heat_box_iou"] for row in rows])),
     )

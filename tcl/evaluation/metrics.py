@@ -18,6 +18,11 @@ RANKS = (1, 5, 10)
 NAN_HINT = "evaluate an earlier checkpoint of the run"
 
 
+def percent(value: float | None) -> object:
+    """A share as tables show it, with one digit; `-` where there is none."""
+    return "-" if value is None else round(value, 1)
+
+
 def recall_at(ranks: NDArray[np.int64], prefix: str) -> dict[str, float]:
     """Share of queries, in percent, whose best positive is among the first 1, 5 and 10."""
     return {f"{prefix}_r{k}": float(100.0 * np.mean(ranks < k)) for k in RANKS}

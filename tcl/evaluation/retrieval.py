@@ -164,6 +164,11 @@ class RetrievalResult:
             return self.vectors
         return self.reranked | {f"vectors_{name}": value for name, value in self.vectors.items()}
 
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        """What came first, a line per query; see `RankedSet.predictions`."""
+        return list(self.ranked.predictions())
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: all but the rankings."""
         return {name: getattr(self, name) for name in ("vectors", "reranked", "images", "texts", "bad")}

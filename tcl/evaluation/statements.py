@@ -19,7 +19,7 @@ from tcl.data.tokenizer import clean_caption
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
 from tcl.evaluation.batches import rows_by_image
-from tcl.evaluation.metrics import ClassFigures, accuracy, class_table
+from tcl.evaluation.metrics import ClassFigures, accuracy, class_table, percent
 from tcl.models.classifier import Classifier
 
 MAX_WORDS = {"entailment": 30, "nlvr2": 40}  # of a text, as published
@@ -63,6 +63,18 @@ class StatementResult:
     classes: list[ClassFigures]
     predictions: list[dict[str, Any]]
     bad: list[dict[str, str]]
+
+    def figures(self) -> dict[str, float]:
+        """The accuracy, where there is one."""
+        return {} if self.accuracy is None else {"accuracy": self.accuracy}
+
+    def table(self) -> list[list[object]]:
+        """A line per class, and one for all: class, rows, accuracy, precision, F1."""
+        rows: list[list[object]] = [
+            [line.label, line.rows, percent(line.recall), percent(line.precision), percent(line.f1)]
+            for line in self.classes
+        ]
+        return [*rows, ["all", sum(line.rows for line in self.classes), percent(self.accuracy), "-", "-"]]
 
 
 @torch.inference_mode()

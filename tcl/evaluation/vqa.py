@@ -18,7 +18,7 @@ from tcl.data.tokenizer import CaptionTokenizer, clean_question
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
 from tcl.evaluation.batches import rows_by_image
-from tcl.evaluation.metrics import answer_type, normalise_answer, soft_accuracy
+from tcl.evaluation.metrics import answer_type, normalise_answer, percent, soft_accuracy
 from tcl.models.vqa import AskedQuestions, VqaModel
 
 ROWS = 512  # answers that pass through the decoder at once
@@ -124,6 +124,16 @@ class VqaResult:
     outside: int
     predictions: list[dict[str, Any]]
     bad: list[dict[str, str]]
+
+    def figures(self) -> dict[str, float]:
+        """The accuracy, where there is one, and that of each type of question."""
+        by_type = {f"accuracy_{kind}": accuracy for kind, (accuracy, _) in self.by_type.items()}
+        return {} if self.accuracy is None else {"accuracy": self.accuracy, **by_type}
+
+    def table(self) -> list[list[object]]:
+        """A line per type of question, and one for all: type, questions, accuracy."""
+        rows: list[list[object]] = [[kind, number, percent(share)] for kind, (share, number) in self.by_type.items()]
+        return [*rows, ["all", sum(number for _, number in self.by_type.values()), percent(self.accuracy)]]
 
     def submission(self) -> list[dict[str, Any]]:
         """The rows that the VQA challenge takes."""

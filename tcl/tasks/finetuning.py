@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from tcl.config.recipe import Recipe
 from tcl.data.images.augment import Transform, build_transform
 from tcl.data.loader import Samples
+from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.errors import ConfigError
+from tcl.evaluation.tasks import EVALUATIONS
 from tcl.models.adapters import compile_layers
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
@@ -39,10 +41,12 @@ class Finetuning:
         model: what is trained and saved.
         objective: model, teacher and losses in one module, for DDP to wrap.
         loader: batches of training rows.
+        validation: rows to validate on, where there are any; of the subclass.
     """
 
     best_by = "accuracy"
     candidates: int | None = None
+    validation: Any
 
     def __init__(
         self,
@@ -67,6 +71,18 @@ class Finetuning:
     def fingerprint(self) -> str:
         """Identifies the training rows and their order."""
         return self._samples.fingerprint
+
+    @property
+    def validates(self) -> bool:
+        """Are there rows to validate on?"""
+        return bool(self.validation)
+
+    def validate(self, share: Share) -> dict[str, float]:
+        """Accuracy on these rows, in percent."""
+        depth = self.recipe.train.eval_top_k or len(self.model.head.labels)  # all answers, where some are decoded
+        evaluation, batch_size = EVALUATIONS[self.recipe.task], self.recipe.data.batch_size
+        figures = evaluation.run(self.model, self.validation, depth, batch_size, share).figures()
+        return {self.best_by: figures[self.best_by]}
 
     def begin_step(self) -> None:
         """Move the teacher, once per optimizer step."""

@@ -17,7 +17,7 @@ from tcl.data.images.augment import Transform, build_transform
 from tcl.data.pairs.samples import PairBatch, PairSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
-from tcl.evaluation.retrieval import evaluate_retrieval
+from tcl.evaluation.tasks import EVALUATIONS
 from tcl.models.adapters import compile_layers
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective.pretrain import PretrainLosses, PretrainObjective
@@ -64,13 +64,15 @@ class Pretraining:
         self._queued: list[tuple[Tensor, ...]] = []
 
     best_by = "r_mean"
+    evaluation = EVALUATIONS["retrieval"]
     queue: FeatureQueue
 
     def read_validation(self, reporter: Reporter) -> None:
         """Read the validation data, where there is any."""
-        self.val_index = read_index(self.recipe.data.val, self.recipe, reporter) if self.recipe.data.val else None
-        if self.val_index:
-            check_readable(pair.image for pair in self.val_index)
+        self.validation: Any = None
+        if self.recipe.data.val:
+            self.validation = read_index(self.recipe.data.val, self.recipe, reporter)
+            check_readable(pair.image for pair in self.validation)
 
     def build_samples(self, transform: Transform) -> PairSamples:
         """What the loader loads."""
@@ -88,8 +90,8 @@ class Pretraining:
 
     @property
     def validates(self) -> bool:
-        """Are there validation pairs?"""
-        return self.val_index is not None
+        """Is there validation data?"""
+        return self.validation is not None
 
     @property
     def fingerprint(self) -> str:
@@ -171,15 +173,13 @@ class Pretraining:
         return PairBatch([], [], noise.images(size), noise.images(size), input_ids, attention_mask)
 
     def validate(self, share: Share) -> dict[str, float]:
-        """Retrieval on the validation pairs, re-ranked if so set; `r_mean` decides which checkpoint is the best."""
-        assert self.val_index is not None
+        """The figures of `evaluation`; retrieval is re-ranked if so set."""
         top_k, batch_size = self.recipe.train.eval_top_k, self.recipe.data.batch_size
-        result = evaluate_retrieval(self.model, self.val_index, rerank=top_k, batch_size=batch_size, share=share)
-        return result.figures()
+        return self.evaluation.run(self.model, self.validation, top_k, batch_size, share).figures()
 
     def examples(self) -> list[ReportSample]:
         """A few pairs, held-out ones where there are any, with their nearest captions."""
-        return collect_samples(self.model, self.val_index or self.index)
+        return collect_samples(self.model, self.validation or self.index)
 
     def state_dict(self) -> dict[str, Any]:
         """What the task adds to a checkpoint."""

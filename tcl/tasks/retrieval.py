@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from tcl.data.images.augment import Transform
 from tcl.data.labels.regions import read_regions
 from tcl.data.pairs.samples import IdentifiedBatch, IdentifiedPairs
-from tcl.distributed.share import Share
-from tcl.evaluation.grounding import evaluate_grounding
-from tcl.evaluation.held_out import grounding_figures
+from tcl.evaluation.tasks import EVALUATIONS
 from tcl.objective.retrieval import ImageIdQueue, RetrievalLosses, RetrievalObjective
 from tcl.report.rows import Sample
 from tcl.report.samples import region_samples
@@ -80,25 +78,15 @@ class GroundingTraining(RetrievalTraining):
     """The same, but what counts is where the model looks: validation data has boxes."""
 
     best_by = "accuracy"
+    evaluation = EVALUATIONS["grounding"]
 
     def read_validation(self, reporter: Reporter) -> None:
         """Read the regions to validate on, where there are any."""
         data = self.recipe.data
-        self.val_index = None
-        self.regions = list(read_regions(data.val, data.images)) if data.val else []
-        if self.regions:
-            check_readable(region.image for region in self.regions)
-
-    @property
-    def validates(self) -> bool:
-        """Are there regions with boxes?"""
-        return bool(self.regions)
-
-    def validate(self, share: Share) -> dict[str, float]:
-        """The share of regions that are found: by the best proposal, or by the heat map where there are none."""
-        batch_size = self.recipe.data.batch_size
-        return grounding_figures(evaluate_grounding(self.model, self.regions, batch_size=batch_size, share=share))
+        self.validation = list(read_regions(data.val, data.images)) or None if data.val else None
+        if self.validation:
+            check_readable(region.image for region in self.validation)
 
     def examples(self) -> Sequence[Sample]:  # type: ignore[override]
         """A few validation regions with the boxes that are found; without any, pairs with their nearest captions."""
-        return region_samples(self.model, self.regions) if self.regions else super().examples()
+        return region_samples(self.model, self.validation) if self.validation else super().examples()

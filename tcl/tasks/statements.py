@@ -12,9 +12,8 @@ from torch import nn
 from tcl.config.recipe import Recipe
 from tcl.data.labels.samples import StatementBatch, StatementSamples
 from tcl.data.labels.statements import Statement, StatementTask, label_set, read_statements
-from tcl.distributed.share import Share
 from tcl.distributed.world import World
-from tcl.evaluation.statements import MAX_WORDS, evaluate_statements
+from tcl.evaluation.statements import MAX_WORDS
 from tcl.models.classifier import Classifier
 from tcl.models.heads import HeadConfig
 from tcl.objective.classification import ClassifierLosses, ClassifierObjective
@@ -43,7 +42,7 @@ class StatementTraining(Finetuning):
         self._data = recipe.data
         with world.main_first():
             statements = list(read_statements(self.task, recipe.data.train, recipe.data.images))
-        self._val: list[Statement] = []
+        self.validation: list[Statement] = []
         found = {str(statement.label) for statement in statements}
 
         def choose_head(known: HeadConfig | None) -> HeadConfig:
@@ -51,7 +50,7 @@ class StatementTraining(Finetuning):
             if known and known.task == self.task and found <= set(known.labels):
                 labels = known.labels
             with world.main_first():
-                self._val = self._read_validation(labels)
+                self.validation = self._read_validation(labels)
             return HeadConfig(task=self.task, labels=labels)
 
         texts = (statement.text for statement in statements)
@@ -74,11 +73,6 @@ class StatementTraining(Finetuning):
         check_readable(image for statement in statements for image in statement.images)
         return statements
 
-    @property
-    def validates(self) -> bool:
-        """Are there validation statements?"""
-        return bool(self._val)
-
     def losses(self, objective: nn.Module, batch: StatementBatch, alpha: float, seed: int) -> ClassifierLosses:
         """The loss of one batch; nothing is drawn but dropout."""
         batch = batch.to(self.world.device)
@@ -92,12 +86,6 @@ class StatementTraining(Finetuning):
         images = noise.images(size * self.model.images_per_text)
         return StatementBatch([], [], images, input_ids, attention_mask, torch.zeros(size, dtype=torch.long))
 
-    def validate(self, share: Share) -> dict[str, float]:
-        """Accuracy on the validation statements, in percent."""
-        result = evaluate_statements(self.model, self._val, batch_size=self.recipe.data.batch_size, share=share)
-        assert result.accuracy is not None  # every row has a label
-        return {"accuracy": result.accuracy}
-
     def examples(self) -> Sequence[Sample]:
         """A few validation statements with the likeliest classes."""
-        return statement_samples(self.model, self._val) if self._val else []
+        return statement_samples(self.model, self.validation) if self.validation else []

@@ -80,19 +80,14 @@ class TextAssignmentTraining(Finetuning):
         """
         with world.main_first():
             index = read_index(recipe.data.train, recipe, reporter)
-            self._val = read_index(recipe.data.val, recipe, reporter) if recipe.data.val else None
-        if self._val:
-            check_readable(pair.image for pair in self._val)
+            self.validation = read_index(recipe.data.val, recipe, reporter) if recipe.data.val else None
+        if self.validation:
+            check_readable(pair.image for pair in self.validation)
         head = HeadConfig(task="text_assignment", labels=list(ASSIGNMENT))
         captions = (text for pair in index for text in pair.captions)
         model = cast(TextAssigner, start_model(recipe, captions, checkpoint, reporter, lambda known: head))
         samples = SingleViews(index, model.processor.tokenizer, transform_of(recipe), recipe.model.max_length)
         super().__init__(recipe, world, model, samples, TextAssignmentObjective(model))
-
-    @property
-    def validates(self) -> bool:
-        """Are there validation pairs?"""
-        return self._val is not None
 
     def losses(self, objective: nn.Module, batch: CaptionedBatch, alpha: float, seed: int) -> ClassifierLosses:
         """The loss of one batch; `seed` decides which images stand beside each text."""
@@ -126,8 +121,8 @@ class TextAssignmentTraining(Finetuning):
 
         One alone would have nothing beside it.
         """
-        assert self._val is not None
-        pairs, size = list(self._val), max(self.recipe.data.batch_size, 2)
+        assert self.validation is not None
+        pairs, size = list(self.validation), max(self.recipe.data.batch_size, 2)
         own = share.rows(len(pairs), size)
         for batch in decode_batches(self.model.processor, [pairs[row].image for row in own], size, 4):
             rows = [own[place] for place in batch.rows]

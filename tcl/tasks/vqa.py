@@ -12,11 +12,9 @@ from torch import nn
 from tcl.config.recipe import Recipe
 from tcl.data.labels.questions import Question, answer_list, read_answer_list, read_questions
 from tcl.data.labels.samples import QuestionBatch, QuestionSamples
-from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.errors import DataError
 from tcl.evaluation.metrics import normalise_answer
-from tcl.evaluation.vqa import evaluate_vqa
 from tcl.models.heads import HeadConfig
 from tcl.models.vqa import VqaModel
 from tcl.objective.vqa import VqaLosses, VqaObjective
@@ -45,11 +43,11 @@ class VqaTraining(Finetuning):
         data, config = recipe.data, recipe.model
         with world.main_first():
             questions = list(read_questions(data.train, data.images))
-            self._val = list(read_questions(data.val, data.images)) if data.val else []
+            self.validation = list(read_questions(data.val, data.images)) if data.val else []
             answers = read_answer_list(Path(data.answers)) if data.answers else answer_list(questions, data.max_answers)
             _check_answers(questions, answers, reporter)
-            if self._val:
-                check_readable(question.image for question in self._val)
+            if self.validation:
+                check_readable(question.image for question in self.validation)
 
         def choose_head(known: HeadConfig | None) -> HeadConfig:
             layers = config.text_encoder_args.num_hidden_layers - config.fusion_layer
@@ -66,11 +64,6 @@ class VqaTraining(Finetuning):
             max_answer_length=model.max_positions,
         )
         super().__init__(recipe, world, model, samples, VqaObjective(model))
-
-    @property
-    def validates(self) -> bool:
-        """Are there validation questions?"""
-        return bool(self._val)
 
     def losses(self, objective: nn.Module, batch: QuestionBatch, alpha: float, seed: int) -> VqaLosses:
         """The loss of one batch; nothing is drawn but dropout, and there is no teacher."""
@@ -94,17 +87,9 @@ class VqaTraining(Finetuning):
             [], [], noise.images(size), *question, *answer, torch.arange(size), torch.full((size,), 1.0)
         )
 
-    def validate(self, share: Share) -> dict[str, float]:
-        """Soft accuracy on the validation questions, in percent."""
-        top_k = self.recipe.train.eval_top_k or len(self.model.head.labels)
-        batch_size = self.recipe.data.batch_size
-        result = evaluate_vqa(self.model, self._val, top_k=top_k, batch_size=batch_size, share=share)
-        assert result.accuracy is not None  # every row has answers
-        return {"accuracy": result.accuracy}
-
     def examples(self) -> Sequence[Sample]:
         """A few validation questions with the likeliest answers."""
-        return answer_samples(self.model, self._val) if self._val else []
+        return answer_samples(self.model, self.validation) if self.validation else []
 
 
 def _check_answers(questions: list[Question], answers: list[str], reporter: Reporter) -> None:

@@ -19,10 +19,10 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
-from tcl_cli.eval.evaluation import check_output, list_bad, load, percent, processes, write_lines
+from tcl_cli.eval.evaluation import check_output, list_bad, load, processes, show
 
 if TYPE_CHECKING:
-    from tcl.evaluation.classification import ClassificationResult, Prediction
+    from tcl.evaluation.classification import Prediction
 
 EPILOG = """\
 [bold]Examples[/]
@@ -85,17 +85,15 @@ def classification(
         if share.rank:
             return
         list_bad(result.bad)
-        if json:
-            values = {"task": "classification", "model": location, "data": data, "templates": list(templates)}
-            out.json(values | asdict(result) | {"predictions": predictions and str(predictions)})
-        else:
+
+        def say() -> None:
             out.message(
                 f"{location}: {result.images} images, {len(result.classes)} classes, {len(templates)} templates"
             )
-            _table(result)
-        if predictions:
-            write_lines(predictions, map(_line, said))
-            out.message(f"predictions in {predictions}")
+            out.table(["class", "images", "top-1 %", "top-5 %", "taken for"], result.table())
+
+        values = {"task": "classification", "model": location, "data": data, "templates": list(templates)}
+        show(values | asdict(result), say, map(_line, said), predictions, json)
 
 
 def _line(prediction: Prediction) -> dict[str, Any]:
@@ -107,13 +105,3 @@ def _line(prediction: Prediction) -> dict[str, Any]:
         "confidence": confidence,
         "top": [{"label": label, "confidence": share} for label, share in prediction.top],
     }
-
-
-def _table(result: ClassificationResult) -> None:
-    rows: list[list[object]] = [
-        [line.name, line.images, percent(line.top1), percent(line.top5), line.confused_with or "-"]
-        for line in result.classes
-    ]
-    rows.append(["mean of classes", result.images, percent(result.mean_per_class), "-", "-"])
-    rows.append(["all", result.images, percent(result.top1), percent(result.top5), "-"])
-    out.table(["class", "images", "top-1 %", "top-5 %", "taken for"], rows)

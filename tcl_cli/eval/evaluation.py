@@ -209,6 +209,33 @@ def _write(path: Path, parts: Iterable[str]) -> None:
         file.writelines(parts)
 
 
+def show(
+    values: dict[str, Any],
+    say: Callable[[], None],
+    lines: Iterable[dict[str, Any]],
+    predictions: Path | None,
+    as_json: bool,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Print the figures, and write the predictions.
+
+    Args:
+        values: task, model, data, figures and images left out, for JSON.
+        say: prints the figures for people.
+        lines: what the model says of each row.
+        predictions: where that goes, if anywhere.
+        as_json: print one object.
+        more: what stands at its end.
+    """
+    if as_json:
+        out.json(values | {"predictions": predictions and str(predictions)} | (more or {}))
+    else:
+        say()
+    if predictions:
+        write_lines(predictions, lines)
+        out.message(f"predictions in {predictions}")
+
+
 def list_bad(bad: Sequence[dict[str, str]]) -> None:
     """Name the images that could not be read."""
     if not bad:
@@ -219,11 +246,6 @@ def list_bad(bad: Sequence[dict[str, str]]) -> None:
         out.message(f"  {place}{entry['image']}: {entry['reason']}")
     if len(bad) > SHOWN:
         out.message(f"  and {len(bad) - SHOWN} more; --json lists all")
-
-
-def percent(value: float | None) -> object:
-    """A share as tables show it, with one digit; `-` where there is none."""
-    return "-" if value is None else round(value, 1)
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
-from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load, percent, processes, write_lines
+from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load, processes, show
 
 EPILOG = """\
 [bold]Examples[/]
@@ -62,43 +62,28 @@ def grounding(
     json: JsonOption = False,
 ) -> None:
     """Share of regions found (IoU of at least 0.5): by the best proposal, by the heat map alone, by its peak."""
-    from tcl.data.labels.regions import read_regions
+    from tcl.evaluation.tasks import EVALUATIONS
 
+    evaluation = EVALUATIONS["grounding"]
     with processes(device) as (place, share):
         with share.agree():
             location = find_model(model).location
             check_images(images)
             check_output("--predictions", predictions, [*data, *([str(proposals)] if proposals else [])])
-            rows = list(read_regions(data, images, proposals=proposals))
+            rows = evaluation.read(data, images, proposals=proposals)
             loaded = load(location, place, image_size, "match scores")
-        from tcl.evaluation.grounding import evaluate_grounding
-
         with out.progress("Grounding", total=len(rows)) as advance:
-            result = evaluate_grounding(
+            result = evaluation.evaluate(
                 loaded, rows, layer=layer, batch_size=batch_size, workers=workers, share=share, progress=advance
             )
         if share.rank:
             return
         list_bad(result.bad)
-        if json:
-            values = {"task": "grounding", "model": location, "data": data, "layer": result.layer}
-            values |= {"splits": [asdict(figures) for figures in result.splits], "bad": result.bad}
-            out.json(values | {"predictions": predictions and str(predictions)})
-        else:
+
+        def say() -> None:
             out.message(f"{location}: {len(result.predictions)} regions; Grad-CAM of fusion layer {result.layer}")
-            columns = ["split", "rows", "proposals %", "heat box %", "peak inside %", "mean IoU"]
-            cells: list[list[object]] = [
-                [
-                    figures.split or "(none)",
-                    figures.rows,
-                    percent(figures.proposals),
-                    percent(figures.heat_box),
-                    percent(figures.peak),
-                    round(figures.mean_iou, 3),
-                ]
-                for figures in result.splits
-            ]
-            out.table(columns, cells)
-        if predictions:
-            write_lines(predictions, result.predictions)
-            out.message(f"predictions in {predictions}")
+            out.table(evaluation.columns, result.table())
+
+        values = {"task": "grounding", "model": location, "data": data, "layer": result.layer}
+        values["splits"] = [asdict(figures) for figures in result.splits]
+        show(values | {"bad": result.bad}, say, result.predictions, predictions, json)

@@ -25,7 +25,7 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
-from tcl_cli.eval.evaluation import check_output, list_bad, load, processes, write_lines
+from tcl_cli.eval.evaluation import check_output, list_bad, load, processes, show
 
 if TYPE_CHECKING:
     from tcl.data.pairs.table import PairIndex
@@ -86,6 +86,8 @@ def retrieval(
     json: JsonOption = False,
 ) -> None:
     """Recall at 1, 5 and 10 from image to text and back, by vectors alone and re-ranked."""
+    from tcl.evaluation.tasks import EVALUATIONS
+
     chosen = find_protocol(protocol.value) if protocol else None
     candidates = rerank if rerank is not None else chosen.candidates if chosen else CANDIDATES
     with processes(device) as (place, share):
@@ -98,9 +100,7 @@ def retrieval(
         if chosen:
             out.message(f"{chosen.name}: {chosen.dataset}; the published figures are of {chosen.checkpoint}")
         with _Phases() as phases:
-            from tcl.evaluation.retrieval import evaluate_retrieval
-
-            result = evaluate_retrieval(
+            result = EVALUATIONS["retrieval"].evaluate(
                 loaded,
                 index,
                 rerank=candidates,
@@ -123,25 +123,24 @@ def _report(
     predictions: Path | None,
     json: bool,
 ) -> None:
+    from tcl.evaluation.tasks import EVALUATIONS
+
     list_bad(result.bad)
     differences = protocol.differences(result.images, result.texts, candidates, size) if protocol else []
     for difference in differences:
         out.warning(f"not as published: {difference}")
-    if json:
-        depth = {"texts": min(candidates, result.texts), "images": min(candidates, result.images)}
-        values = about | {"image_size": list(size), "rerank": depth} | result.to_dict()
-        values |= {"predictions": predictions and str(predictions)}
-        out.json(values | (_protocol_values(protocol, differences) if protocol else {}))
-    else:
-        model = about["model"]
+
+    def say() -> None:
         sizes = f"{counted(result.images, 'images')}, {counted(result.texts, 'texts')}"
-        out.message(f"{model}: {sizes}; TR image to text, IR text to image, %")
-        out.table(["", "TR R@1", "R@5", "R@10", "IR R@1", "R@5", "R@10"], _rows(result, candidates, protocol))
+        out.message(f"{about['model']}: {sizes}; TR image to text, IR text to image, %")
+        out.table(EVALUATIONS["retrieval"].columns, _rows(result, candidates, protocol))
         if protocol and any(row.to_verify for row in protocol.rows):
             out.message("? has not been compared with the paper")
-    if predictions:
-        write_lines(predictions, result.ranked.predictions())
-        out.message(f"predictions in {predictions}")
+
+    depth = {"texts": min(candidates, result.texts), "images": min(candidates, result.images)}
+    values = about | {"image_size": list(size), "rerank": depth} | result.to_dict()
+    more = _protocol_values(protocol, differences) if protocol else {}
+    show(values, say, result.ranked.predictions(), predictions, json, more)
 
 
 def _read(data: list[str], images: str | None) -> PairIndex:

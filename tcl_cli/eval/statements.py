@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tcl.errors import UsageError
 from tcl.weights.find import find_model
 from tcl_cli._console import counted, out
 from tcl_cli._options import (
@@ -22,11 +23,10 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
-from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load_for, percent, processes, write_lines
+from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load_for, processes, show
 
 if TYPE_CHECKING:
     from tcl.data.labels.statements import StatementTask
-    from tcl.evaluation.statements import StatementResult
 
 ENTAILMENT_EPILOG = """\
 [bold]Examples[/]
@@ -94,15 +94,15 @@ def _evaluate(
     device: Device,
     json: bool,
 ) -> None:
-    from tcl.data.labels.statements import read_statements
-    from tcl.errors import UsageError
+    from tcl.evaluation.tasks import EVALUATIONS
 
+    evaluation = EVALUATIONS[task]
     with processes(device) as (place, share):
         with share.agree():
             location = find_model(model).location
             check_images(images)
             check_output("--predictions", predictions, data)
-            rows = list(read_statements(task, data, images, need_labels=False))
+            rows = evaluation.read(data, images)
             labelled = sum(row.label is not None for row in rows)
             if not labelled and predictions is None:
                 raise UsageError(
@@ -112,33 +112,19 @@ def _evaluate(
             if labelled < len(rows):
                 out.message(f"{len(rows) - labelled} of {len(rows)} rows have no label: predictions only")
             loaded = load_for(task, location, place, image_size)
-        from tcl.evaluation.statements import evaluate_statements
-
         with out.progress("Evaluating", total=len(rows)) as advance:
-            result = evaluate_statements(
+            result = evaluation.evaluate(
                 loaded, rows, batch_size=batch_size, workers=workers, share=share, progress=advance
             )
         if share.rank:
             return
         list_bad(result.bad)
-        if json:
-            values = {"task": task, "model": location, "data": data, "rows": len(result.predictions)}
-            values |= {"accuracy": result.accuracy, "classes": [asdict(figures) for figures in result.classes]}
-            out.json(values | {"bad": result.bad, "predictions": predictions and str(predictions)})
-        else:
+
+        def say() -> None:
             out.message(f"{location}: {counted(len(result.predictions), 'rows')}")
-            _table(result)
-        if predictions:
-            write_lines(predictions, result.predictions)
-            out.message(f"predictions in {predictions}")
+            if result.accuracy is not None:
+                out.table(evaluation.columns, result.table())
 
-
-def _table(result: StatementResult) -> None:
-    if result.accuracy is None:
-        return
-    rows: list[list[object]] = [
-        [line.label, line.rows, percent(line.recall), percent(line.precision), percent(line.f1)]
-        for line in result.classes
-    ]
-    rows.append(["all", sum(line.rows for line in result.classes), percent(result.accuracy), "-", "-"])
-    out.table(["class", "rows", "accuracy %", "precision %", "F1 %"], rows)
+        values = {"task": task, "model": location, "data": data, "rows": len(result.predictions)}
+        values |= {"accuracy": result.accuracy, "classes": [asdict(figures) for figures in result.classes]}
+        show(values | {"bad": result.bad}, say, result.predictions, predictions, json)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tcl.errors import UsageError
 from tcl.weights.find import find_model
 from tcl_cli._console import out
 from tcl_cli._options import (
@@ -22,20 +23,10 @@ from tcl_cli._options import (
     PredictionsOption,
     WorkersOption,
 )
-from tcl_cli.eval.evaluation import (
-    check_images,
-    check_output,
-    list_bad,
-    load_for,
-    percent,
-    processes,
-    write_lines,
-    write_text,
-)
+from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load_for, processes, show, write_text
 
 if TYPE_CHECKING:
     from tcl.data.labels.questions import Question
-    from tcl.evaluation.vqa import VqaResult
 
 EPILOG = """\
 [bold]Examples[/]
@@ -87,41 +78,44 @@ def vqa(
 ) -> None:
     """VQA's soft accuracy, in all and by type of question."""
     from tcl.data.labels.questions import read_answer_list
+    from tcl.evaluation.tasks import EVALUATIONS
 
+    evaluation = EVALUATIONS["vqa"]
     with processes(device) as (place, share):
         with share.agree():
             location = find_model(model).location
             check_images(images)
             _check_outputs(predictions, submission, data)
             listed = read_answer_list(answers) if answers else None
-            rows = _read(data, images, only_metric=predictions is None and submission is None)
+            rows = evaluation.read(data, images)
+            _check_answered(rows, data, only_metric=predictions is None and submission is None)
             loaded = load_for("vqa", location, place, image_size, listed)
             if listed:
                 loaded.head = loaded.head.model_copy(update={"labels": listed})
-        from tcl.evaluation.vqa import evaluate_vqa
-
         with out.progress("Answering", total=len(rows)) as advance:
-            result = evaluate_vqa(
+            result = evaluation.evaluate(
                 loaded, rows, top_k=k, batch_size=batch_size, workers=workers, share=share, progress=advance
             )
         if share.rank:
             return
         list_bad(result.bad)
-        if json:
-            values = {"task": "vqa", "model": location, "data": data, "questions": len(result.predictions)}
-            values |= {"answers": len(loaded.head.labels), "k": min(k, len(loaded.head.labels))}
-            values |= {"accuracy": result.accuracy, "outside": result.outside}
-            values["types"] = {kind: {"accuracy": value, "questions": n} for kind, (value, n) in result.by_type.items()}
-            values |= {"bad": result.bad, "predictions": predictions and str(predictions)}
-            out.json(values | {"submission": submission and str(submission)})
-        else:
-            out.message(
-                f"{location}: {len(result.predictions)} questions, {len(loaded.head.labels)} answers to choose from"
-            )
-            _table(result)
-        if predictions:
-            write_lines(predictions, result.predictions)
-            out.message(f"predictions in {predictions}")
+        labels = len(loaded.head.labels)
+
+        def say() -> None:
+            out.message(f"{location}: {len(result.predictions)} questions, {labels} answers to choose from")
+            if result.accuracy is None:
+                return
+            if result.outside:
+                outside = f"of {result.outside} of {sum(number for _, number in result.by_type.values())} questions"
+                out.message(f"{outside} no answer is in the list, so the model cannot be right")
+            out.table(evaluation.columns, result.table())
+
+        types = {kind: {"accuracy": value, "questions": number} for kind, (value, number) in result.by_type.items()}
+        values = {"task": "vqa", "model": location, "data": data, "questions": len(result.predictions)}
+        values |= {"answers": labels, "k": min(k, labels)}
+        values |= {"accuracy": result.accuracy, "outside": result.outside, "types": types}
+        more = {"submission": submission and str(submission)}
+        show(values | {"bad": result.bad}, say, result.predictions, predictions, json, more)
         if submission:
             write_text(submission, json_module.dumps(result.submission(), ensure_ascii=False) + "\n")
             out.message(f"submission in {submission}")
@@ -132,19 +126,13 @@ def vqa(
 
 
 def _check_outputs(predictions: Path | None, submission: Path | None, data: list[str]) -> None:
-    from tcl.errors import UsageError
-
     check_output("--predictions", predictions, data)
     check_output("--submission", submission, data)
     if predictions and submission and predictions.absolute() == submission.absolute():
         raise UsageError(f"--predictions and --submission are both {predictions}", hint="choose two names")
 
 
-def _read(data: list[str], images: str | None, only_metric: bool) -> list[Question]:
-    from tcl.data.labels.questions import read_questions
-    from tcl.errors import UsageError
-
-    rows = list(read_questions(data, images, need_answers=False))
+def _check_answered(rows: list[Question], data: list[str], only_metric: bool) -> None:
     answered = sum(bool(row.answers) for row in rows)
     if not answered and only_metric:
         raise UsageError(
@@ -154,16 +142,3 @@ def _read(data: list[str], images: str | None, only_metric: bool) -> list[Questi
         )
     if answered < len(rows):
         out.message(f"{len(rows) - answered} of {len(rows)} questions have no answer: predictions only")
-    return rows
-
-
-def _table(result: VqaResult) -> None:
-    if result.accuracy is None:
-        return
-    answered = sum(number for _, number in result.by_type.values())
-    if result.outside:
-        out.message(
-            f"of {result.outside} of {answered} questions no answer is in the list, so the model cannot be right"
-        )
-    rows: list[list[object]] = [[kind, number, percent(share)] for kind, (share, number) in result.by_type.items()]
-    out.table(["type", "questions", "accuracy %"], [*rows, ["all", answered, percent(result.accuracy)]])

@@ -30,7 +30,8 @@ from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_a
 if TYPE_CHECKING:
     from tcl.config.recipe import Recipe
     from tcl.distributed.world import World
-    from tcl.evaluation.held_out import HeldOut, HeldOutResult
+    from tcl.evaluation.held_out import HeldOut
+    from tcl.evaluation.tasks import Result
 
 EPILOG = """\
 [bold]Examples[/]
@@ -187,7 +188,7 @@ def read_held_out(recipe: Recipe, sources: list[str] | None) -> HeldOut | None:
     return HeldOut(recipe, sources)
 
 
-def evaluate_run(held_out: HeldOut, run: Path, world: World) -> HeldOutResult:
+def evaluate_run(held_out: HeldOut, run: Path, world: World) -> Result:
     """What the finished model of a run does on the test split; the processes share the rows."""
     from tcl.weights.load import load_model
 
@@ -198,17 +199,17 @@ def evaluate_run(held_out: HeldOut, run: Path, world: World) -> HeldOutResult:
     return held_out.evaluate(model, share)
 
 
-def report(run: Path, result: HeldOutResult) -> None:
+def report(run: Path, result: Result) -> None:
     """Write down what the model does on the test split, and print the figures."""
     from tcl.files.atomic import write_whole
 
     if result.bad:
         first = result.bad[0]
         out.warning(f"{counted(len(result.bad), 'images')} left out; the first: {first['image']}: {first['reason']}")
-    if result.predictions:
-        lines = [json.dumps(row, ensure_ascii=False) for row in result.predictions]
+    if lines := [json.dumps(row, ensure_ascii=False) for row in result.predictions]:
         write_whole(run / PREDICTIONS_FILE, "\n".join(lines) + "\n")
         out.message(f"Wrote {len(lines)} predictions to {run / PREDICTIONS_FILE}")
-    write_whole(run / FIGURES_FILE, json.dumps(result.figures, indent=2) + "\n")
-    if result.figures:
-        out.table(["on the test rows", "%"], [[name, round(value, 2)] for name, value in result.figures.items()])
+    figures = result.figures()
+    write_whole(run / FIGURES_FILE, json.dumps(figures, indent=2) + "\n")
+    if figures:
+        out.table(["on the test rows", "%"], [[name, round(value, 2)] for name, value in figures.items()])

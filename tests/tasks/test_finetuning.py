@@ -105,7 +105,7 @@ def test_the_model_of_a_run_predicts(runs: Path, task: str) -> None:
     held_out, model = HeldOut(recipe, recipe.data.val), load_model(runs / task)
     held_out.check(model)
     result = held_out.evaluate(model)
-    assert 0 <= result.figures["r_mean" if task == "retrieval" else "accuracy"] <= 100 and not result.bad
+    assert 0 <= result.figures()["r_mean" if task == "retrieval" else "accuracy"] <= 100 and not result.bad
     assert result.predictions
     if task in ("vqa", "entailment", "nlvr2"):
         assert abs(sum(entry["confidence"] for entry in result.predictions[0]["top"]) - 1) < 1e-4
@@ -115,7 +115,7 @@ def test_a_test_split_without_labels_gives_predictions_alone(runs: Path, tmp_pat
     row = {key: value for key, value in question(1).items() if key != "answers"}
     held_out = HeldOut(recipe_for("vqa", "", ""), [write_rows(tmp_path / "test.jsonl", [row])])
     result = held_out.evaluate(load_model(runs / "vqa"))
-    assert result.figures == {} and result.predictions[0]["answer"] in load_model(runs / "vqa").head.labels
+    assert result.figures() == {} and result.predictions[0]["answer"] in load_model(runs / "vqa").head.labels
 
 
 @pytest.mark.parametrize("task", TASKS)
