@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from typing import TypeVar
 
 import torch
 from PIL import Image, ImageDraw
 
 from tcl.data.images.decode import ImageError, decode
+from tcl.data.images.thumbnail import thumbnail
 from tcl.data.labels.questions import Question
 from tcl.data.labels.regions import Box, Region
 from tcl.data.labels.statements import Statement
@@ -22,12 +22,11 @@ from tcl.evaluation.vqa import evaluate_vqa
 from tcl.models.classifier import Classifier
 from tcl.models.tcl import TCL, TextOutput
 from tcl.models.vqa import VqaModel
-from tcl.report.rows import LabelSample, ReportSample
+from tcl.report.page import LabelSample, ReportSample
 
 CANDIDATES = 64  # pairs whose captions compete
 RERANKED = 16  # of them, by vectors, that the fusion encoder looks at
 NEAREST = 3  # captions that are shown
-THUMBNAIL = 300  # pixels of the longer side; shown at half of that
 SHOWN = 8  # rows
 TRUE_BOX, FOUND_BOX = (0, 160, 60), (220, 40, 40)  # green, red
 
@@ -76,7 +75,7 @@ def answer_samples(model: VqaModel, questions: Sequence[Question]) -> list[Label
     answers = {row.question_id: list(dict.fromkeys(row.answers)) for row in rows}
     return [
         LabelSample(
-            [_thumbnail(decode(row["image"]))],
+            [thumbnail(row["image"])],
             row["question"],
             answers[row["question_id"]],
             [(best["answer"], best["confidence"]) for best in row["top"]],
@@ -95,7 +94,7 @@ def statement_samples(model: Classifier, statements: Sequence[Statement]) -> lis
         return []
     return [
         LabelSample(
-            [_thumbnail(decode(image)) for image in row["images"]],
+            [thumbnail(image) for image in row["images"]],
             row["text"],
             [row["label"]],
             [(best["label"], best["confidence"]) for best in row["top"]],
@@ -114,7 +113,7 @@ def region_samples(model: TCL, regions: Sequence[Region]) -> list[LabelSample]:
         return []
     return [
         LabelSample(
-            [_thumbnail(_framed(decode(row["image"]), row["box"], row["predicted"]))],
+            [thumbnail(_framed(decode(row["image"]), row["box"], row["predicted"]))],
             row["text"],
             note=f"IoU {row['iou']:.2f}; the peak of the heat map lies {'in' if row['peak_inside'] else 'outside'} the "
             "box that was meant (green; red: found)",
@@ -157,12 +156,4 @@ def _sample(model: TCL, picture: Image.Image, own: str, captions: list[str], tex
     by_vectors = [(captions[place], cosines[place].item()) for place in best[:NEAREST].tolist()]
     order = matches.argsort(descending=True)[:NEAREST].tolist()
     by_matching = [(captions[best[place]], matches[place].item()) for place in order]
-    return ReportSample(_thumbnail(picture), own, by_vectors, by_matching)
-
-
-def _thumbnail(picture: Image.Image) -> bytes:
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = BytesIO()
-    small.save(file, "JPEG", quality=80)
-    return file.getvalue()
+    return ReportSample(thumbnail(picture), own, by_vectors, by_matching)

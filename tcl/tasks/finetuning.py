@@ -22,7 +22,7 @@ from tcl.models.adapters import compile_layers
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tcl.objective.momentum import MomentumTeacher
-from tcl.report.rows import Sample
+from tcl.report.page import Sample
 from tcl.training.task import build_loader
 
 

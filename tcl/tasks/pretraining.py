@@ -22,7 +22,7 @@ from tcl.models.adapters import compile_layers
 from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tcl.objective.pretrain import PretrainLosses, PretrainObjective
 from tcl.objective.sampling import MaskedTokens, mask_tokens
-from tcl.report.rows import ReportSample
+from tcl.report.page import ReportSample
 from tcl.report.samples import collect_samples
 from tcl.tasks.finetuning import Noise
 from tcl.training.health import TEMPERATURE_RANGE, duplicate_share, feature_spread

@@ -16,7 +16,7 @@ from tcl.data.labels.regions import read_regions
 from tcl.data.pairs.samples import IdentifiedBatch, IdentifiedPairs
 from tcl.evaluation.tasks import EVALUATIONS
 from tcl.objective.retrieval import ImageIdQueue, RetrievalLosses, RetrievalObjective
-from tcl.report.rows import Sample
+from tcl.report.page import Sample
 from tcl.report.samples import region_samples
 from tcl.tasks.pretraining import Pretraining
 from tcl.training.preflight import check_readable

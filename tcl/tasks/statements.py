@@ -17,7 +17,7 @@ from tcl.evaluation.statements import MAX_WORDS
 from tcl.models.classifier import Classifier
 from tcl.models.heads import HeadConfig
 from tcl.objective.classification import ClassifierLosses, ClassifierObjective
-from tcl.report.rows import Sample
+from tcl.report.page import Sample
 from tcl.report.samples import statement_samples
 from tcl.tasks.finetuning import Finetuning, Noise, teacher_of, transform_of
 from tcl.training.preflight import check_readable

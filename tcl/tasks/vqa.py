@@ -18,7 +18,7 @@ from tcl.evaluation.metrics import normalise_answer
 from tcl.models.heads import HeadConfig
 from tcl.models.vqa import VqaModel
 from tcl.objective.vqa import VqaLosses, VqaObjective
-from tcl.report.rows import Sample
+from tcl.report.page import Sample
 from tcl.report.samples import answer_samples
 from tcl.tasks.finetuning import Finetuning, Noise, transform_of
 from tcl.training.preflight import check_readable

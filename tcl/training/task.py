@@ -12,7 +12,7 @@ from tcl.data.loader import Samples, TrainLoader
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.models.tcl import TCL
-from tcl.report.rows import Sample
+from tcl.report.page import Sample
 
 
 class Losses(Protocol):

@@ -22,12 +22,15 @@ from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.models.tcl import TCL
 from tcl.report.charts import Line, chart, format_figure, thin
 from tcl.report.curves import PUBLISHED
-from tcl.report.page import write_report
+from tcl.report.page import LabelSample, ReportSample, write_report
 from tcl.report.records import read_records
-from tcl.report.rows import LabelSample, ReportSample
 from tcl.report.samples import collect_samples, region_samples
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "demo_metrics.jsonl"
+POLICY = {
+    "http-equiv": "Content-Security-Policy",
+    "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+}
 VOID = {"meta", "img", "br", "path", "circle"}
 
 
@@ -119,6 +122,8 @@ def test_nothing_comes_from_outside(run: Path) -> None:
             assert not name.startswith("on") and name != "href"
             assert name != "src" or str(value).startswith("data:")
     text = (run / "report.html").read_text()
+    assert ("meta", POLICY) in page.tags
+    text = text.replace("http-equiv", "")
     assert "http" not in text and "url(" not in text and "@import" not in text
     assert "prefers-color-scheme: dark" in text
 

@@ -195,6 +195,7 @@ def test_page(vectors: Path, tcl: Tcl) -> None:
     assert tcl("search", query, "--index", "vecs.npy", "--rerank", "1", "--html", "hits.html").code == 0
     page = Page(Path("hits.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags and query in page.text
+    assert "Content-Security-Policy" in Path("hits.html").read_text(encoding="utf-8")
     assert len(page.sources) == 3 and all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert all(name in page.text for name in NAMES) and "match" in page.text
     Path("images/1.png").write_bytes(b"x")
