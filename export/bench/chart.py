@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from tcl.errors import UsageError
-from tcl.files.cache import new_file
+from tcl.files.atomic import shared_file
 from tcl.report.charts import format_figure
 
 WIDTH, HEIGHT = 620, 420  # of a panel
@@ -52,7 +52,7 @@ def write_chart(path: Path, record: Mapping[str, Any]) -> None:
         UsageError: it cannot be written.
     """
     try:
-        with new_file(path) as temporary:
+        with shared_file(path) as temporary:
             draw_chart(record).save(temporary, "PNG")
     except OSError as error:
         raise UsageError(

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from tcl.errors import DataError
-from tcl.files.atomic import try_writing
-from tcl.files.cache import cache_folder, make_room, new_file, touch
+from tcl.files.atomic import shared_file, try_writing
+from tcl.files.cache import cache_folder, make_room, touch
 
 _SUMMARY = b"tcl"
 
@@ -92,7 +92,7 @@ def write_index(
     target = cached_path(key) if key else None
     if target and _is_writable(target.parent):
         try:
-            with new_file(target) as temporary:
+            with shared_file(target) as temporary:
                 _write(temporary, schema, batches, summary)
             make_room(target)
             return IndexFile.open(target)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tcl.encoders.bundle import read_bundle
 from tcl.errors import CheckpointError, UsageError
-from tcl.files.atomic import atomic_folder
-from tcl.files.cache import CacheError, cache_folder, locked, new_file
+from tcl.files.atomic import atomic_file, atomic_folder
+from tcl.files.cache import CacheError, cache_folder, locked
 from tcl.files.hashes import file_sha256
 from tcl.files.locks import writing
 from tcl.weights.find import BUNDLE_FILE
@@ -29,7 +29,7 @@ def pack(folder: Path, target: Path) -> None:
     if target.exists():
         raise UsageError(f"{target}: exists", hint="choose another --out")
     names = sorted(read_bundle(folder).hashes)
-    with writing(target), new_file(target) as temporary, tarfile.open(temporary, "w") as tar:
+    with writing(target), atomic_file(target) as temporary, tarfile.open(temporary, "w") as tar:
         for name in (BUNDLE_FILE, *names):  # what names the bundle comes first
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = (folder / name).stat().st_size, 0o644

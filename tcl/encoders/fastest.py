@@ -16,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tcl.files.cache import CacheError, cache_folder, new_file
+from tcl.files.atomic import shared_file
+from tcl.files.cache import CacheError, cache_folder
 from tcl.machine.processes import available_cores
 from tcl.version import __version__
 from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, ModelSource, read_json
@@ -73,7 +74,7 @@ def save(record: dict[str, Any]) -> Path:
     """
     path = _file(record["machine"], record["model_hash"])
     try:
-        with new_file(path) as temporary:
+        with shared_file(path) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise CacheError.of(path.name, error) from error

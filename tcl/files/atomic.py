@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PARTIAL = ".partial"
+"""Suffix of what is being written."""
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         raise FileExistsError(f"{target} exists")
     target.parent.mkdir(parents=True, exist_ok=True)
     # One fixed name: what a killed process left behind is cleared here rather than piling up.
-    temporary = target.with_name(f".{target.name}.partial")
+    temporary = target.with_name(f".{target.name}{PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -52,7 +56,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
     After an exception, of a full disk for example, a `target` that was there is what it was.
     """
-    temporary = target.with_name(f".{target.name}.partial")
+    temporary = target.with_name(f".{target.name}{PARTIAL}")
     try:
         yield temporary
         _sync(temporary)
@@ -61,6 +65,27 @@ def atomic_file(target: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextmanager
+def shared_file(target: Path) -> Iterator[Path]:
+    """`atomic_file` for what several processes may write at once and can be made anew, as in the cache.
+
+    Each has a temporary file of its own, which is there from the start: what cannot be written shows before the work.
+    It is not flushed to the disk.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+    # Not by `tempfile`: other users of a shared cache folder may read what is in it.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def try_writing(folder: Path) -> None:

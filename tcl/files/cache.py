@@ -10,7 +10,6 @@ import errno
 import math
 import os
 import re
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,10 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tcl.errors import DataError, UsageError
+from tcl.files.atomic import PARTIAL
 from tcl.files.locks import acquire, release
-
-PARTIAL = ".partial"
-"""Suffix of files that are being written."""
 
 _DEFAULT_GB = 50.0
 _TOUCH_SECONDS = 60  # marks of use are this coarse, so that reading costs no writing
@@ -77,24 +74,6 @@ def touch(file: Path | int) -> None:
     with suppress(OSError):
         if time.time() - os.stat(file).st_mtime > _TOUCH_SECONDS:
             os.utime(file)
-
-
-@contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `target`; it takes that name when the block ends without an exception.
-
-    Raises:
-        OSError: the folder cannot be made or written to.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
-    # Not by `tempfile`: other users of a shared cache folder may read what is in it.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tcl.errors import UsageError, reason_of
-from tcl.files.cache import CacheError, cache_folder, locked, make_room, new_file, touch
+from tcl.files.atomic import shared_file
+from tcl.files.cache import CacheError, cache_folder, locked, make_room, touch
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 _CONNECT_SECONDS, _READ_SECONDS = 30, 60  # of silence, after which a server counts as gone
@@ -124,10 +125,10 @@ def _download(url: str, target: Path, stamp: str | None) -> None:
 
     try:
         _stamp_file(target).unlink(missing_ok=True)
-        with new_file(target) as temporary:
+        with shared_file(target) as temporary:
             _attempt(url, lambda: copy(temporary))
         if stamp is not None:
-            with new_file(_stamp_file(target)) as temporary:
+            with shared_file(_stamp_file(target)) as temporary:
                 temporary.write_text(stamp, encoding="utf-8")
     except OSError as error:
         if error.errno is None or error.filename == url:  # as `_attempt` raises what goes wrong with the remote

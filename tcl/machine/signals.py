@@ -50,11 +50,8 @@ class StopRequest:
         finally:
             self._raises = False
 
-    def _restore(self) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        while self._previous:
+            signal.signal(*self._previous.popitem())

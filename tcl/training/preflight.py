@@ -31,6 +31,18 @@ BEST_FILE = "best.json"
 BEST_FOLDER = "best"
 METRICS_FILE = "metrics.jsonl"
 
+LOOKED_AT = 64  # training rows whose images are opened before a run
+STARTING = ("init", "pretrained")  # how a model started does not matter to a run that goes on
+CHANGING = (
+    *(("data", name) for name in ("augment", "min_scale", "batch_size")),
+    *(("train", name) for name in ("seed", "epochs", "steps")),
+    *(
+        ("optim", name)
+        for name in ("lr", "warmup_lr", "min_lr", "warmup_steps", "schedule", "weight_decay", "clip_norm")
+    ),
+    *(("loss", name) for name in ("momentum", "alpha", "mlm_probability")),
+)
+
 
 def read_best(run: Path, step: int) -> dict[str, Any] | None:
     """The best validation of a run that goes on from `step`: its step, the metric and its value.
@@ -52,19 +64,6 @@ def count_stale(run: Path, step: int) -> int:
     return sum(
         metric in record and best["step"] < record["step"] <= step for record in read_records(run / METRICS_FILE)
     )
-
-
-LOOKED_AT = 64  # training rows whose images are opened before a run
-STARTING = ("init", "pretrained")  # how a model started does not matter to a run that goes on
-CHANGING = (
-    *(("data", name) for name in ("augment", "min_scale", "batch_size")),
-    *(("train", name) for name in ("seed", "epochs", "steps")),
-    *(
-        ("optim", name)
-        for name in ("lr", "warmup_lr", "min_lr", "warmup_steps", "schedule", "weight_decay", "clip_norm")
-    ),
-    *(("loss", name) for name in ("momentum", "alpha", "mlm_probability")),
-)
 
 
 def check_named(recipe: Recipe) -> None:

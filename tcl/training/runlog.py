@@ -16,7 +16,7 @@ from tcl.training.health import HealthMonitor
 from tcl.training.reporter import Reporter
 
 if TYPE_CHECKING:
-    from tcl.training.trackers import Tracker
+    from tcl.training.trackers import Trackers
 
 
 class RunLog:
@@ -32,14 +32,14 @@ class RunLog:
         for path in (self._metrics, self._bad, self._warnings):
             _keep_until(path, step)
         self._reporter, self._monitor = reporter, monitor
-        self._trackers: Tracker | None = None
+        self._trackers: Trackers | None = None
         self._clock = time.perf_counter()
         self._samples: int | None = None
         self._waited = 0.0
 
-    def track(self, tracker: Tracker) -> None:
+    def track(self, trackers: Trackers) -> None:
         """Send every further record there too."""
-        self._trackers = tracker
+        self._trackers = trackers
 
     def training(self, record: dict[str, Any], waited: float) -> None:
         """A line of figures; it gains the speed since the one before, and the monitor looks at it.

@@ -55,7 +55,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def open_trackers(
     run: Path, names: Sequence[str], settings: Mapping[str, Any], step: int, warn: Warn = lambda text: None
-) -> Tracker:
+) -> Trackers:
     """Start, or go on, to report a run.
 
     Args:
@@ -69,12 +69,12 @@ def open_trackers(
         UsageError: a package is not installed, or a new run cannot be announced to its server.
     """
     check_trackers(names)
-    trackers: list[Tracker] = []
+    trackers = Trackers(warn)
     if not _installed("tensorboard"):
         warn("no event files for TensorBoard, as it is not installed: pip install tensorboard")
     else:
         try:
-            trackers.append(_Guarded("TensorBoard", _TensorBoard(run / "tensorboard", step), warn))
+            trackers.add("TensorBoard", _TensorBoard(run / "tensorboard", step))
         except Exception as error:
             warn(f"no event files for TensorBoard: {_first_line(error)}")
     ids = _read_ids(run)
@@ -85,17 +85,17 @@ def open_trackers(
         except Exception as error:
             reason = _first_line(error)
             if known is None:
-                _All(trackers).close()
+                trackers.close()
                 raise UsageError(
                     f"train.track: {name} does not start: {reason}", hint="mend it, or leave it out"
                 ) from error
             warn(f"{name} does not go on, the run does: {reason}")
             continue
         ids[name] = opened.id
-        trackers.append(_Guarded(name, _InBackground(opened), warn))
+        trackers.add(name, _InBackground(opened))
     if names:
         write_whole(run / IDS_FILE, json.dumps(ids, indent=2) + "\n")
-    return _All(trackers)
+    return trackers
 
 
 def _installed(package: str) -> bool:
@@ -122,42 +122,32 @@ def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield (f"val/{key[4:]}" if key.startswith("val_") else f"train/{key}"), float(value)
 
 
-class _All:
-    """Several trackers as one."""
+class Trackers:
+    """Trackers that cannot hurt the run: the first failure of each is told, and it hears no more."""
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    def __init__(self, warn: Warn) -> None:
+        self._trackers: dict[str, Tracker] = {}
+        self._warn = warn
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        for tracker in self._trackers:
-            tracker.log(record)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
-
-
-class _Guarded:
-    """A tracker that cannot hurt the run: its first failure is told, and it hears no more."""
-
-    def __init__(self, name: str, tracker: Tracker, warn: Warn) -> None:
-        self._name, self._tracker, self._warn = name, tracker, warn
-        self._failed = False
+    def add(self, name: str, tracker: Tracker) -> None:
+        """Have it hear what is logged from now on."""
+        self._trackers[name] = tracker
 
     def log(self, record: Mapping[str, Any]) -> None:
-        self._try(lambda: self._tracker.log(record))
+        """Pass a record on to each."""
+        self._each(lambda tracker: tracker.log(record))
 
     def close(self) -> None:
-        self._try(self._tracker.close)
+        """Have each pass on what is left."""
+        self._each(lambda tracker: tracker.close())
 
-    def _try(self, action: Callable[[], None]) -> None:
-        if self._failed:
-            return
-        try:
-            action()
-        except Exception as error:
-            self._failed = True
-            self._warn(f"{self._name} failed and gets no more metrics, training goes on: {_first_line(error)}")
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                action(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                self._warn(f"{name} failed and gets no more metrics, training goes on: {_first_line(error)}")
 
 
 class _InBackground:

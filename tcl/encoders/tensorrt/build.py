@@ -19,7 +19,8 @@ from tcl.encoders.tensorrt.cuda import Gpu, current_gpu
 from tcl.encoders.tensorrt.package import Package, one_line
 from tcl.encoders.tensorrt.profiles import Axes, Profiles
 from tcl.errors import CheckpointError, TclError, UsageError
-from tcl.files.cache import cache_folder, new_file
+from tcl.files.atomic import shared_file
+from tcl.files.cache import cache_folder
 
 Progress = Callable[[str, float], object]
 """Told the phase and the share that is done, from 0 to 1."""
@@ -332,7 +333,7 @@ def _use_timings(package: Package, config: Any) -> Path | None:
 
 def _keep_timings(path: Path, config: Any) -> None:
     cache = config.get_timing_cache()
-    with suppress(OSError), new_file(path) as temporary:  # builds work without
+    with suppress(OSError), shared_file(path) as temporary:  # builds work without
         temporary.write_bytes(memoryview(cache.serialize()))
 
 

@@ -17,7 +17,8 @@ from tcl.encoders.tensorrt.cuda import Gpu
 from tcl.encoders.tensorrt.engine import FOLDER, PLATFORM, BuiltEngine, Sidecar, engines_of, sources
 from tcl.encoders.tensorrt.package import Package
 from tcl.errors import CheckpointError, TclError, UsageError
-from tcl.files.cache import locked, new_file
+from tcl.files.atomic import shared_file
+from tcl.files.cache import locked
 
 
 def build_engines(
@@ -87,7 +88,7 @@ def build_engine(
         for engine in engines_of(bundle, graph, precision):
             if engine.path == target and engine.sidecar.recipe == sidecar.recipe and _whole(engine):
                 return engine
-        with new_file(target) as temporary:  # fails here, before the work, where it cannot be written
+        with shared_file(target) as temporary:  # fails here, before the work, where it cannot be written
             plan = build_plan(package, path, precision, options, progress)
             temporary.write_bytes(plan.content)
             target.with_suffix(".json").unlink(missing_ok=True)  # never beside an engine that it does not describe
@@ -121,7 +122,7 @@ def _lock_of(engine: Path) -> str:
 
 
 def _write_sidecar(engine: Path, sidecar: Sidecar) -> None:
-    with new_file(engine.with_suffix(".json")) as temporary:
+    with shared_file(engine.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
 
 
