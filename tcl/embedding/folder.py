@@ -11,7 +11,7 @@ What a `FileJob` keeps here beside these, its vectors and journals, is explained
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from tcl.embedding.plan import differences, fingerprint_of
 from tcl.errors import UsageError
 from tcl.files.atomic import write_whole
 from tcl.files.locks import acquire, acquire_folder, release
-from tcl.vectors.files import COMPLETE, other_formats, partial_folder, read_meta
+from tcl.vectors.files import COMPLETE, file_names, other_formats, partial_folder, read_meta
 
 INPUTS = "inputs.arrow"
 FINAL = "final"
 _JOB = "job.json"
 _LOCK = "lock"
+_OWN = re.compile(
+    r"lock|final|job\.json|inputs\.arrow|\.(job\.json|inputs\.arrow)\.partial|vectors\.f32|tokens\.f16|journal-\d+\.jsonl"
+)
 
 
 def is_begun(folder: Path) -> bool:
@@ -119,6 +122,35 @@ def lock(folder: Path, out: Path) -> int:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}", hint="choose another --out") from error
 
 
+def check_own(folder: Path) -> None:
+    """Whatever is in the folder of a job may be removed, so nothing else may be there.
+
+    Raises:
+        UsageError: it is a link, or holds something else.
+    """
+    if folder.is_symlink():
+        raise UsageError(f"{folder}: is a link", hint="remove it, or choose another --out")
+    for place in (folder, folder / FINAL):
+        if place.is_symlink() or not place.is_dir():
+            continue
+        foreign = sorted(path.name for path in place.iterdir() if not _is_own(path))
+        if foreign:
+            raise UsageError(
+                f"{place / foreign[0]}: is not of a job of `tcl embed`, which would remove it",
+                hint=f"move it out of {folder}, or choose another --out",
+            )
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a job writes a file of this name into its folder, or into `final/` there."""
+    if path.is_symlink():
+        return False
+    if path.parent.name != FINAL:
+        return bool(_OWN.fullmatch(path.name)) and path.is_dir() == (path.name == FINAL)
+    out = path.parent.parent.with_suffix("")
+    return path.name in {COMPLETE, f".{COMPLETE}.partial", *(file.name for file in file_names(out))}
+
+
 def check_alone(out: Path) -> None:
     """Is nobody writing vectors of the other format, with the same sidecar files?
 
@@ -141,7 +173,7 @@ def check_alone(out: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Forget a job, but keep its folder and the lock."""
-    (folder / FINAL / COMPLETE).unlink(missing_ok=True)  # first: it speaks for files that are about to go
+    clear_final(folder)  # first: it speaks for files that are about to go
     _clear(folder)
 
 
@@ -153,11 +185,21 @@ def remove(folder: Path) -> None:
         folder.rmdir()
 
 
+def clear_final(folder: Path) -> None:
+    """Remove the final files of a job that have no names yet."""
+    final = folder / FINAL
+    (final / COMPLETE).unlink(missing_ok=True)  # first: it speaks for files that are about to go
+    for path in final.iterdir() if final.is_dir() else ():
+        if _is_own(path):
+            path.unlink()
+    with suppress(OSError):
+        final.rmdir()
+
+
 def _clear(folder: Path) -> None:
-    """Remove everything but the lock; last what tells a later call how far this one came."""
-    names = [path for path in folder.iterdir() if path.name not in (_JOB, FINAL, _LOCK)]
-    for path in (*names, folder / _JOB, folder / FINAL):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove all that a job wrote but the lock; last what tells a later call how far this one came."""
+    for path in folder.iterdir():
+        if path.name not in (_JOB, FINAL, _LOCK) and _is_own(path):
+            path.unlink()
+    (folder / _JOB).unlink(missing_ok=True)
+    clear_final(folder)

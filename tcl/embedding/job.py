@@ -5,7 +5,6 @@ It works in the folder `<out>.partial`. When all batches are done, their rows be
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from tcl.embedding.folder import (
     INPUTS,
     check_alone,
     check_free,
+    check_own,
+    clear_final,
     continues,
     discard,
     finished_meta,
@@ -96,14 +97,13 @@ def _slices(parts: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32
             yield part[start : start + RECALL_ROWS]
 
 
-def write_final(job: FileJob, final: Path) -> None:
+def write_final(job: FileJob) -> None:
     """Write the final files of a job whose batches are all done, complete but for their place.
 
     Args:
         job: with a ledger that is up to date.
-        final: folder to write them in; what a call that was killed left there is discarded.
     """
-    shutil.rmtree(final, ignore_errors=True)
+    clear_final(job.folder)  # what a call that was killed left there
     dtype, facts, inputs = job.options.dtype, job.facts, job.inputs
 
     def vectors() -> Iterator[NDArray[np.float32]]:
@@ -116,7 +116,7 @@ def write_final(job: FileJob, final: Path) -> None:
             largest = np.maximum(largest, np.abs(part).max(axis=0, initial=0))
         scale = int8_scale(largest)
     value_name = "text" if inputs.kind == "text" else "path"
-    writer = VectorWriter(job.out, facts.embed_dim, dtype, value_name, final, scale, facts.token_shape)
+    writer = VectorWriter(job.out, facts.embed_dim, dtype, value_name, job.folder / FINAL, scale, facts.token_shape)
     try:
         for chunk in _chunks(job):
             names = chunk.names()
@@ -280,7 +280,7 @@ class FileJob:
                 self.ledger = Ledger(self.folder, self.plan)
                 if not allow_empty:
                     self._check_any()
-                write_final(self, self.folder / FINAL)
+                write_final(self)
             check_free(self.folder, self.out)
             publish(self.folder / FINAL, self.out)
             meta = read_meta(self.out)
@@ -357,6 +357,7 @@ def check_file_output(out: Path, restart: bool) -> None:
     Raises:
         UsageError: `out` exists and may not be replaced, or cannot be written.
     """
+    check_own(partial_folder(out))
     check_output(out, restart, not restart and may_replace(partial_folder(out)))
 
 

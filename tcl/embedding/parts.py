@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tcl.data.inputs.listing import Inputs
-from tcl.embedding.folder import INPUTS, continues, discard, is_begun, lock, remove, write_job
+from tcl.embedding.folder import INPUTS, check_own, continues, discard, is_begun, lock, remove, write_job
 from tcl.embedding.job import FileJob, check_file_output, disk_errors
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts, Options, differences, fingerprint, fingerprint_of, refuse_failed
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 META = "meta.json"
 WORK = ".partial"
 SHARD_ROWS = 100_000
-_PART = re.compile(r"part-[0-9]{5,}\.")
+_PART = re.compile(r"part-\d{5,}\.((npy|parquet)(\.partial)?|ids\.jsonl|errors\.jsonl|tokens\.npy|meta\.json)")
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,7 @@ def check_parts_output(folder: Path, restart: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file", hint="choose another name, or one ending in .npy or .parquet")
+    check_own(folder / WORK)
     if not is_begun(folder / WORK) and folder.is_dir():
         if (folder / META).exists() and not restart:
             raise UsageError(f"{folder / META}: exists", hint="choose another name, or add --restart to replace it")
@@ -259,7 +260,7 @@ def parts_fingerprint(shard_rows: int, suffix: str) -> dict[str, Any]:
 
 def _parts(folder: Path) -> list[Path]:
     """What a job has written into its folder, and may remove from it: first what says that all of it is there."""
-    parts = sorted(path for path in folder.glob("part-*") if _PART.match(path.name))
+    parts = sorted(path for path in folder.glob("part-*") if _PART.fullmatch(path.name) and not path.is_symlink())
     return [*folder.glob(META), *parts]
 
 

@@ -198,15 +198,16 @@ def test_a_restart_removes_the_hundred_thousandth_part_too(tmp_path: Path) -> No
 
 def leftover(images: Path, out: Path, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that was killed in the midst of removing its folder."""
-    rmtree = shutil.rmtree
 
-    def dying(path: Any, **options: Any) -> None:
-        if Path(path).name == "final" and (Path(path) / "complete.json").exists():
+    clear_final = job_folder.clear_final
+
+    def dying(folder: Path) -> None:
+        if (folder / "final" / "complete.json").exists():
             raise Killed
-        rmtree(path, **options)
+        clear_final(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_folder.shutil, "rmtree", dying)
+        patch.setattr(job_folder, "clear_final", dying)
         with pytest.raises(Killed):
             embed(list_inputs(str(images)), ProjectionEncoder(processor), out, batch_size=4)
     assert out.exists() and not (out.with_name("v.npy.partial") / "job.json").exists()

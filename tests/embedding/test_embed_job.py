@@ -171,7 +171,7 @@ def test_lost_batches_before_the_last_one_count_in_progress(
 def test_lines_of_a_journal_that_nobody_has_written_do_not_count(
     encoded: Path, images: Path, place: Path, processor: Any, whole: Callable[..., dict[str, bytes]]
 ) -> None:
-    """They neither stop a job nor hide the lines around them; files that are not journals are not read."""
+    """They neither stop a job nor hide the lines around them."""
     good = {"batch": 1, "crc": 1, "rows": [[10, 10]], "failed": []}
     values = {"batch": [10, 11, -1, "first", None], "rows": [[], [[10, 9]], 5], "failed": [[8], [[8, "why"]]]}
     lines = [json.dumps(good | {name: value}) for name in values for value in values[name]]
@@ -182,7 +182,6 @@ def test_lines_of_a_journal_that_nobody_has_written_do_not_count(
     journal = encoded / "journal-0.jsonl"
     wrong = "".join(f"{line}\n" for line in lines).encode() + b"\xff\n"
     journal.write_bytes(wrong + journal.read_bytes() + wrong)
-    (encoded / "journal-copy.jsonl").write_bytes(journal.read_bytes())
     assert run(images, place / "v.npy", processor, batch_size=10).calls == 0
     assert files(place) == whole(batch_size=10)
 
