@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tcl.data.processor import Processor
+    from tcl.data.tokenizer import UnknownWords
     from tcl.encoders.base import Encoder
     from tcl.search.exact import Collection, Hit
     from tcl.search.rerank import Reranker
@@ -87,8 +88,16 @@ def read_queries(path: Path) -> Iterator[Query]:
         raise DataError(f"{path}: holds no query", hint="write one per line")
 
 
-def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Collection) -> NDArray[np.float32]:
+def encode_queries(
+    queries: list[Query], encoder: Encoder | None, collection: Collection, unknown: UnknownWords
+) -> NDArray[np.float32]:
     """Their vectors [Q, E].
+
+    Args:
+        queries: texts, images and vectors.
+        encoder: needed for texts and images.
+        collection: what will be searched.
+        unknown: counts texts with words that the vocabulary does not know.
 
     Raises:
         UsageError: a vector was made by another model than the collection's.
@@ -104,7 +113,10 @@ def encode_queries(queries: list[Query], encoder: Encoder | None, collection: Co
         if rows and encoder is not None:
             if kind == "text":
                 names = [queries[row].name for row in rows]
-                vectors[rows] = encoder.encode_text(*encoder.processor.texts(names))
+                ids, mask = encoder.processor.texts(names)
+                for name, own, length in zip(names, ids, mask.sum(axis=1), strict=True):
+                    unknown.add(name, own[:length], encoder.processor.tokenizer.unk_id)
+                vectors[rows] = encoder.encode_text(ids, mask)
             else:
                 # Read as the collection was, so that an image finds itself.
                 processor = reading_processor(encoder)
@@ -213,6 +225,12 @@ def _open_vectors(path: Path) -> NDArray[Any]:
     return vectors
 
 
+def _counter() -> UnknownWords:
+    from tcl.data.tokenizer import UnknownWords
+
+    return UnknownWords()
+
+
 MOVED = "re-ranking opens the images again; say where they are now by --images, or embed with --keep-tokens"
 AT_ONCE = 64  # queries that are encoded and searched together
 
@@ -229,6 +247,7 @@ class SearchRun:
         open_encoder: opens the model.
         seconds: per stage.
         count: queries so far.
+        allow_unknown: go on with a query of words that the vocabulary does not know.
         unread: hits that could not be read for re-ranking, by id, with the reason.
     """
 
@@ -237,9 +256,11 @@ class SearchRun:
     rerank: int | None
     images: Path | None
     open_encoder: Callable[[], Encoder]
+    allow_unknown: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     count: int = 0
     unread: dict[str, str] = field(default_factory=dict)
+    _unknown: UnknownWords = field(default_factory=_counter)
     _reranked: bool = False
     _encoder: Encoder | None = None
     _reranker: Reranker | None = None
@@ -254,7 +275,12 @@ class SearchRun:
         while chunk := list(islice(rest, AT_ONCE)):
             self._prepare(chunk)
             with self._clock("encode"):
-                vectors = encode_queries(chunk, self._encoder, self.collection)
+                vectors = encode_queries(chunk, self._encoder, self.collection, self._unknown)
+            if self._unknown.alone and not self.allow_unknown:
+                raise UsageError(
+                    f"the model's vocabulary knows no word of the query {self._unknown.example!r}",
+                    hint="use other words, or add --allow-unknown: all such queries find the same",
+                )
             with self._clock("search"):
                 hits = self.collection.search(vectors, max(self.top, self.rerank or 0))
             for query, own in zip(chunk, hits, strict=True):
@@ -266,12 +292,13 @@ class SearchRun:
         if self.unread and not self._reranked:
             raise DataError(next(iter(self.unread.values())), hint=MOVED)
 
-    def warning(self) -> str | None:
-        """That some hits could not be read for re-ranking, and which."""
-        if not self.unread:
-            return None
-        first = next(iter(self.unread.values()))
-        return f"{counted(len(self.unread), 'hits')} not re-ranked, and behind those that are: {first}"
+    def warnings(self) -> Iterator[str]:
+        """That words of queries are unknown, and that hits could not be read for re-ranking."""
+        if warning := self._unknown.warning():
+            yield warning
+        if self.unread:
+            first = next(iter(self.unread.values()))
+            yield f"{counted(len(self.unread), 'hits')} not re-ranked, and behind those that are: {first}"
 
     def summary(self) -> str:
         """What was done, in one line."""

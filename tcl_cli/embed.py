@@ -258,7 +258,7 @@ def embed(
         restart=restart,
         resume=resume,
         begin=partial(show_progress, inputs),
-        say=console.message,
+        say=console.warning,
     )
     print_report(report, output, profile and not json)
     if json:

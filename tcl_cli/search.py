@@ -103,6 +103,14 @@ def search(
             panel=MODEL_PANEL,
         ),
     ] = None,
+    allow_unknown: Annotated[
+        bool,
+        option(
+            "--allow-unknown",
+            help="Search for a text of which the model's vocabulary knows no word.",
+            panel=INPUT_PANEL,
+        ),
+    ] = False,
     out: Annotated[
         Path | None, option("--out", "-o", help="Write the JSONL of --queries here.", panel=OUTPUT_PANEL)
     ] = None,
@@ -124,7 +132,7 @@ def search(
     collection = open_collection(index, ann if ann or exact else None, centre)
     for name, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
         check_output(name, path, [str(file) for file in collection.files], suffix)
-    run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device))
+    run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device), allow_unknown)
     found = run(asked)
     if queries is None:
         results = list(found)
@@ -134,7 +142,7 @@ def search(
         if json:
             console.json({"queries": run.count, "out": str(out), "seconds": run.seconds})
     console.message(run.summary())
-    if warning := run.warning():
+    for warning in run.warnings():
         console.warning(warning)
     if html is not None:
         _write_html(html, results, collection, images, run.summary())

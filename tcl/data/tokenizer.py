@@ -7,15 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from tcl.errors import ConfigError, UsageError
 from tcl.files.hub import quiet_hub
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+EXAMPLE = 60  # characters of a text that are shown
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # of which the first that is there counts
 
 _PUNCTUATION = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
@@ -53,6 +56,44 @@ def clean_question(text: str, max_words: int = 50) -> str:
     """
     text = readable(text).lower().translate(_PUNCTUATION).rstrip(" ")
     return " ".join(text.split(" ")[:max_words])
+
+
+@dataclass
+class UnknownWords:
+    """How many texts hold words that the vocabulary does not know: all such words are one and the same to a model.
+
+    Attributes:
+        texts: looked at.
+        some: of them with such a word.
+        alone: of them with such words alone.
+        example: the first of these, else of those.
+    """
+
+    texts: int = 0
+    some: int = 0
+    alone: int = 0
+    example: str = ""
+
+    def add(self, text: str, ids: NDArray[np.int64], unk_id: int) -> None:
+        """Count a text by its ids [S], `[CLS]` first."""
+        unknown = ids[1:] == unk_id
+        if unknown.any():
+            if not self.some or (unknown.all() and not self.alone):
+                self.example = text
+            self.some += 1
+            self.alone += bool(unknown.all())
+        self.texts += 1
+
+    def warning(self) -> str | None:
+        """One line that says so; None where all words are known."""
+        if not self.some:
+            return None
+        alone = f", {self.alone} of them no others" if self.alone else ""
+        holds = "holds" if self.some == 1 else "hold"
+        return (
+            f"{self.some} of {self.texts} texts {holds} words that the model's vocabulary does not know{alone}; "
+            f"for example {self.example[:EXAMPLE]!r}"
+        )
 
 
 class CaptionTokenizer:

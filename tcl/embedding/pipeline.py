@@ -23,7 +23,7 @@ from tcl.data.images.decode import ImageError
 from tcl.data.inputs.inputs import why_gone
 from tcl.data.inputs.listing import Inputs
 from tcl.data.processor import Processor
-from tcl.data.tokenizer import clean_caption
+from tcl.data.tokenizer import UnknownWords, clean_caption
 from tcl.embedding.plan import BatchPlan, Options, Work
 from tcl.encoders.base import reading_processor
 from tcl.errors import DataError, TclError
@@ -57,6 +57,7 @@ class Reader:
 
     def __init__(self, inputs: Inputs, processor: Processor, plan: BatchPlan, pool: Executor) -> None:
         self.inputs, self.processor, self.plan, self._pool = inputs, processor, plan, pool
+        self.unknown, self._lock = UnknownWords(), Lock()
 
     def prepare(self, work: Work) -> Iterator[tuple[int, Callable[[], Prepared]]]:
         """Start on batches of a window.
@@ -106,6 +107,10 @@ class Reader:
         ids, mask = self.processor.texts(texts)
         lengths = mask.sum(axis=1)
         found = [ids[number, : lengths[number]] if clean_caption(text) else None for number, text in enumerate(texts)]
+        with self._lock:
+            for text, own in zip(texts, found, strict=True):
+                if own is not None:
+                    self.unknown.add(text, own, self.processor.tokenizer.unk_id)
         return found, time.perf_counter() - begun
 
 
@@ -223,7 +228,7 @@ class Pipeline:
         plan: which inputs share a batch.
         options: how; `keep_tokens` needs a `TokenEncoder`.
         sink: keeps the results; called by one thread.
-        say: told, once, when batches had to be halved.
+        say: told when batches had to be halved, and in the end when texts hold unknown words; each once.
     """
 
     def __init__(
@@ -262,6 +267,8 @@ class Pipeline:
                         self._take(pending, progress)
             while pending:
                 self._take(pending, progress)
+            if warning := reader.unknown.warning():
+                self._say(warning)
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
             lanes.shutdown(cancel_futures=True)

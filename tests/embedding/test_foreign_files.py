@@ -40,9 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize(
-    "foreign", ["thesis.txt", "final/thesis.txt", "journal-0.jsonl/a.txt", "journal-copy.jsonl"]
-)
+@pytest.mark.parametrize("foreign", ["thesis.txt", "final/thesis.txt", "journal-0.jsonl/a.txt", "journal-copy.jsonl"])
 def test_a_working_folder_with_foreign_files(tmp_path: Path, images: Path, foreign: str, restart: bool) -> None:
     file = tmp_path / "vecs.npy.partial" / foreign
     file.parent.mkdir(parents=True)

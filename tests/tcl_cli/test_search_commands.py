@@ -122,6 +122,20 @@ def test_one_image_that_has_gone(vectors: Path, tcl: Tcl) -> None:
     assert tcl("search", "a red circle", "--index", "vecs.npy", "--rerank", "3", "--html", "hits.html").code == 0
 
 
+def test_words_that_the_vocabulary_does_not_know(vectors: Path, tcl: Tcl) -> None:
+    refused = tcl("search", "一只狗", "--index", "vecs.npy")
+    assert refused.code == 2 and "knows no word of the query '一只狗'" in refused.stderr
+    assert "--allow-unknown" in refused.stderr and refused.stdout == ""
+    found = tcl("search", "一只狗", "--index", "vecs.npy", "--allow-unknown")
+    assert found.code == 0 and "Warning: 1 of 1 texts holds words" in found.stderr and "no others" in found.stderr
+    found = tcl("search", "a red 狗 circle", "--index", "vecs.npy")
+    assert found.code == 0 and "Warning: 1 of 1 texts holds words that the model's vocabulary" in found.stderr
+    assert "Warning" not in tcl("search", "a red circle", "--index", "vecs.npy").stderr
+    Path("queries.txt").write_text("a red circle\n一只狗\n", encoding="utf-8")
+    refused = tcl("search", "--queries", "queries.txt", "--index", "vecs.npy", "--out", "hits.jsonl")
+    assert refused.code == 2 and not Path("hits.jsonl").exists()
+
+
 def test_a_vector_as_query_needs_no_model(vectors: Path, tcl: Tcl) -> None:
     row = np.load("vecs.npy")[1]
     np.save("query.npy", row * 3)
@@ -177,7 +191,7 @@ def test_a_text_is_a_text_whatever_it_names(vectors: Path, tcl: Tcl) -> None:
     Path("README").write_text("x")
     rows = [{"text": "README"}, {"text": "https://example.org/a.jpg"}, {"text": "a.jpg"}]
     Path("queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = tcl("search", "--queries", "queries.jsonl", "--index", "texts.npy")
+    done = tcl("search", "--queries", "queries.jsonl", "--index", "texts.npy", "--allow-unknown")
     assert done.code == 0 and len(done.stdout.splitlines()) == 3
 
 
