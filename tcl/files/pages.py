@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FRAME = "frame.html"  # what every page has around its content, its content-security policy among it
-
 
 def page(template: Path, **values: object) -> Iterator[str]:
     """The text of a page, piece by piece.
 
     Args:
-        template: extends `FRAME`; files beside it can be included. Filters beside Jinja2's own: `cut(n)`, a text of at
-            most so many characters, and `data_url`, a JPEG or PNG file as the source of an image.
+        template: extends `frame.html`, which has the content-security policy of every page; files beside it can be
+            included. Filters beside Jinja2's own: `cut(n)`, a text of at most so many characters, and `data_url`, a
+            JPEG or PNG file as the source of an image.
         values: what it is filled with. Iterators are read as the page is.
     """
     import jinja2

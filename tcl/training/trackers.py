@@ -151,7 +151,11 @@ class Trackers:
 
 
 class _InBackground:
-    """Sends from a thread of its own, so that a slow network never holds up a step."""
+    """Sends from a thread of its own, so that a slow network never holds up a step, nor the end of the run for long.
+
+    Not by MLflow's own (`synchronous=False`): it keeps the process until a server that hangs has been tried for every
+    record, and logs failures without telling them.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker

@@ -162,7 +162,7 @@ import sys
 from tcl_cli.main import run
 for command in {commands}:
     assert run([*command, "--help"]) == 0
-heavy = {{"torch", "numpy", "pyarrow", "PIL", "onnx", "onnxruntime", "timm", "transformers"}}
+heavy = {{"torch", "numpy", "pyarrow", "PIL", "onnx", "onnxruntime", "timm", "transformers", "jinja2"}}
 found = heavy & set(sys.modules)
 assert not found, found
 """
