@@ -201,8 +201,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
 def _vectors(path: Path) -> Iterator[Query]:
     import numpy as np
 
-    from tcl.vectors.files import sidecar
-    from tcl.vectors.reader import read_meta
+    from tcl.vectors.files import read_meta, sidecar
 
     meta = sidecar(path, "meta.json")
     model_hash = read_meta(meta).get("model_hash") if meta.is_file() else None

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tcl.embedding.plan import differences, fingerprint_of
-from tcl.errors import UsageError
+from tcl.errors import DataError, UsageError
 from tcl.files.atomic import write_whole
+from tcl.files.json_object import Malformed, read_object
 from tcl.files.locks import acquire, acquire_folder, release
-from tcl.vectors.files import COMPLETE, file_names, other_formats, partial_folder, read_meta
+from tcl.vectors.files import COMPLETE, file_names, meta_of, other_formats, partial_folder
 
 INPUTS = "inputs.arrow"
 FINAL = "final"
@@ -72,8 +73,8 @@ def finished_meta(folder: Path, out: Path) -> dict[str, Any]:
     """The meta file of a job whose final files were written, wherever it is by now; empty where it is gone."""
     for place in (folder / FINAL / out.name, out):
         try:
-            return read_meta(place)
-        except (OSError, ValueError):
+            return meta_of(place)
+        except (OSError, DataError):
             continue
     return {}
 
@@ -100,12 +101,10 @@ def check_free(folder: Path, out: Path) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        job = None
-    if not isinstance(job, dict) or not isinstance(job.get("fingerprint"), dict):
-        raise UsageError(f"{folder / _JOB}: cannot be read", hint="discard the job with --restart")
-    return job
+        return read_object(folder / _JOB, {"fingerprint": {"inputs": list, "model": str}, "replaces?": bool})
+    except (OSError, Malformed) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{folder / _JOB}: damaged: {reason}", hint="discard the job with --restart") from error
 
 
 def lock(folder: Path, out: Path) -> int:

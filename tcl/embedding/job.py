@@ -40,7 +40,7 @@ from tcl.embedding.plan import BatchPlan, EncoderFacts, Options, Work, fingerpri
 from tcl.errors import DataError, TclError, reason_of
 from tcl.files.locks import release
 from tcl.vectors.dtypes import int8_scale, recall_kept
-from tcl.vectors.files import check_output, partial_folder, publish, read_meta
+from tcl.vectors.files import check_output, meta_of, partial_folder, publish
 from tcl.vectors.writer import VectorWriter
 from tcl.version import __version__
 
@@ -283,7 +283,7 @@ class FileJob:
                 write_final(self)
             check_free(self.folder, self.out)
             publish(self.folder / FINAL, self.out)
-            meta = read_meta(self.out)
+            meta = meta_of(self.out)
             remove(self.folder)
             return meta
 

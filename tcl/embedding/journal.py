@@ -19,14 +19,17 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcl.embedding.plan import BatchPlan
+from tcl.files.json_object import parse_object
 
 _READ_BYTES = 512 << 20  # per call: no system reads more than 2 GB at once
+
+LINE = {"batch": int, "crc": int, "rows": [[int]], "failed": [[(int, str)]]}
 
 Runs = list[tuple[int, int]]  # (first row, number of rows), in the order in which a batch holds them
 
@@ -242,11 +245,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _parse(line: bytes, plan: BatchPlan) -> Entry | None:
     """A line's entry; None where it is cut, or nothing that was ever written here."""
     try:
-        record: dict[str, Any] = json.loads(line)
-        runs = [(int(start), int(count)) for start, count in record["rows"]]
-        failed = [(int(row), str(reason)) for row, reason in record["failed"]]
-        entry = Entry(int(record["batch"]), int(record["crc"]), runs, failed)
-    except (ValueError, KeyError, TypeError):
+        record = parse_object(line, LINE)
+        runs = [(start, count) for start, count in record["rows"]]
+        failed = [(row, reason) for row, reason in record["failed"]]
+    except ValueError:  # Malformed, or more than pairs
         return None
-    known = 0 <= entry.batch < plan.batches
-    return entry if known and sum(count for _, count in runs) + len(failed) == plan.size_of(entry.batch) else None
+    entry = Entry(record["batch"], record["crc"], runs, failed)
+    known = entry.batch < plan.batches
+    inside = all(start + count <= plan.rows for start, count in runs) and all(row < plan.rows for row, _ in failed)
+    whole = known and inside and sum(count for _, count in runs) + len(failed) == plan.size_of(entry.batch)
+    return entry if whole else None

@@ -29,7 +29,7 @@ from tcl.embedding.workers import Task
 from tcl.errors import DataError, UsageError
 from tcl.files.atomic import write_whole
 from tcl.files.locks import release
-from tcl.vectors.files import SUFFIXES, check_folder, partial_folder, read_meta, sync_folder
+from tcl.vectors.files import SUFFIXES, check_folder, meta_of, partial_folder, read_meta, sync_folder
 
 if TYPE_CHECKING:
     from tcl.encoders.base import Encoder
@@ -118,7 +118,7 @@ class PartsJob:
                     write_job(folder / WORK, wanted)
                 layout = Layout(folder, len(inputs), shard_rows, suffix)
                 for part in filter(layout.is_done, range(len(layout)) if options.on_error == "fail" else ()):
-                    refuse_failed(layout.file(part), read_meta(layout.file(part)), options)
+                    refuse_failed(layout.file(part), meta_of(layout.file(part)), options)
             return cls(layout, inputs, facts, options, descriptor)
         except BaseException:
             release(descriptor)
@@ -173,7 +173,7 @@ class PartsJob:
             TclError: the disk is full or gone.
         """
         with disk_errors(self.out):
-            metas = [read_meta(self.layout.file(part)) for part in range(len(self.layout))]
+            metas = [meta_of(self.layout.file(part)) for part in range(len(self.layout))]
             if not any(meta["count"] for meta in metas):
                 _remove_parts(self.out)
                 remove(self.out / WORK)
@@ -325,11 +325,11 @@ class Output:
         if is_begun(self.path / WORK if self.parts else partial_folder(self.path)):
             return None
         try:
-            meta = json.loads((self.path / META).read_text("utf-8")) if self.parts else read_meta(self.path)
-            files = [self.path / part["file"] for part in meta["parts"]] if self.parts else [self.path]
-        except (OSError, ValueError, KeyError, TypeError):
+            meta = read_meta(self.path / META) if self.parts else meta_of(self.path)
+        except (OSError, DataError):
             return None
-        return meta if isinstance(meta, dict) and files and all(file.is_file() for file in files) else None
+        files = [self.path / part["file"] for part in meta.get("parts") or ()] if self.parts else [self.path]
+        return meta if files and all(file.is_file() for file in files) else None
 
     def open(self, inputs: Inputs, facts: EncoderFacts, options: Options, restart: bool) -> Job:
         """Begin the job, or go on with it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from tcl.errors import DataError, MissingExtraError, UsageError, reason_of
 from tcl.files.hashes import file_sha256
+from tcl.files.json_object import Malformed, read_object
 from tcl.search.exact import ExactCollection, Found, Hit, check_width, make_hits
 from tcl.vectors.reader import VectorFile
 
@@ -47,6 +47,20 @@ class IndexReport:
     refine: int
     recall_at_10: float
     queries: int
+
+
+REPORT = {
+    "kind": str,
+    "vectors": str,
+    "files": {"*": {"bytes": int, "changed": int, "sha256": str}},
+    "model_hash": str,
+    "count": int,
+    "dim": int,
+    "effort": int,
+    "refine": int,
+    "recall_at_10": float,
+    "queries": int,
+}
 
 
 def report_file(index: Path) -> Path:
@@ -109,10 +123,10 @@ def read_report(path: Path) -> IndexReport:
         if not file.is_file():
             raise UsageError(f"{file}: no such file", hint="make it with `tcl index VECTORS`")
     try:
-        report = IndexReport(**json.loads(report_file(path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{report_file(path)}: damaged: {reason_of(error)}", hint="run `tcl index` again") from error
-    return report
+        values = read_object(report_file(path), REPORT)
+        return IndexReport(**{name: values[name] for name in REPORT})
+    except Malformed as error:
+        raise DataError(f"{report_file(path)}: damaged: {error}", hint="run `tcl index` again") from error
 
 
 def check_fresh(path: Path, report: IndexReport, vectors: VectorFile) -> None:

@@ -22,11 +22,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl.errors import UsageError
+from tcl.errors import DataError, UsageError
 from tcl.files.atomic import try_writing
+from tcl.files.json_object import Malformed, read_object
 
 SUFFIXES = (".npy", ".parquet")
+AGAIN = "run `tcl embed` again"
 COMPLETE = "complete.json"  # lists the finished files of a folder; written last
+META = {
+    "kind?": str,
+    "count": int,
+    "failed?": int,
+    "dim?": int,
+    "dtype?": str,
+    "model_hash?": str,
+    "root?": str,
+    "scale?": [float],
+    "token_shape?": [int],
+    "recall_at_10?": float,
+    "recall_queries?": int,
+    "shard_rows?": int,
+    "parts?": [{"file": str, "count": int}],
+}
+"""What a `meta.json` may say, as `tcl.files.json_object` checks it; of other members nothing depends on."""
 TOKENS_CHECKSUM = "tokens_crc32"  # of a row: the name of `tokens_checksum`
 
 
@@ -99,7 +117,7 @@ def publish(folder: Path, out: Path) -> None:
     What was there before gives way. May be called again after it was killed at any point.
     """
     if (folder / out.name).exists():  # else the last one has moved already
-        names = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        names = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))  # written a moment ago, or whole
         out.unlink(missing_ok=True)  # from here on, and until the last rename, there are no vectors
         for path in file_names(out):
             if (folder / path.name).exists():
@@ -109,10 +127,22 @@ def publish(folder: Path, out: Path) -> None:
     sync_folder(out.parent)
 
 
-def read_meta(out: Path) -> dict[str, Any]:
-    """What belongs to vectors that `tcl embed` has just finished."""
-    meta: dict[str, Any] = json.loads(sidecar(out, "meta.json").read_text(encoding="utf-8"))
-    return meta
+def meta_of(out: Path) -> dict[str, Any]:
+    """What the `meta.json` beside vectors says; raises as `read_meta`."""
+    return read_meta(sidecar(out, "meta.json"))
+
+
+def read_meta(file: Path) -> dict[str, Any]:
+    """Content of a `meta.json`, beside vectors or in a folder of parts.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it is damaged.
+    """
+    try:
+        return read_object(file, META)
+    except Malformed as error:
+        raise DataError(f"{file}: damaged: {error}", hint=AGAIN) from error
 
 
 def file_names(out: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -14,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import DataError, UsageError, reason_of
+from tcl.files.json_object import Malformed, parse_object
 from tcl.files.names import from_unicode
-from tcl.vectors.files import TOKENS_CHECKSUM, sidecar
+from tcl.vectors.files import AGAIN, TOKENS_CHECKSUM, sidecar
 
 RECORD = ("id", "text", "path")  # what is known about a row
-AGAIN = "run `tcl embed` again"
+LINE = {"id": str, "text?": str, "path?": str, f"{TOKENS_CHECKSUM}?": int}
 _SCAN_BYTES = 16 << 20  # searched for line ends at once
 _ROW_GROUPS = 4  # of Parquet that stay in memory for single rows
 
@@ -211,12 +211,9 @@ class Lines:
         """
         start = int(self._ends[row - 1]) + 1 if row else 0
         try:
-            record = json.loads(self._content[start : int(self._ends[row])])
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or "id" not in record:
-            raise DataError(f"{self.path} line {row + 1}: holds no id", hint=AGAIN)
-        return record
+            return parse_object(self._content[start : int(self._ends[row])], LINE)
+        except Malformed as error:
+            raise DataError(f"{self.path} line {row + 1}: damaged: {error}", hint=AGAIN) from error
 
 
 def belonging(path: Path, name: str) -> Path:
@@ -243,6 +240,8 @@ def map_npy(path: Path) -> NDArray[Any]:
         raise DataError(f"{path}: cannot be read: {error.strerror or reason_of(error)}", hint=AGAIN) from error
     except (ValueError, EOFError) as error:  # numpy's text is for programmers: it names allow_pickle and mmap
         raise DataError(f"{path}: damaged or cut off, or no array of numbers", hint=AGAIN) from error
+    except (OverflowError, ZeroDivisionError, TypeError, RecursionError, MemoryError, SyntaxError) as error:
+        raise DataError(f"{path}: damaged: no array has such a shape", hint=AGAIN) from error
     if not isinstance(array, np.ndarray):  # an archive of arrays
         raise DataError(f"{path}: holds no array", hint=AGAIN)
     return array

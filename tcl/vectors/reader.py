@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.errors import DataError, UsageError
-from tcl.vectors.files import SUFFIXES, file_names, sidecar, tokens_checksum
-from tcl.vectors.parts import AGAIN, Part, belonging, map_npy, open_part
+from tcl.vectors.files import AGAIN, SUFFIXES, file_names, read_meta, sidecar, tokens_checksum
+from tcl.vectors.parts import Part, belonging, map_npy, open_part
 from tcl.vectors.products import StoredVectors
 
 FOLDER_META = "meta.json"  # of a folder of parts; written last
@@ -58,10 +57,7 @@ class VectorFile:
                 hint="the command of `tcl embed` that makes it completes it",
             )
         meta = read_meta(file)
-        try:
-            names = [(str(entry["file"]), int(entry["count"])) for entry in meta["parts"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{file}: names no parts", hint=AGAIN) from error
+        names = [(entry["file"], entry["count"]) for entry in meta.get("parts") or ()]
         parts, codes = [], []
         for name, count in names:
             own, part = _open_part(folder / Path(name).name)
@@ -245,28 +241,9 @@ def _code(part: Part, meta: dict[str, Any]) -> StoredVectors:
     """
     if part.dtype in (np.float32, np.float16):
         return StoredVectors(part.dtype.name, part.width)
-    try:
-        if part.dtype == np.int8:
-            scale = np.asarray(meta["scale"], np.float32)
-            if scale.shape == (part.width,) and np.isfinite(scale).all():
-                return StoredVectors("int8", part.width, scale)
-        if part.dtype == np.uint8 and -(-int(meta["dim"]) // 8) == part.width:
-            return StoredVectors("binary", int(meta["dim"]))
-    except (KeyError, TypeError, ValueError):
-        pass
+    scale, dim = np.asarray(meta.get("scale") or (), np.float32), meta.get("dim") or 0
+    if part.dtype == np.int8 and scale.shape == (part.width,) and np.isfinite(scale).all():
+        return StoredVectors("int8", part.width, scale)
+    if part.dtype == np.uint8 and -(-dim // 8) == part.width:
+        return StoredVectors("binary", dim)
     raise DataError(f"{part.path}: holds {part.dtype} of width {part.width}, and its meta.json does not say what for")
-
-
-def read_meta(file: Path) -> dict[str, Any]:
-    """Content of a `meta.json`.
-
-    Raises:
-        DataError: malformed.
-    """
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: malformed JSON: {error}", hint=AGAIN) from error
-    if not isinstance(meta, dict):
-        raise DataError(f"{file}: holds no JSON object", hint=AGAIN)
-    return meta

@@ -322,7 +322,7 @@ def files_only(folder: Path) -> dict[str, bytes]:
 def test_a_job_file_that_cannot_be_read(images: Path, place: Path, processor: Any) -> None:
     killed(images, place / "v.npy", processor, 5)
     (place / "v.npy.partial" / "job.json").write_text("{")
-    with pytest.raises(UsageError, match=r"job\.json: cannot be read"):
+    with pytest.raises(UsageError, match=r"job\.json: damaged: "):
         run(images, place / "v.npy", processor)
 
 

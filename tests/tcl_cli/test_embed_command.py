@@ -139,12 +139,12 @@ def test_interrupt(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
     assert len(calls) <= 4 and np.load("v.npy").shape == (3, 16)
 
 
-def test_texts_with_unknown_words(workplace: Path, tcl: Any) -> None:
+def test_texts_with_unknown_words(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Said once, whatever number of batches; texts without words are listed as ever."""
     Path("texts.txt").write_text("a red circle\n一只 狗\na 狗 dog\n...\na dog\n", encoding="utf-8")
-    done = tcl("embed", "texts.txt", "--out", "t.npy", "--batch-size", "2")
-    said = [line for line in done.stderr.splitlines() if line.startswith("Warning")]
-    assert done.code == 0 and said[:-1] == [
+    assert run(["embed", "texts.txt", "--out", "t.npy", "--batch-size", "2"]) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Warning")]
+    assert said[:-1] == [
         "Warning: 2 of 4 texts hold words that the model's vocabulary does not know, 1 of them no others; "
         "for example '一只 狗'"
     ]
