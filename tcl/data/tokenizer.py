@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -14,10 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from tcl.errors import ConfigError, UsageError
+from tcl.errors import ConfigError, UsageError, reason_of
 from tcl.files.hub import quiet_hub
+from tcl.files.json_object import Malformed, read_object
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TOKENIZER = {
+    "model": {"type": str, "vocab": {"*": int}},
+    "normalizer?": {"type": str},
+    "pre_tokenizer?": {"type": str},
+    "added_tokens?": [dict],
+}
 EXAMPLE = 60  # characters of a text that are shown
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # of which the first that is there counts
 
@@ -149,11 +157,7 @@ class CaptionTokenizer:
             path = _download(str(source))
         if path.suffix == ".txt":
             return cls(_from_vocab_txt(path), str(path))
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ConfigError(f"{path} is not a tokenizer file: {error}") from error
-        return cls(tokenizer, str(path))
+        return cls(_from_json(path), str(path))
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
@@ -231,6 +235,25 @@ def _bert_style(vocab: dict[str, int]) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
+
+
+def _from_json(path: Path) -> Tokenizer:
+    """Only what BERT has: regular expressions and replacements of others can take for ever, or end the process."""
+    try:
+        values = read_object(path, TOKENIZER)
+    except Malformed as error:
+        raise ConfigError(f"{path} is not a tokenizer file: {error}") from error
+    for name, own in (("model", "WordPiece"), ("normalizer", "BertNormalizer"), ("pre_tokenizer", "BertPreTokenizer")):
+        kind = values[name]["type"] if values.get(name) else "missing"
+        if kind != own:
+            raise ConfigError(
+                f"{path}: its {name} is {kind}, not {own}", hint="use the tokenizer of a BERT, or a vocab.txt"
+            )
+    parts = {name: values.get(name) for name in ("version", "added_tokens", "normalizer", "pre_tokenizer", "model")}
+    try:
+        return Tokenizer.from_str(json.dumps(parts))
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(f"{path} is not a tokenizer file: {reason_of(error)}") from error
 
 
 def _from_vocab_txt(path: Path) -> Tokenizer:

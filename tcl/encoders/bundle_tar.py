@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tcl.errors import CheckpointError, UsageError
 from tcl.files.atomic import atomic_file, atomic_folder
 from tcl.files.cache import CacheError, cache_folder, locked
 from tcl.files.hashes import file_sha256
+from tcl.files.json_object import MAX_BYTES, parse_object
 from tcl.files.locks import writing
 from tcl.weights.find import BUNDLE_FILE
 
@@ -48,12 +48,13 @@ def unpacked(path: Path) -> Path:
     try:
         with tarfile.open(path, "r:") as tar:
             manifest = tar.next()
-            file = tar.extractfile(manifest) if manifest is not None and manifest.name == BUNDLE_FILE else None
+            whole = manifest is not None and manifest.name == BUNDLE_FILE and _is_plain(manifest)
+            file = tar.extractfile(manifest) if manifest is not None and whole else None
             if file is None:
                 raise CheckpointError(f"{path}: is no packed bundle", hint=AGAIN)
-            content = file.read()
+            content = file.read(MAX_BYTES)
             own = hashlib.sha256(content).hexdigest()
-            wanted = {str(name): str(digest) for name, digest in json.loads(content)["files"].items()}
+            wanted = parse_object(content, {"files": {"*": str}})["files"]
             # The hash of what lists the hash of every file stands for the whole.
             folder = cache_folder() / "bundles" / own
             with locked(f"bundle-{folder.name}"):
@@ -62,10 +63,15 @@ def unpacked(path: Path) -> Path:
             return folder
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file", hint="name a bundle, packed or not") from error
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: is no packed bundle, or cut short: {error}", hint=AGAIN) from error
     except OSError as error:
         raise CacheError.of(path.name, error) from error
+
+
+def _is_plain(entry: tarfile.TarInfo) -> bool:
+    """A file whose bytes are all in the archive; a sparse one may claim any size."""
+    return entry.isreg() and not entry.issparse()
 
 
 def _unpack(path: Path, folder: Path, wanted: dict[str, str]) -> None:
@@ -73,7 +79,7 @@ def _unpack(path: Path, folder: Path, wanted: dict[str, str]) -> None:
     left = dict(wanted)
     with tarfile.open(path, "r:") as tar, atomic_folder(folder) as temporary:
         for entry in tar:
-            if entry.name not in left or Path(entry.name).name != entry.name or not entry.isreg():
+            if entry.name not in left or Path(entry.name).name != entry.name or not _is_plain(entry):
                 raise CheckpointError(f"{path}: is no packed bundle: holds {entry.name!r}", hint=AGAIN)
             tar.extract(entry, temporary, filter="data")
             if file_sha256(temporary / entry.name) != left.pop(entry.name):

@@ -227,6 +227,8 @@ def _open_part(path: Path) -> tuple[dict[str, Any], Part]:
         raise UsageError(f"{path}: no such file", hint=f"make it with `tcl embed SOURCE --out {path}`")
     meta = read_meta(belonging(path, "meta.json"))
     part = open_part(path)
+    if not part.width:
+        raise DataError(f"{path}: holds vectors without numbers", hint=AGAIN)
     if meta.get("count") != len(part):
         counts = f"vectors: {len(part)}, the count in its meta.json: {meta.get('count')}"
         raise DataError(f"{path}: files do not belong together: {counts}", hint=AGAIN)

@@ -110,6 +110,27 @@ def test_a_vocabulary_without_a_special_token_names_it(tmp_path: Path) -> None:
         CaptionTokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (
+            "pre_tokenizer",
+            {"type": "Split", "pattern": {"Regex": "^(([a-z])+.)+[A-Z]"}, "behavior": "Isolated"},
+        ),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}}] * 40}),
+        ("normalizer", None),
+        ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": []}),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_not_loaded(
+    tokenizer: CaptionTokenizer, tmp_path: Path, part: str, value: object
+) -> None:
+    """Some regular expressions take for ever, and some make the library panic."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_json()) | {part: value}))
+    with pytest.raises(ConfigError, match=rf"tokenizer\.json: its {part} is \w+, not "):
+        CaptionTokenizer.load(tmp_path)
+
+
 def test_missing_and_malformed_vocabularies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="neither"):
         CaptionTokenizer.load(tmp_path)

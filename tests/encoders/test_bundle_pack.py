@@ -91,3 +91,23 @@ def test_a_changed_graph_inside_is_noticed(packed: Path, tmp_path: Path) -> None
         open_encoder(str(tmp_path / "changed.tar"))
     assert list((cache_folder() / "bundles").iterdir()) == []
     assert open_encoder(str(packed)).encode_image(PIXELS).shape == (2, 16)  # which has the same bundle.json
+
+
+@pytest.mark.parametrize("sparse", ["bundle.json", "text_encoder.onnx"])
+def test_members_that_claim_more_than_there_is(packed: Path, tmp_path: Path, sparse: str) -> None:
+    """A sparse file of some bytes may stand for terabytes of zeros."""
+    hostile = tmp_path / "hostile.tar"
+    with tarfile.open(packed) as tar, tarfile.open(hostile, "w", format=tarfile.PAX_FORMAT) as copy:
+        for entry in tar:
+            content = tar.extractfile(entry)
+            assert content is not None
+            if entry.name == sparse:
+                holes = f"1\n{1 << 40}\n0\n".ljust(512, "\0").encode()
+                entry.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": sparse}
+                entry.pax_headers["GNU.sparse.realsize"] = str(1 << 40)
+                entry.size, content = len(holes), io.BytesIO(holes)
+            copy.addfile(entry, content)
+    with tarfile.open(hostile) as tar:
+        assert tar.getmember(sparse).issparse()
+    with pytest.raises(CheckpointError, match="is no packed bundle"):
+        unpacked(hostile)

@@ -246,3 +246,15 @@ def test_quantised_values_are_those_of_the_writer(tmp_path: Path) -> None:
     scale = np.array(file.meta["scale"], np.float32)
     np.testing.assert_array_equal(file.take(range(20)), dequantise(raw, "int8", 8, scale))
     assert file.meta["model_hash"] == HASH
+
+
+@pytest.mark.parametrize(
+    "shape", ["(3, 0)", "(3, -8)", "(-3, 8)", "(3, 10**30)", "(3, 1.5)", "(True, 8)", "'3'", "(3,"]
+)
+def test_headers_of_shapes_that_no_vectors_have(tmp_path: Path, shape: str) -> None:
+    path = write(tmp_path / "v.npy", unit(3)).path
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + header.encode() + content[128:])
+    with pytest.raises(DataError, match=r"v\.npy: "):
+        VectorFile.open(path)
