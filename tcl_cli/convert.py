@@ -66,10 +66,7 @@ def convert(
         report = from_reference(found.path, target, tokenizer)
         lines, keys = report.lines(), report.to_dict()
     else:
-        from tcl.weights.files import fetch_model
-
-        folder = fetch_model(found.location) if found.kind == "hub" else found.path
-        state = to_reference(folder, target, warn=console.warning)
+        state = to_reference(found.fetch(), target, warn=console.warning)
         teacher = any(name.partition(".")[0].endswith("_m") for name in state)
         lines = [
             f"{len(state)} keys" + ("" if teacher else ", without teacher and queues: only checkpoints have these")

@@ -24,8 +24,8 @@ from torch import Tensor
 from tcl.errors import CheckpointError, reason_of
 from tcl.files.atomic import atomic_folder
 from tcl.models.tcl import TCL
-from tcl.weights.files import META_FILE, STATE_FILE, WEIGHTS_FILE, checkpoints, read_tensors, weights_error
-from tcl.weights.find import read_json
+from tcl.weights.files import META_FILE, STATE_FILE, checkpoints, read_tensors, weights_error
+from tcl.weights.find import WEIGHTS_FILE, read_json
 from tcl.weights.model_folder import write_model
 
 

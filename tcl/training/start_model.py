@@ -18,7 +18,7 @@ from tcl.training.reporter import Reporter
 from tcl.weights.find import CONFIG_FILE, read_json
 from tcl.weights.initialize import initialise, load_pretrained_encoders
 from tcl.weights.keyreport import KeyReport
-from tcl.weights.layouts import Layout, published_head, task_state
+from tcl.weights.layouts import Layout, task_state
 from tcl.weights.model_folder import read_head
 from tcl.weights.published import infer_config
 from tcl.weights.sources import Weights, open_weights
@@ -63,7 +63,8 @@ def start_model(
     else:
         tokenizer = CaptionTokenizer.train(captions, config.vocab_size)
     model = TCL.from_config(config, tokenizer.vocab_size, recipe.loss.temperature)
-    head = choose_head(_known_head(weights, checkpoint)) if choose_head else None
+    known = read_head(read_json(checkpoint / CONFIG_FILE)) if checkpoint else weights.head if weights else None
+    head = choose_head(known) if choose_head else None
     report = None
     if weights:
         model, report = _load(model, weights, tokenizer, head)
@@ -92,8 +93,7 @@ def config_of(source: str) -> ModelConfig:
     weights = open_weights(source)
     config = weights.config
     if config is None and weights.layout.published:
-        placed = ((weights.layout.place(name).target, tensor) for name, tensor in weights.state.items())
-        config = infer_config({name: tensor for name, tensor in placed if name is not None}, weights.place)[0]
+        config = infer_config(weights.renamed(), weights.place)[0]
     if config is None:
         raise UsageError(
             f"{source}: an encoder ({weights.layout.kind}), and fine-tuning starts from a whole model",
@@ -101,15 +101,6 @@ def config_of(source: str) -> ModelConfig:
         )
     tokenizer = TRAIN if weights.tokenizer else BERT
     return config.model_copy(update={"init": source, "pretrained": False, "tokenizer": tokenizer})
-
-
-def _known_head(weights: Weights | None, checkpoint: Path | None) -> HeadConfig | None:
-    """The head that the weights, or the checkpoint, were trained with."""
-    if checkpoint:
-        return read_head(read_json(checkpoint / CONFIG_FILE))
-    if weights is None or not weights.layout.published:
-        return weights.head if weights else None
-    return published_head(weights.state, answers=["unknown"])  # the file has none, and only the decoder is wanted
 
 
 def _untrained(weights: Weights | None, report: KeyReport | None, checkpoint: Path | None) -> tuple[str, ...]:
@@ -124,7 +115,7 @@ def _untrained(weights: Weights | None, report: KeyReport | None, checkpoint: Pa
 
 def _load(model: TCL, weights: Weights, tokenizer: CaptionTokenizer, head: HeadConfig | None) -> tuple[TCL, KeyReport]:
     """Load the weights, those of their own head included where the wanted one can use them."""
-    known = _known_head(weights, None)
+    known = weights.head
     if head is None or known is None or known.images_per_text > head.images_per_text:
         return model, initialise(model, weights, tokenizer=tokenizer)
     model = attach_head(model, known)

@@ -18,12 +18,13 @@ from tcl.config.recipe import ModelConfig, one_line
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
-from tcl.weights.files import META_FILE, WEIGHTS_FILE, checkpoints, fetch_model, weights_error
-from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, find_model, read_json
+from tcl.weights.files import META_FILE, checkpoints, weights_error
+from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model, read_json
 from tcl.weights.keyreport import KeyReport, Shape, account
 from tcl.weights.layouts import Place, task_state
 from tcl.weights.model_folder import read_head, with_head
-from tcl.weights.published import ANSWERS_FILE, Reference, head_of, infer_config, read_reference, report_task, shapes
+from tcl.weights.published import ANSWERS_FILE, Reference, head_of, infer_config, report_task, shapes
+from tcl.weights.sources import open_source
 from tcl.weights.untrained import parts_of, read_untrained
 
 TAIL = 1 << 16  # bytes of a metrics file that hold its last records
@@ -75,15 +76,14 @@ def describe(source: str | None = None) -> Description:
     if source is not None and _is_run(Path(source)):
         return _run(Path(source))
     found = find_model(source)
-    if found.kind == "reference":
-        return _published(read_reference(found.path))
     if found.kind == "bundle":
         return _bundle(found.path)
-    if found.kind == "hub":
-        return _folder(fetch_model(found.location), found.location)
-    if found.path.name == "model" and _is_run(found.path.parent):
-        return _run(found.path.parent)
-    return _folder(found.path, str(found.path))
+    opened = open_source(found)
+    if isinstance(opened, Reference):
+        return _published(opened)
+    if opened.name == "model" and _is_run(opened.parent):
+        return _run(opened.parent)
+    return _folder(opened, found.location)
 
 
 def _run(run: Path) -> Description:
@@ -167,7 +167,7 @@ def _published(reference: Reference) -> Description:
         _parameters(shapes(state), config.fusion_layer),
         {"beside the model": reference.others} if reference.others else {},
         keys=report,
-        problem=report.problem(lambda name: layout.lacks(name, reference.state)),
+        problem=report.problem(reference.lacks),
     )
 
 

@@ -1,7 +1,7 @@
 """Files of a model folder and of a checkpoint: their names, how they are read, and why one cannot be.
 
 Reading runs no code from a file. What is wrong with one is seen from its bytes, not from a library's complaint. Here
-are also the hash of a model, and the download of one from the Hugging Face hub.
+is also the hash of a model.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tcl.errors import CheckpointError, UsageError, reason_of
-from tcl.files.hub import quiet_hub
+from tcl.errors import CheckpointError
 from tcl.models.adapters import merged_state_dict
 from tcl.models.tcl import TCL
-from tcl.weights.find import CONFIG_FILE
 
 COPY_AGAIN = "download or copy it again"
 
@@ -97,10 +94,8 @@ def _safetensors(path: Path, head: bytes, size: int) -> str:
     return f"cut off: {size:,} of {expected:,} bytes" if size < expected else "damaged"
 
 
-WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "train_state.pt"
 META_FILE = "meta.json"
-MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", "preprocess.json")
 
 AGAIN = "copy the model folder again, or take a checkpoint of its run"
 
@@ -146,22 +141,3 @@ def read_tensors(path: Path, lazily: bool = False, hint: str = COPY_AGAIN) -> di
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise weights_error(path, hint) from error
-
-
-def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:
-    """The folder of a hub repository with those of the files `names` that it has.
-
-    Raises:
-        UsageError: there is no such repository, or no way to it.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quiet_hub():
-            return Path(snapshot_download(hub_id, allow_patterns=list(names)))
-    except Exception as error:  # the hub client raises many kinds, from its HTTP library too
-        raise UsageError(
-            f"{hub_id}: neither a file or folder here nor a model that could be fetched from the hub: "
-            f"{reason_of(error)}",
-            hint="check the name and the network, or give a folder",
-        ) from error

@@ -1,17 +1,21 @@
-"""Which model does a command mean?"""
+"""Which model does a command mean, and where is it?"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tcl.errors import CheckpointError, UsageError
+from tcl.errors import CheckpointError, UsageError, reason_of
+from tcl.files.hub import quiet_hub
 
 CONFIG_FILE = "config.json"  # marks a model folder
+WEIGHTS_FILE = "model.safetensors"
+MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", "preprocess.json")
 BUNDLE_FILE = "bundle.json"  # marks a bundle made by `tcl export`
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -32,6 +36,14 @@ class ModelSource:
     def path(self) -> Path:
         """The location as a path."""
         return Path(self.location)
+
+    def fetch(self) -> Path:
+        """Where it is on this machine: its path, or the folder that a model of the hub was fetched to.
+
+        Raises:
+            UsageError: the hub has none, or there is no way to it.
+        """
+        return fetch_model(self.location) if self.kind == "hub" else self.path
 
     @property
     def name(self) -> str:
@@ -107,6 +119,25 @@ def _named(model: str) -> ModelSource:
     if HUB_ID.fullmatch(model) and not model.startswith((".", "runs/", "exports/")):
         return ModelSource("hub", model)
     raise UsageError(f"{model}: no such model", hint="give a run, model or bundle folder, a .pth, or a hub id")
+
+
+def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:
+    """The folder of a hub repository with those of the files `names` that it has.
+
+    Raises:
+        UsageError: there is no such repository, or no way to it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet_hub():
+            return Path(snapshot_download(hub_id, allow_patterns=list(names)))
+    except Exception as error:  # the hub client raises many kinds, from its HTTP library too
+        raise UsageError(
+            f"{hub_id}: neither a file or folder here nor a model that could be fetched from the hub: "
+            f"{reason_of(error)}",
+            hint="check the name and the network, or give a folder",
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -8,8 +8,7 @@ from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import CheckpointError, ConfigError, UsageError
 from tcl.models.tcl import TCL
 from tcl.models.vision import resize_position_embeddings
-from tcl.weights.keyreport import POSITIONS, KeyReport, account
-from tcl.weights.published import shapes
+from tcl.weights.keyreport import POSITIONS, KeyReport
 from tcl.weights.sources import Weights, attention_heads, open_weights, timm_weights
 
 
@@ -78,8 +77,7 @@ def load_pretrained_encoders(model: TCL, tokenizer: CaptionTokenizer | None = No
 def _load(model: TCL, weights: Weights) -> KeyReport:
     """Load what fits and say what became of each key; nothing is loaded when something does not fit."""
     own = model.state_dict()
-    kind = weights.layout.kind
-    report = account(weights.place, kind, shapes(weights.state), shapes(own), weights.layout.place)
+    report = weights.report(model)
     grid = _grid_of(weights)
     if grid and POSITIONS in report.wrong_shape and weights.state[POSITIONS].shape[2] == own[POSITIONS].shape[2]:
         report.resized[POSITIONS] = report.wrong_shape.pop(POSITIONS)  # the grid is no square, but it is known

@@ -7,7 +7,7 @@ for a reason that can be told. For fine-tuned checkpoints of the published code 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -181,6 +181,22 @@ def _reason(key: str, reasons: Collection[tuple[str, str]]) -> Place | None:
     return next((Place(None, why) for pattern, why in reasons if re.match(pattern, key)), None)
 
 
+def twin_layers(state: Mapping[str, Tensor]) -> bool:
+    """Do the fusion layers come in pairs with the same keys, as those of NLVR2 do?
+
+    Two that were trained apart never agree exactly.
+    """
+    keys = _key_weights(state)
+    layers = sorted(keys)
+    pairs = list(zip(layers[::2], layers[1::2], strict=False))
+    return len(layers) % 2 == 0 and bool(pairs) and all(keys[a].equal(keys[b]) for a, b in pairs)
+
+
+def layout_of(state: Mapping[str, Tensor]) -> Layout | None:
+    """What a file of these tensors is."""
+    return recognise(state, paired=twin_layers(state))
+
+
 _PUBLISHED_LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 
 _SHARED = re.compile(r"crossattention\.self\.(key|value)\.(weight|bias)")
@@ -188,7 +204,7 @@ _SHARED = re.compile(r"crossattention\.self\.(key|value)\.(weight|bias)")
 SHARED_LAYER = "the same as in the layer before it, which two images share"
 
 
-def published_head(state: dict[str, Tensor], answers: list[str] | None = None) -> HeadConfig | None:
+def published_head(state: Mapping[str, Tensor], answers: list[str] | None = None) -> HeadConfig | None:
     """The task that a checkpoint was fine-tuned for, by its keys; None for pre-training and retrieval.
 
     Args:
@@ -210,17 +226,17 @@ def published_head(state: dict[str, Tensor], answers: list[str] | None = None) -
     if "cls_head.2.weight" not in state:
         return None
     count = len(state["cls_head.2.weight"])
-    task, known = ("nlvr2", NLVR2) if is_doubled(state) else ("entailment", ENTAILMENT)
+    task, known = ("nlvr2", NLVR2) if twin_layers(state) else ("entailment", ENTAILMENT)
     labels = list(known) if count == len(known) else [f"class {number}" for number in range(count)]
     return HeadConfig.model_validate({"task": task, "labels": labels})
 
 
-def task_places(state: dict[str, Tensor]) -> dict[str, Place]:
+def task_places(state: Mapping[str, Tensor]) -> dict[str, Place]:
     """Where each key of a fine-tuned checkpoint belongs in the model that `attach_head` makes, or why it is left out.
 
     It has none for the parts in `NOT_TRAINED`: the published code drops them.
     """
-    first = min(_key_weights(state), default=0) if is_doubled(state) else None
+    first = min(_key_weights(state), default=0) if twin_layers(state) else None
     places = {}
     for name in state:
         layer = _PUBLISHED_LAYER.fullmatch(name)
@@ -234,21 +250,13 @@ def task_places(state: dict[str, Tensor]) -> dict[str, Place]:
     return places
 
 
-def task_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def task_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a fine-tuned checkpoint for the model that `attach_head` makes; teacher and copies are dropped."""
     placed = ((place.target, state[name]) for name, place in task_places(state).items())
     return {target: tensor for target, tensor in placed if target is not None}
 
 
-def is_doubled(state: dict[str, Tensor]) -> bool:
-    """Do the fusion layers come in pairs with the same keys? Two that were trained apart never agree exactly."""
-    keys = _key_weights(state)
-    layers = sorted(keys)
-    pairs = list(zip(layers[::2], layers[1::2], strict=False))
-    return len(layers) % 2 == 0 and bool(pairs) and all(keys[a].equal(keys[b]) for a, b in pairs)
-
-
-def _key_weights(state: dict[str, Tensor]) -> dict[int, Tensor]:
+def _key_weights(state: Mapping[str, Tensor]) -> dict[int, Tensor]:
     """By fusion layer."""
     found = ((_PUBLISHED_LAYER.fullmatch(name), tensor) for name, tensor in state.items())
     return {int(layer[1]): tensor for layer, tensor in found if layer and layer[2] == "crossattention.self.key.weight"}

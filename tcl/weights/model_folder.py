@@ -25,8 +25,8 @@ from tcl.models.heads import HeadConfig
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tcl.version import __version__
-from tcl.weights.files import AGAIN, WEIGHTS_FILE, hash_model, weights_error
-from tcl.weights.find import CONFIG_FILE, read_json
+from tcl.weights.files import AGAIN, hash_model, weights_error
+from tcl.weights.find import CONFIG_FILE, WEIGHTS_FILE, read_json
 from tcl.weights.untrained import lacking, read_untrained
 
 FORMAT_VERSION = 1

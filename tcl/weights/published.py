@@ -26,8 +26,8 @@ from tcl.weights.layouts import (
     NOT_THE_MODEL,
     Layout,
     first_fusion_layer,
+    layout_of,
     published_head,
-    recognise,
     task_places,
     task_state,
 )
@@ -42,29 +42,42 @@ EMBED_DIM = 256  # of every published model; read off the projections where ther
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A published checkpoint as it was read.
+class Tensors:
+    """Tensors of a file, recognised.
 
     Attributes:
-        place: its path, for messages.
-        layout: what it is.
-        state: its tensors, in its order.
-        others: what else is in the file, by name: the optimizer, the epoch, ...
+        place: where they come from, for messages.
+        layout: what they are.
+        state: tensors under the names of the file, in its order.
     """
 
     place: str
     layout: Layout
     state: dict[str, Tensor]
-    others: list[str]
 
     def renamed(self) -> dict[str, Tensor]:
-        """The tensors that have a place in a TCL model, under its names."""
+        """Those that have a place in a TCL model, under its names."""
         placed = ((self.layout.place(name).target, tensor) for name, tensor in self.state.items())
         return {target: tensor for target, tensor in placed if target is not None}
 
     def report(self, model: TCL) -> KeyReport:
         """What becomes of each key in `model`."""
         return account(self.place, self.layout.kind, shapes(self.state), shapes(model.state_dict()), self.layout.place)
+
+    def lacks(self, name: str) -> bool:
+        """Whether they have nothing for this key of a model, and need not have it."""
+        return self.layout.lacks(name, self.state)
+
+
+@dataclass(frozen=True)
+class Reference(Tensors):
+    """A published checkpoint as it was read.
+
+    Attributes:
+        others: what else is in the file, by name: the optimizer, the epoch, ...
+    """
+
+    others: list[str]
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -84,14 +97,6 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}, others
 
 
-def layout_of(state: Mapping[str, Tensor]) -> Layout | None:
-    """What a file of these tensors is; the values tell the layers of NLVR2 from those of entailment."""
-    first = first_fusion_layer(state)
-    key = "text_encoder.encoder.layer.{}.crossattention.self.key.weight"
-    pair = [state.get(key.format(layer)) for layer in (first, first + 1)] if first is not None else [None, None]
-    return recognise(state, paired=pair[0] is not None and pair[1] is not None and torch.equal(pair[0], pair[1]))
-
-
 def read_reference(path: Path) -> Reference:
     """Read a checkpoint of the published code, for any of its tasks.
 
@@ -107,22 +112,17 @@ def read_reference(path: Path) -> Reference:
     return Reference(str(path), layout, state, others)
 
 
-def load_reference(path: Path, tokenizer: str | None = None) -> TCL:
-    """A published checkpoint (`TCL_4M.pth`, `ALBEF.pth`, their retrieval fine-tunings) as a model in evaluation mode.
+def build_reference(reference: Reference, tokenizer: str | None = None) -> TCL:
+    """The model of a checkpoint of pre-training or retrieval (`TCL_4M.pth`, `ALBEF.pth`), in evaluation mode.
 
     Args:
-        path: the `.pth`.
+        reference: as it was read.
         tokenizer: its vocabulary. Default: the `tokenizer.json` or `vocab.txt` beside the file, else
             `bert-base-uncased` from the hub.
 
     Raises:
-        CheckpointError: pickled code (refused), not such a checkpoint, or keys without a place; the message lists them.
+        CheckpointError: of another task, or keys without a place; the message lists them.
     """
-    return build_reference(read_reference(path), tokenizer)
-
-
-def build_reference(reference: Reference, tokenizer: str | None = None) -> TCL:
-    """The model of a checkpoint that has been read; see `load_reference`."""
     place, state = reference.place, reference.renamed()
     config, vocab_size = infer_config(state, place)
     model = TCL.from_config(config, vocab_size)
@@ -141,26 +141,21 @@ def build_reference(reference: Reference, tokenizer: str | None = None) -> TCL:
     return model.eval()
 
 
-def load_fine_tuned(path: Path, tokenizer: str | None = None, answers: list[str] | None = None) -> TaskModel:
-    """A published checkpoint of VQA, entailment, NLVR2 or text assignment, for its task alone, in evaluation mode.
+def build_fine_tuned(reference: Reference, tokenizer: str | None = None, answers: list[str] | None = None) -> TaskModel:
+    """The model of a checkpoint of VQA, entailment, NLVR2 or text assignment, for its task alone, in evaluation mode.
 
     Such a file has no projections and no matching head; those of the model are random, the same every time, and named
-    in its `untrained`. So it answers its task, and is not for vectors, which is why `load_reference` refuses it.
+    in its `untrained`. So it answers its task, and is not for vectors, which is why `build_reference` refuses it.
 
     Args:
-        path: the `.pth`.
-        tokenizer: see `load_reference`.
+        reference: as it was read.
+        tokenizer: see `build_reference`.
         answers: what a model of VQA chooses from. Default: the `answer_list.json` beside the file.
 
     Raises:
         UsageError: there is no answer list.
-        CheckpointError: not such a checkpoint, or keys are missing or without a place; the message lists them.
+        CheckpointError: of pre-training or retrieval, or keys are missing or without a place; the message lists them.
     """
-    return build_fine_tuned(read_reference(path), tokenizer, answers)
-
-
-def build_fine_tuned(reference: Reference, tokenizer: str | None = None, answers: list[str] | None = None) -> TaskModel:
-    """The model of a checkpoint that has been read; see `load_fine_tuned`."""
     place, head = reference.place, head_of(reference, answers)
     if head is None:
         raise CheckpointError(
@@ -172,7 +167,7 @@ def build_fine_tuned(reference: Reference, tokenizer: str | None = None, answers
         torch.manual_seed(0)
         model = attach_head(TCL.from_config(config, vocab_size), head)
     report = report_task(reference, shapes(model.state_dict()))
-    problem = report.problem(lambda name: reference.layout.lacks(name, reference.state))
+    problem = report.problem(reference.lacks)
     if problem:
         raise CheckpointError(f"{place}: its weights do not fit this model: {problem}", hint="is the file complete?")
     model.load_state_dict(task_state(reference.state), strict=False)
@@ -281,7 +276,7 @@ def _check_complete(reference: Reference, report: KeyReport) -> None:
         )
     of_others = [name for name in report.unused if not NOT_THE_MODEL.match(name)]
     whole = replace(report, unknown=[*report.unknown, *of_others])
-    problem = whole.problem(lambda name: reference.layout.lacks(name, reference.state))
+    problem = whole.problem(reference.lacks)
     if problem:
         raise CheckpointError(
             f"{reference.place}: its weights do not fit this model: {problem}",

@@ -19,11 +19,11 @@ from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.files.hub import quiet_hub
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
-from tcl.weights.files import WEIGHTS_FILE, fetch_model, weights_error
-from tcl.weights.find import CONFIG_FILE, find_model, read_json
-from tcl.weights.layouts import Layout
+from tcl.weights.files import weights_error
+from tcl.weights.find import CONFIG_FILE, WEIGHTS_FILE, ModelSource, fetch_model, find_model, read_json
+from tcl.weights.layouts import Layout, layout_of, published_head
 from tcl.weights.model_folder import read_head
-from tcl.weights.published import HEAD_WIDTH, layout_of, read_state
+from tcl.weights.published import HEAD_WIDTH, Reference, Tensors, read_reference, read_state
 from tcl.weights.untrained import read_untrained
 
 TIMM = "timm:"
@@ -34,32 +34,37 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Tensors):
     """Weights to start from.
 
     Attributes:
-        place: where they come from, for messages.
-        layout: what they are.
-        state: tensors under the names of the file.
         heads: attention heads of (image encoder, text encoder), where known.
         tokenizer: the vocabulary that belongs to them, where there is one.
         config: the sizes, where they are written down.
-        head: the task they were fine-tuned for, where that is written down.
+        head: the task they were fine-tuned for, and its classes; those of a published model of VQA are not known.
         untrained: parts that hold random numbers, where that is written down.
     """
 
-    place: str
-    layout: Layout
-    state: dict[str, Tensor]
     heads: tuple[int | None, int | None] = (None, None)
     tokenizer: CaptionTokenizer | None = None
     config: ModelConfig | None = None
     head: HeadConfig | None = None
     untrained: tuple[str, ...] = ()
 
-    def lacks(self, name: str) -> bool:
-        """Whether they have nothing for this key of a model, and need not have it."""
-        return self.layout.lacks(name, self.state)
+
+def open_source(found: ModelSource) -> Path | Reference:
+    """Open a model: the folder that holds it, fetched where it is of the hub, or a published checkpoint, read.
+
+    Raises:
+        UsageError: it is an exported bundle, whose weights cannot be loaded back, or cannot be fetched.
+        CheckpointError: no published checkpoint.
+    """
+    if found.kind == "bundle":
+        raise UsageError(
+            f"{found.location} is an exported bundle; its weights cannot be loaded back",
+            hint="give the run or model folder that it was exported from",
+        )
+    return read_reference(found.path) if found.kind == "reference" else found.fetch()
 
 
 def open_weights(source: str) -> Weights:
@@ -89,12 +94,9 @@ def _open_named(source: str) -> Weights:
         own = (path / CONFIG_FILE).is_file() and "model" in read_json(path / CONFIG_FILE)
         if not own and any((path / name).is_file() for name in BERT_FILES):
             return _open_bert(path, source)
-        found = find_model(source)
-        if found.kind == "bundle":
-            raise UsageError(
-                f"{source}: an exported bundle holds no weights to train", hint="give the run it came from"
-            )
-        return _open_own(found.path, source)
+        folder = open_source(find_model(source))
+        assert isinstance(folder, Path)  # a published checkpoint is a file
+        return _open_own(folder, source)
     if not _HUB_ID.fullmatch(source) or path.suffix in WEIGHT_SUFFIXES:
         raise UsageError(
             f"{source}: no such weights",
@@ -115,8 +117,10 @@ def _open_file(path: Path) -> Weights:
             f"{path}: holds neither a TCL or ALBEF model, nor a ViT or BERT encoder", hint="is it the right file?"
         )
     tokenizer = None if layout.kind == "ViT" else _vocabulary_in(path.parent)
-    heads = _published_heads(state) if layout.published else (None, None)
-    return Weights(str(path), layout, state, heads, tokenizer)
+    if not layout.published:
+        return Weights(str(path), layout, state, tokenizer=tokenizer)
+    head = published_head(state, answers=["unknown"])  # the file has none, and only the decoder is wanted
+    return Weights(str(path), layout, state, _published_heads(state), tokenizer, head=head)
 
 
 def _open_own(folder: Path, place: str) -> Weights:

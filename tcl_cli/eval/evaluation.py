@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from tcl.distributed.share import ALONE, Share
 from tcl.errors import CheckpointError, TclError, UsageError
 from tcl.files.atomic import atomic_file, try_writing
 from tcl.files.remote import is_url
-from tcl.weights.find import find_model
 from tcl.weights.untrained import Use, check_trained
 from tcl_cli._console import counted, out
 from tcl_cli._options import Device
@@ -121,20 +121,9 @@ def load_for(
         UsageError: it was not; the message names what it lacks.
     """
 
-    def read(location: str) -> TCL:
-        from tcl.weights.load import load_model
-        from tcl.weights.published import WHOLE, build_fine_tuned, build_reference, read_reference
+    from tcl.weights.load import load_model
 
-        found = find_model(location)
-        if found.kind != "reference":
-            return load_model(location)
-        reference = read_reference(found.path)
-        return (
-            build_reference(reference)
-            if reference.layout.kind in WHOLE
-            else build_fine_tuned(reference, answers=answers)
-        )
-
+    read = partial(load_model, for_task=True, answers=answers)
     loaded: Any = _place(location, read, device, image_size)
     head = getattr(loaded, "head", None)
     if head is None or head.task != task:

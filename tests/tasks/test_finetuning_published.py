@@ -20,7 +20,7 @@ from tcl.tasks.build import build_training
 from tcl.training.optim import distillation_weight, learning_rate
 from tcl.training.start_model import config_of
 from tcl.weights.load import load_model
-from tcl.weights.published import load_fine_tuned
+from tcl.weights.published import build_fine_tuned, read_reference
 from tests.conftest import make_tiny_model
 from tests.published import WIDE, model_for, recorded_state, write_pth
 from tests.tasks.cases import task_config
@@ -110,10 +110,10 @@ def test_published_fine_tuned_checkpoints_answer_their_task(task: str, tmp_path:
     model.processor.tokenizer.save(tmp_path)
     if task == "vqa":
         with pytest.raises(UsageError, match="holds no answers") as error:
-            load_fine_tuned(path)
+            build_fine_tuned(read_reference(path))
         assert "answer_list.json" in str(error.value.hint)
         (tmp_path / "answer_list.json").write_text(json.dumps(labels[task]))
-    loaded = load_fine_tuned(path)
+    loaded = build_fine_tuned(read_reference(path))
     assert loaded.head == head
     ours = model.state_dict()
     trained = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith(NOT_TRAINED)}
@@ -122,9 +122,9 @@ def test_published_fine_tuned_checkpoints_answer_their_task(task: str, tmp_path:
         load_model(path)
     del state["visual_encoder.cls_token"]
     with pytest.raises(CheckpointError, match=r"missing \(visual_encoder.cls_token"):
-        load_fine_tuned(write_pth(tmp_path / "published.pth", state))
+        build_fine_tuned(read_reference(write_pth(tmp_path / "published.pth", state)))
 
 
 def test_a_pretrained_checkpoint_has_no_head(golden: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a checkpoint of pre-training, without the head"):
-        load_fine_tuned(write_pth(tmp_path / "a.pth", recorded_state(golden, "pretrain")))
+        build_fine_tuned(read_reference(write_pth(tmp_path / "a.pth", recorded_state(golden, "pretrain"))))

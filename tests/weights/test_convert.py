@@ -16,7 +16,6 @@ from tcl.objective.momentum import FeatureQueue, MomentumTeacher
 from tcl.weights.convert import EXTRA_FILE, from_reference, reference_state, to_reference
 from tcl.weights.load import load_model
 from tcl.weights.model_folder import write_model
-from tcl.weights.published import load_reference
 from tests.conftest import make_tiny_model
 from tests.published import (
     WIDE,
@@ -68,7 +67,7 @@ def test_a_model_written_in_the_published_format_is_read_as_the_same(tmp_path: P
     model.save_pretrained(tmp_path / "model")
     state = to_reference(tmp_path / "model", tmp_path / "out.pth")
     model.processor.tokenizer.save(tmp_path)
-    again = load_reference(tmp_path / "out.pth")
+    again = load_model(tmp_path / "out.pth")
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     words = state["text_encoder.cls.predictions.decoder.weight"]
     assert torch.equal(words, model.text_encoder.bert.embeddings.word_embeddings.weight)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from tcl.weights.initialize import initialise
 from tcl.weights.keyreport import account
-from tcl.weights.layouts import TWIN_LAYER, Layout, recognise
-from tcl.weights.published import layout_of
+from tcl.weights.layouts import TWIN_LAYER, Layout, layout_of, recognise
 from tests.published import (
     Golden,
     check_accounted,
