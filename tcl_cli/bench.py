@@ -131,10 +131,10 @@ def _sides(model: str | None, bundle: Path | None) -> tuple[ModelSource | None, 
     """
     from export.bench.ways import check_same_model, find_bundle_of, find_run_of
     from tcl.encoders.bundle import read_bundle
-    from tcl.encoders.open import find_source
+    from tcl.encoders.open import find_runnable
     from tcl.weights.find import CONFIG_FILE, ModelSource, find_bundle, read_json
 
-    source = find_source(model)
+    source = find_runnable(model)
     if source.kind == "bundle":
         if bundle is not None:
             raise UsageError("--model is a bundle already", hint="leave out --bundle")

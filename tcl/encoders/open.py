@@ -99,7 +99,7 @@ def _known_as(named: str | None, encoder: Encoder) -> Encoder:
     return encoder
 
 
-def find_source(model: str | None = None) -> ModelSource:
+def find_runnable(model: str | None = None) -> ModelSource:
     """The model a command means, unpacked; the newest bundle where there is no run, or no torch.
 
     Raises:

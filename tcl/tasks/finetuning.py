@@ -1,15 +1,11 @@
-"""What the fine-tunings with a head have in common: a model, perhaps its teacher, and no queue.
-
-`Noise`, which all tasks use, makes up inputs of the shapes of a run, to measure time and memory before it begins.
-"""
+"""What the fine-tunings with a head have in common: a model, perhaps its teacher, and no queue."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tcl.config.recipe import Recipe
 from tcl.data.images.augment import Transform, build_transform
@@ -20,7 +16,6 @@ from tcl.errors import ConfigError
 from tcl.evaluation.tasks import EVALUATIONS
 from tcl.models.adapters import compile_layers
 from tcl.models.task_model import TaskModel
-from tcl.models.tcl import TCL
 from tcl.objective.momentum import MomentumTeacher
 from tcl.report.page import Sample
 from tcl.training.task import build_loader
@@ -135,21 +130,3 @@ def teacher_of(model: TaskModel, recipe: Recipe) -> MomentumTeacher | None:
     if recipe.train.compile:  # a copy is not compiled
         compile_layers(teacher.model)
     return teacher
-
-
-class Noise:
-    """Draws images and texts for a model; always the same."""
-
-    def __init__(self, model: TCL) -> None:
-        self._shape = model.processor.image_size
-        self._words = model.processor.tokenizer.vocab_size
-        self._generator = torch.Generator().manual_seed(0)
-
-    def images(self, size: int) -> Tensor:
-        """Images [size, 3, H, W], uint8."""
-        return torch.randint(256, (size, 3, *self._shape), dtype=torch.uint8, generator=self._generator)
-
-    def texts(self, size: int, length: int) -> tuple[Tensor, Tensor]:
-        """`input_ids` [size, length] and a mask, bool, without padding."""
-        input_ids = torch.randint(5, self._words, (size, length), generator=self._generator)
-        return input_ids, torch.ones(size, length, dtype=torch.bool)

@@ -24,7 +24,7 @@ from tcl.objective.pretrain import PretrainLosses, PretrainObjective
 from tcl.objective.sampling import MaskedTokens, mask_tokens
 from tcl.report.page import ReportSample
 from tcl.report.samples import collect_samples
-from tcl.tasks.finetuning import Noise
+from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.health import TEMPERATURE_RANGE, duplicate_share, feature_spread
 from tcl.training.preflight import check_readable, read_index
 from tcl.training.reporter import Reporter
@@ -146,7 +146,7 @@ class Pretraining:
         )
 
     def end_step(self) -> None:
-        """Put the features of all batches of the step into the queue, in the order of their slices."""
+        """Put the features of all batches of the step into the queue, in their order."""
         for features in self._queued:
             self.queue.enqueue(*(self.world.gather(feat) for feat in features))
         self._queued.clear()
@@ -167,10 +167,10 @@ class Pretraining:
         self._queued.clear()
 
     def synthetic_batch(self, size: int) -> PairBatch:
-        """A batch of noise of the shapes of this run, to measure time and memory with."""
-        noise = Noise(self.model)
-        input_ids, attention_mask = noise.texts(size, self.recipe.model.max_length)
-        return PairBatch([], [], noise.images(size), noise.images(size), input_ids, attention_mask)
+        """A made-up batch of the shapes of this run, to measure time and memory with."""
+        inputs = SyntheticInputs(self.model)
+        input_ids, attention_mask = inputs.texts(size, self.recipe.model.max_length)
+        return PairBatch([], [], inputs.images(size), inputs.images(size), input_ids, attention_mask)
 
     def validate(self, share: Share) -> dict[str, float]:
         """The figures of `evaluation`; retrieval is re-ranked if so set."""

@@ -69,7 +69,7 @@ class RetrievalTraining(Pretraining):
         self._queued.clear()
 
     def synthetic_batch(self, size: int) -> IdentifiedBatch:
-        """A batch of noise of the shapes of this run, to measure time and memory with."""
+        """A made-up batch of the shapes of this run, to measure time and memory with."""
         image_ids: Tensor = torch.arange(size)
         return IdentifiedBatch(**vars(super().synthetic_batch(size)), image_ids=image_ids)
 

@@ -19,12 +19,13 @@ from tcl.models.heads import HeadConfig
 from tcl.objective.classification import ClassifierLosses, ClassifierObjective
 from tcl.report.page import Sample
 from tcl.report.samples import statement_samples
-from tcl.tasks.finetuning import Finetuning, Noise, teacher_of, transform_of
+from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
+from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.preflight import check_readable
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
 
-NOISE_LENGTH = 30  # tokens of a text that memory and time are measured with
+SYNTHETIC_LENGTH = 30  # tokens of a text that memory and time are measured with
 
 
 class StatementTraining(Finetuning):
@@ -80,10 +81,10 @@ class StatementTraining(Finetuning):
         return losses
 
     def synthetic_batch(self, size: int) -> StatementBatch:
-        """A batch of noise of the shapes of this run, to measure time and memory with."""
-        noise = Noise(self.model)
-        input_ids, attention_mask = noise.texts(size, min(NOISE_LENGTH, self.model.max_positions))
-        images = noise.images(size * self.model.images_per_text)
+        """A made-up batch of the shapes of this run, to measure time and memory with."""
+        inputs = SyntheticInputs(self.model)
+        input_ids, attention_mask = inputs.texts(size, min(SYNTHETIC_LENGTH, self.model.max_positions))
+        images = inputs.images(size * self.model.images_per_text)
         return StatementBatch([], [], images, input_ids, attention_mask, torch.zeros(size, dtype=torch.long))
 
     def examples(self) -> Sequence[Sample]:

@@ -21,7 +21,8 @@ from tcl.models.classifier import TextAssigner
 from tcl.models.heads import HeadConfig
 from tcl.objective.classification import ClassifierLosses
 from tcl.objective.text_assignment import TextAssignmentObjective
-from tcl.tasks.finetuning import Finetuning, Noise, transform_of
+from tcl.tasks.finetuning import Finetuning, transform_of
+from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.preflight import check_readable, read_index
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
@@ -97,9 +98,9 @@ class TextAssignmentTraining(Finetuning):
         return losses
 
     def synthetic_batch(self, size: int) -> CaptionedBatch:
-        """A batch of noise of the shapes of this run, to measure time and memory with."""
-        noise = Noise(self.model)
-        return CaptionedBatch([], [], noise.images(size), *noise.texts(size, self.recipe.model.max_length))
+        """A made-up batch of the shapes of this run, to measure time and memory with."""
+        inputs = SyntheticInputs(self.model)
+        return CaptionedBatch([], [], inputs.images(size), *inputs.texts(size, self.recipe.model.max_length))
 
     @torch.inference_mode()
     def validate(self, share: Share) -> dict[str, float]:

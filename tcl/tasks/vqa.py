@@ -20,12 +20,13 @@ from tcl.models.vqa import VqaModel
 from tcl.objective.vqa import VqaLosses, VqaObjective
 from tcl.report.page import Sample
 from tcl.report.samples import answer_samples
-from tcl.tasks.finetuning import Finetuning, Noise, transform_of
+from tcl.tasks.finetuning import Finetuning, transform_of
+from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.preflight import check_readable
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
 
-NOISE_LENGTH = 5  # tokens of an answer that memory and time are measured with
+SYNTHETIC_LENGTH = 5  # tokens of an answer that memory and time are measured with
 
 
 class VqaTraining(Finetuning):
@@ -80,11 +81,11 @@ class VqaTraining(Finetuning):
         return losses
 
     def synthetic_batch(self, size: int) -> QuestionBatch:
-        """A batch of noise of the shapes of this run, to measure time and memory with: one answer per question."""
-        noise = Noise(self.model)
-        question, answer = noise.texts(size, self.recipe.model.max_length), noise.texts(size, NOISE_LENGTH)
+        """A made-up batch of the shapes of this run, to measure time and memory with: one answer per question."""
+        inputs = SyntheticInputs(self.model)
+        question, answer = inputs.texts(size, self.recipe.model.max_length), inputs.texts(size, SYNTHETIC_LENGTH)
         return QuestionBatch(
-            [], [], noise.images(size), *question, *answer, torch.arange(size), torch.full((size,), 1.0)
+            [], [], inputs.images(size), *question, *answer, torch.arange(size), torch.full((size,), 1.0)
         )
 
     def examples(self) -> Sequence[Sample]:

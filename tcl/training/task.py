@@ -82,7 +82,7 @@ class Task(Protocol):
         """Forget a forward pass that was only a rehearsal."""
 
     def synthetic_batch(self, size: int) -> Any:
-        """A batch of noise of the shapes of this run, to measure time and memory with."""
+        """A made-up batch of the shapes of this run, to measure time and memory with."""
 
     def validate(self, share: Share) -> dict[str, float]:
         """Figures on the validation data, by the model in evaluation mode.
