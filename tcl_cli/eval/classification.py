@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl.weights.find import find_model
 from tcl_cli._console import out
 from tcl_cli._options import (
@@ -18,6 +16,7 @@ from tcl_cli._options import (
     ModelOption,
     PredictionsOption,
     WorkersOption,
+    option,
 )
 from tcl_cli.eval.evaluation import check_output, list_bad, load, processes, show
 
@@ -36,19 +35,18 @@ EPILOG = """\
 def classification(
     data: Annotated[
         str,
-        typer.Option(
+        option(
             metavar="FOLDER",
             help="Holds one folder of images per class, named after it; _ is a space.",
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ],
     template: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             help="A caption with {} for the class; repeat it, and the vectors of all are averaged. Default: five "
             "that fit photographs.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     model: ModelOption = None,

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tcl.weights.find import find_model
 from tcl_cli._console import out
 from tcl_cli._options import (
@@ -21,6 +19,7 @@ from tcl_cli._options import (
     ModelOption,
     PredictionsOption,
     WorkersOption,
+    option,
 )
 from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load, processes, show
 
@@ -36,20 +35,19 @@ EPILOG = """\
 def grounding(
     data: Annotated[
         list[str],
-        typer.Option(
+        option(
             help="Regions: JSON, JSONL, CSV, TSV or Parquet with image, text and box [x, y, width, height], or "
             "scenes: (built in). Repeat it for several.",
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ],
     images: ImagesOption = None,
     proposals: Annotated[
         Path | None,
-        typer.Option(
+        option(
             metavar="JSON",
             help="Boxes of a detector to choose from, an object of image_id to boxes; default: those of the rows.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     model: ModelOption = None,

@@ -8,8 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl.evaluation.published import RETRIEVAL, Published, RetrievalProtocol, find_protocol
 from tcl.weights.find import find_model
 from tcl.weights.untrained import Use
@@ -24,6 +22,7 @@ from tcl_cli._options import (
     ModelOption,
     PredictionsOption,
     WorkersOption,
+    option,
 )
 from tcl_cli.eval.evaluation import check_output, list_bad, load, processes, show
 
@@ -51,31 +50,29 @@ ProtocolName = StrEnum("ProtocolName", [(protocol.name, protocol.name) for proto
 def retrieval(
     data: Annotated[
         list[str],
-        typer.Option(
+        option(
             help="Pairs: ALBEF, COCO or Karpathy JSON, JSONL, CSV, TSV, Parquet, tar shards, Flickr30k's .token, an "
             "image folder with .txt sidecars, or scenes: (built in). Repeat it for several.",
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ],
     images: ImagesOption = None,
     model: ModelOption = None,
     protocol: Annotated[
         ProtocolName | None,
-        typer.Option(
+        option(
             help="A published evaluation: says which checkpoint it used, sets its --k, and prints its figures beside "
             "the measured ones.",
-            show_default=False,
         ),
     ] = None,
     rerank: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--rerank",
             "--k",
             min=0,
             help="Candidates per query that the fusion encoder re-ranks, at most the set; 0 leaves it out. Default: "
             "128, or that of the protocol.",
-            show_default=False,
         ),
     ] = None,
     predictions: PredictionsOption = None,

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tcl.errors import UsageError
 from tcl.weights.find import find_model
 from tcl_cli._console import counted, out
@@ -22,6 +20,7 @@ from tcl_cli._options import (
     ModelOption,
     PredictionsOption,
     WorkersOption,
+    option,
 )
 from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load_for, processes, show
 
@@ -44,10 +43,10 @@ NLVR2_EPILOG = """\
 
 DataOption = Annotated[
     list[str],
-    typer.Option(
+    option(
         help="Rows: JSON, JSONL, CSV, TSV or Parquet, published, original or one's own; FILE#COLUMN=VALUE takes some "
         "of them. Without labels there are only predictions. Repeat it for several.",
-        rich_help_panel=INPUT_PANEL,
+        panel=INPUT_PANEL,
     ),
 ]
 

@@ -6,8 +6,6 @@ import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tcl.errors import UsageError
 from tcl.weights.find import find_model
 from tcl_cli._console import out
@@ -22,6 +20,7 @@ from tcl_cli._options import (
     ModelOption,
     PredictionsOption,
     WorkersOption,
+    option,
 )
 from tcl_cli.eval.evaluation import check_images, check_output, list_bad, load_for, processes, show, write_text
 
@@ -40,34 +39,30 @@ EPILOG = """\
 def vqa(
     data: Annotated[
         list[str],
-        typer.Option(
+        option(
             help="Questions: JSON, JSONL, CSV, TSV or Parquet; of VQA v2 the file of questions, and that of "
             "annotations too. Without answers there are only predictions. Repeat it for several.",
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ],
     images: ImagesOption = None,
     model: ModelOption = None,
     answers: Annotated[
         Path | None,
-        typer.Option(
+        option(
             help="Answers to choose from, a JSON list or a text file with one per line; default: those the model was "
             "fine-tuned with.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
-    k: Annotated[
-        int, typer.Option("--k", min=1, help="Answers per question that are decoded, at most the list.")
-    ] = 128,
+    k: Annotated[int, option("--k", min=1, help="Answers per question that are decoded, at most the list.")] = 128,
     predictions: PredictionsOption = None,
     submission: Annotated[
         Path | None,
-        typer.Option(
+        option(
             metavar="JSON",
             help="Write what the VQA challenge takes; a file that is there is replaced.",
-            show_default=False,
-            rich_help_panel=OUTPUT_PANEL,
+            panel=OUTPUT_PANEL,
         ),
     ] = None,
     image_size: ImageSizeOption = None,

@@ -23,6 +23,8 @@ from tcl_cli._options import (
     ResumeOption,
     RunOption,
     TrainingBatchOption,
+    argument,
+    option,
 )
 from tcl_cli.train.run_folder import claim_run, recipe_of_run
 from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_arguments, train
@@ -60,46 +62,42 @@ def finetune(
     task: Annotated[FinetuneTask, typer.Argument(help="What to train for.", show_default=False)],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
+        argument(
             metavar="RECIPE|KEY=VALUE",
             help="A recipe of the task, a file or the name of a shipped one (`tcl recipes ls`), and settings that "
             "replace its own. Default: `small-<task>`.",
-            show_default=False,
         ),
     ] = None,
     model: ModelOption = None,
     scratch: Annotated[
         bool,
-        typer.Option(
+        option(
             "--scratch",
             help="Start from no model: from what the recipe's own `model` section says.",
-            rich_help_panel=MODEL_PANEL,
+            panel=MODEL_PANEL,
         ),
     ] = False,
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             help="Training rows: JSON, JSONL, CSV, TSV or Parquet; pairs for retrieval and grounding. "
             "Repeat it for several.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     images: ImagesOption = None,
     val: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             help="Validation rows; of grounding with boxes. The best model by them becomes the model of the run.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     test: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             help="Rows to evaluate the finished model on, labels or not; predictions.jsonl goes into the run folder.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     run: RunOption = None,

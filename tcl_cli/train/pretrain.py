@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tcl_cli._console import out
 from tcl_cli._options import (
     INPUT_PANEL,
@@ -20,6 +18,8 @@ from tcl_cli._options import (
     ResumeOption,
     RunOption,
     TrainingBatchOption,
+    argument,
+    option,
 )
 from tcl_cli.train.run_folder import claim_run, recipe_of_run
 from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_arguments, train
@@ -51,37 +51,34 @@ app = App()
 def pretrain(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
+        argument(
             metavar="RECIPE|KEY=VALUE",
             help="A recipe file or the name of a shipped one (`tcl recipes ls`), and settings that replace its own. "
             "Default: `demo`, or `small` when there is --data.",
-            show_default=False,
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             help="Training pairs: ALBEF JSON, JSONL, CSV, TSV, Parquet, tar shards, an image folder with .txt "
             "sidecars, or scenes: (built in); paths, globs or URLs, @NUMBER behind one weighs it. "
             "Repeat it for several.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     images: ImagesOption = None,
     val: Annotated[
         list[str] | None,
-        typer.Option(help="Validation pairs, in the same formats.", show_default=False, rich_help_panel=INPUT_PANEL),
+        option(help="Validation pairs, in the same formats.", panel=INPUT_PANEL),
     ] = None,
     run: RunOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
     init: Annotated[
         str | None,
-        typer.Option(
+        option(
             help="Start from these weights: a run, a model folder, a published TCL or ALBEF .pth, a hub id, or a BERT.",
-            show_default=False,
-            rich_help_panel=MODEL_PANEL,
+            panel=MODEL_PANEL,
         ),
     ] = None,
     batch_size: TrainingBatchOption = None,
