@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl.data.images.decode import ImageError, decode, resize
+from tcl.data.images.decode import IMAGES_HINT, ImageError, decode, resize
 from tcl.data.processor import Processor
 from tcl.distributed.share import ALONE, Share
+from tcl.errors import DataError
 from tcl.models.attention import KeyValue
 from tcl.models.task_model import TaskModel
 
@@ -79,6 +80,34 @@ def decode_batches(
                 [size for _, size in good.values()],
                 errors,
             )
+
+
+class Row(Protocol):
+    """A row of an evaluation.
+
+    Attributes:
+        place: file and line, for messages.
+    """
+
+    @property
+    def place(self) -> str: ...
+
+
+def left_out(rows: Sequence[Row], unread: Sequence[tuple[int, str, str]], done: int) -> list[dict[str, str]]:
+    """The images that could not be read, with the places of their rows, and why.
+
+    Args:
+        rows: of the evaluation.
+        unread: row, image and reason of each.
+        done: rows whose images could be read.
+
+    Raises:
+        DataError: there is none.
+    """
+    bad = [{"row": rows[row].place, "image": image, "reason": reason} for row, image, reason in unread]
+    if not done:
+        raise DataError(f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}", hint=IMAGES_HINT)
+    return bad
 
 
 class RowsOfImages(NamedTuple):

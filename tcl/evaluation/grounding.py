@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from tcl.data.boxes import IOU_HIT, best_box, contains, inside_share, iou, peak, region_box
-from tcl.data.images.decode import IMAGES_HINT
 from tcl.data.labels.regions import BOX_HINT, Region
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
-from tcl.evaluation.batches import decode_batches
+from tcl.evaluation.batches import decode_batches, left_out
 from tcl.evaluation.metrics import percent
 from tcl.explain.gradcam import DETAIL, cross_attention_maps, default_layer, resample, word_spans
 from tcl.models.tcl import TCL, ImageOutput
@@ -124,12 +123,7 @@ def evaluate_grounding(
             advance(len(batch))
     found, unread = share.join_rows(found, unread)
     predictions = list(found.values())
-    bad = [{"row": regions[row].place, "image": image, "reason": reason} for row, image, reason in unread]
-    if not predictions:
-        raise DataError(
-            f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}",
-            hint=IMAGES_HINT,
-        )
+    bad = left_out(regions, unread, len(predictions))
     return GroundingResult(_figures(predictions), layer, predictions, bad)
 
 

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tcl.data.images.decode import IMAGES_HINT
 from tcl.data.labels.statements import Statement
 from tcl.data.tokenizer import clean_caption
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError
-from tcl.evaluation.batches import rows_by_image
+from tcl.evaluation.batches import left_out, rows_by_image
 from tcl.evaluation.metrics import ClassFigures, accuracy, class_table, percent
 from tcl.models.classifier import Classifier
 
@@ -117,9 +116,7 @@ def evaluate_statements(
                 predictions[row] = _prediction(statements[row], [labels[number] for number in numbers], shares)
             advance(len(batch.rows))
     predictions, unread = share.join_rows(predictions, unread)
-    bad = [{"row": statements[row].place, "image": image, "reason": reason} for row, image, reason in unread]
-    if not predictions:
-        raise DataError(f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}", hint=IMAGES_HINT)
+    bad = left_out(statements, unread, len(predictions))
     in_order = list(predictions.values())
     judged = [
         (labels.index(row["predicted"]), labels.index(row["label"])) for row in in_order if row["label"] is not None

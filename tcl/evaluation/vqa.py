@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tcl.data.images.decode import IMAGES_HINT
 from tcl.data.labels.questions import Question
 from tcl.data.tokenizer import CaptionTokenizer, clean_question
 from tcl.distributed.share import ALONE, Share
-from tcl.errors import DataError
-from tcl.evaluation.batches import rows_by_image
+from tcl.evaluation.batches import left_out, rows_by_image
 from tcl.evaluation.metrics import answer_type, normalise_answer, percent, soft_accuracy
 from tcl.models.vqa import AskedQuestions, VqaModel
 
@@ -183,9 +181,7 @@ def evaluate_vqa(
                 predictions[row] = _prediction(questions[row], [labels[number] for number in numbers], of_row)
             advance(len(batch.rows))
     predictions, unread = share.join_rows(predictions, unread)
-    bad = [{"row": questions[row].place, "image": image, "reason": reason} for row, image, reason in unread]
-    if not predictions:
-        raise DataError(f"no image can be read; the first: {bad[0]['image']}: {bad[0]['reason']}", hint=IMAGES_HINT)
+    bad = left_out(questions, unread, len(predictions))
     return _summary(questions, predictions, labels, bad)
 
 

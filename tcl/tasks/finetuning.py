@@ -8,13 +8,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from tcl.config.recipe import Recipe
-from tcl.data.images.augment import Transform, build_transform
 from tcl.data.loader import Samples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.errors import ConfigError
 from tcl.evaluation.tasks import EVALUATIONS
-from tcl.models.adapters import compile_layers
 from tcl.models.task_model import TaskModel
 from tcl.objective.momentum import MomentumTeacher
 from tcl.report.page import Sample
@@ -115,18 +113,3 @@ class Finetuning:
             )
         if self._teacher:
             self._teacher.load_state_dict(state["teacher"])
-
-
-def transform_of(recipe: Recipe) -> Transform:
-    """The views that a recipe asks for."""
-    return build_transform(recipe.data.augment, recipe.model.image_shape, recipe.data.min_scale)
-
-
-def teacher_of(model: TaskModel, recipe: Recipe) -> MomentumTeacher | None:
-    """A teacher, where its targets count."""
-    if recipe.loss.alpha == 0:
-        return None
-    teacher = MomentumTeacher(model)
-    if recipe.train.compile:  # a copy is not compiled
-        compile_layers(teacher.model)
-    return teacher

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tcl.config.recipe import Recipe
-from tcl.data.images.augment import Transform, build_transform
+from tcl.data.images.augment import Transform
 from tcl.data.pairs.samples import PairBatch, PairSamples
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
 from tcl.evaluation.tasks import EVALUATIONS
-from tcl.models.adapters import compile_layers
-from tcl.objective.momentum import FeatureQueue, MomentumTeacher
+from tcl.objective.momentum import FeatureQueue
 from tcl.objective.pretrain import PretrainLosses, PretrainObjective
 from tcl.objective.sampling import MaskedTokens, mask_tokens
 from tcl.report.page import ReportSample
@@ -28,8 +27,8 @@ from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.health import TEMPERATURE_RANGE, duplicate_share, feature_spread
 from tcl.training.preflight import check_readable, read_index
 from tcl.training.reporter import Reporter
-from tcl.training.start_model import start_model
-from tcl.training.task import build_loader
+from tcl.training.start_model import start_model, start_teacher
+from tcl.training.task import build_loader, transform_of
 
 
 class Pretraining:
@@ -55,11 +54,8 @@ class Pretraining:
             self.read_validation(reporter)
         captions = (text for pair in self.index for text in pair.captions)
         self.model = start_model(recipe, captions, checkpoint, reporter)
-        transform = build_transform(recipe.data.augment, recipe.model.image_shape, recipe.data.min_scale)
-        self.loader = build_loader(self.build_samples(transform), recipe, world)
-        self.teacher = MomentumTeacher(self.model)
-        if recipe.train.compile:  # a copy is not compiled
-            compile_layers(self.teacher.model)
+        self.loader = build_loader(self.build_samples(transform_of(recipe)), recipe, world)
+        self.teacher = start_teacher(self.model, recipe)
         self.objective = self.build_objective().to(world.device).train()
         self._queued: list[tuple[Tensor, ...]] = []
 

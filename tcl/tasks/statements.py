@@ -19,11 +19,12 @@ from tcl.models.heads import HeadConfig
 from tcl.objective.classification import ClassifierLosses, ClassifierObjective
 from tcl.report.page import Sample
 from tcl.report.samples import statement_samples
-from tcl.tasks.finetuning import Finetuning, teacher_of, transform_of
+from tcl.tasks.finetuning import Finetuning
 from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.preflight import check_readable
 from tcl.training.reporter import Reporter
-from tcl.training.start_model import start_model
+from tcl.training.start_model import start_model, start_teacher
+from tcl.training.task import transform_of
 
 SYNTHETIC_LENGTH = 30  # tokens of a text that memory and time are measured with
 
@@ -64,7 +65,7 @@ class StatementTraining(Finetuning):
             max_words=MAX_WORDS[self.task],
             max_length=model.max_positions,
         )
-        teacher = teacher_of(model, recipe)
+        teacher = start_teacher(model, recipe) if recipe.loss.alpha else None
         super().__init__(recipe, world, model, samples, ClassifierObjective(model, teacher), teacher)
 
     def _read_validation(self, labels: list[str]) -> list[Statement]:

@@ -21,11 +21,12 @@ from tcl.models.classifier import TextAssigner
 from tcl.models.heads import HeadConfig
 from tcl.objective.classification import ClassifierLosses
 from tcl.objective.text_assignment import TextAssignmentObjective
-from tcl.tasks.finetuning import Finetuning, transform_of
+from tcl.tasks.finetuning import Finetuning
 from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.preflight import check_readable, read_index
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
+from tcl.training.task import transform_of
 
 
 @dataclass

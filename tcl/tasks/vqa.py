@@ -20,11 +20,12 @@ from tcl.models.vqa import VqaModel
 from tcl.objective.vqa import VqaLosses, VqaObjective
 from tcl.report.page import Sample
 from tcl.report.samples import answer_samples
-from tcl.tasks.finetuning import Finetuning, transform_of
+from tcl.tasks.finetuning import Finetuning
 from tcl.tasks.synthetic import SyntheticInputs
 from tcl.training.preflight import check_readable
 from tcl.training.reporter import Reporter
 from tcl.training.start_model import start_model
+from tcl.training.task import transform_of
 
 SYNTHETIC_LENGTH = 5  # tokens of an answer that memory and time are measured with
 

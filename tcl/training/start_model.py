@@ -10,10 +10,11 @@ from tcl.config.recipe import ModelConfig, Recipe
 from tcl.data.processor import Processor
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import UsageError
-from tcl.models.adapters import adapt
+from tcl.models.adapters import adapt, compile_layers
 from tcl.models.build import attach_head
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
+from tcl.objective.momentum import MomentumTeacher
 from tcl.training.reporter import Reporter
 from tcl.weights.find import CONFIG_FILE, read_json
 from tcl.weights.initialize import initialise, load_pretrained_encoders
@@ -78,6 +79,14 @@ def start_model(
     adapt(model, recipe.train)
     model.processor = Processor(tokenizer, config.image_shape, config.max_length)
     return model
+
+
+def start_teacher(model: TCL, recipe: Recipe) -> MomentumTeacher:
+    """The teacher of a model to train: a copy, and a copy is not compiled by itself."""
+    teacher = MomentumTeacher(model)
+    if recipe.train.compile:
+        compile_layers(teacher.model)
+    return teacher
 
 
 def config_of(source: str) -> ModelConfig:

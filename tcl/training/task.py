@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tcl.config.recipe import Recipe
+from tcl.data.images.augment import Transform, build_transform
 from tcl.data.loader import Samples, TrainLoader
 from tcl.distributed.share import Share
 from tcl.distributed.world import World
@@ -99,6 +100,11 @@ class Task(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
+
+
+def transform_of(recipe: Recipe) -> Transform:
+    """The views that a recipe asks for."""
+    return build_transform(recipe.data.augment, recipe.model.image_shape, recipe.data.min_scale)
 
 
 def build_loader(samples: Samples, recipe: Recipe, world: World) -> TrainLoader:
