@@ -6,7 +6,6 @@ import json
 import re
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
