@@ -89,6 +89,14 @@ BackendOption = Annotated[
 DeviceOption = Annotated[
     Device, option("--device", help="Where it computes. auto: a GPU when there is one.", panel=MODEL_PANEL)
 ]
+AllowUnverifiedOption = Annotated[
+    bool,
+    option(
+        "--allow-unverified",
+        help="Take a bundle that failed its verification: its vectors may differ from the model's.",
+        panel=MODEL_PANEL,
+    ),
+]
 JsonOption = Annotated[bool, option("--json", help="Print one JSON object on stdout instead.", panel=OUTPUT_PANEL)]
 ImagesOption = Annotated[
     str | None,

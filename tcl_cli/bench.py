@@ -113,9 +113,10 @@ def bench(
     for way in ways:
         console.message(f"To measure: {way.name}")
     if own is not None and not own.verified:
-        console.warning(f"{own.folder} is marked unverified: --backend auto will not take it")
+        console.warning(f"{own.folder} is marked unverified: --backend auto takes no precision that is")
     with console.progress("Measuring", plan.steps(len(ways))) as advance:
-        record = measure(ways, plan, own is None or own.verified, lambda step: advance(1, now=step))
+        verified = own.is_verified if own else lambda precision: True
+        record = measure(ways, plan, verified, lambda step: advance(1, now=step))
     path = save(record)
     _report(record, plot, json)
     console.message(f"Kept in {path}")

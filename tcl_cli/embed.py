@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tcl_cli._console import Advance, counted
 from tcl_cli._console import out as console
@@ -16,6 +16,7 @@ from tcl_cli._options import (
     MODEL_PANEL,
     OUTPUT_PANEL,
     SPEED_PANEL,
+    AllowUnverifiedOption,
     App,
     BackendOption,
     Device,
@@ -145,6 +146,7 @@ def embed(
     model: ModelOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
+    allow_unverified: AllowUnverifiedOption = False,
     precision: Annotated[
         Precision,
         option(
@@ -252,7 +254,7 @@ def embed(
         inputs,
         output,
         options,
-        partial(open_on, model or os.environ.get("TCL_MODEL"), backend, precision),
+        partial(open_on, model or os.environ.get("TCL_MODEL"), backend, precision, allow_unverified),
         used,
         engine=engine,
         restart=restart,
@@ -268,14 +270,15 @@ def embed(
         console.data(str(output.path))
 
 
-def open_on(model: str | None, backend: str, precision: str, device: str) -> Encoder:
+def open_on(model: str | None, backend: str, precision: str, allow_unverified: bool, device: str) -> Encoder:
     """The encoder of a device; a process that has one of several calls this."""
     from tcl.encoders.open import open_encoder
     from tcl.machine.processes import available_cores
 
     # Two lanes even on one core: each call then computes in one thread on every machine, and so the same.
     lanes = max(2, available_cores())
-    return open_encoder(model, backend, device, precision, lanes, console.message)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"backend": backend, "device": device, "precision": precision}
+    return open_encoder(model, lanes=lanes, say=console.message, allow_unverified=allow_unverified, **how)
 
 
 def _output(out: str, shard_rows: int | None, format_: Format | None, engine: Engine) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from tcl_cli._options import (
     INPUT_PANEL,
     MODEL_PANEL,
     OUTPUT_PANEL,
+    AllowUnverifiedOption,
     App,
     Backend,
     BackendOption,
@@ -70,6 +72,7 @@ def search(
     model: ModelOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
+    allow_unverified: AllowUnverifiedOption = False,
     images: Annotated[
         Path | None,
         option(
@@ -132,7 +135,8 @@ def search(
     collection = open_collection(index, ann if ann or exact else None, centre)
     for name, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
         check_output(name, path, [str(file) for file in collection.files], suffix)
-    run = SearchRun(collection, top, rerank, images, lambda: _open(model, backend, device), allow_unknown)
+    open_model = partial(_open, model, backend, device, allow_unverified)
+    run = SearchRun(collection, top, rerank, images, open_model, allow_unknown)
     found = run(asked)
     if queries is None:
         results = list(found)
@@ -166,12 +170,12 @@ def _check_options(query: str | None, queries: Path | None, out: Path | None, ht
     check_output("--html", html, sources)
 
 
-def _open(model: str | None, backend: Backend, device: Device) -> Encoder:
+def _open(model: str | None, backend: Backend, device: Device, allow_unverified: bool) -> Encoder:
     from tcl.encoders.open import open_encoder
     from tcl_cli.embed import warn_unverified
 
     # One query has all cores to itself.
-    encoder = open_encoder(model, backend, device, lanes=1, say=console.message)
+    encoder = open_encoder(model, backend, device, lanes=1, say=console.message, allow_unverified=allow_unverified)
     warn_unverified(encoder)
     return encoder
 

@@ -87,14 +87,17 @@ class _Lane:
 
 
 def bench(
-    ways: Sequence[Way], plan: BenchPlan, verified: bool = True, progress: Callable[[str], object] = lambda step: None
+    ways: Sequence[Way],
+    plan: BenchPlan,
+    verified: Callable[[str], bool] = lambda precision: True,
+    progress: Callable[[str], object] = lambda step: None,
 ) -> dict[str, Any]:
     """Measure all ways, the first being the reference.
 
     Args:
         ways: from `find_ways`.
         plan: what.
-        verified: whether the bundle was, when it was exported.
+        verified: whether the bundle was in a precision, when it was exported.
         progress: told what is measured next.
 
     Returns:
@@ -203,7 +206,11 @@ def _alone(lane: _Lane, plan: BenchPlan, progress: Callable[[str], object]) -> N
 
 
 def _result(
-    lane: _Lane, reference: _Lane, flops: Mapping[str, float | None], peaks: Mapping[str, Any], verified: bool
+    lane: _Lane,
+    reference: _Lane,
+    flops: Mapping[str, float | None],
+    peaks: Mapping[str, Any],
+    verified: Callable[[str], bool],
 ) -> dict[str, Any]:
     way = lane.way
     cosines = {kind: _cosines(lane.facts, reference.facts, kind) for kind in KINDS}
@@ -227,7 +234,7 @@ def _result(
         "error": lane.error,
         "lanes": lane.facts.get("lanes"),
         "cosine": cosines,
-        "verified": near and lane.error is None and (verified or way.bundle is None),
+        "verified": near and lane.error is None and (way.bundle is None or verified(way.precision)),
         "memory": None,
         "device_memory": None,
         "latency": None,

@@ -270,7 +270,8 @@ def matmul_peaks() -> dict[str, float]:
 def _open(way: Way, lanes: int) -> Encoder:
     from tcl.encoders.open import open_encoder
 
-    encoder = open_encoder(way.model, way.backend, way.device, way.precision, lanes)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"backend": way.backend, "device": way.device, "precision": way.precision}
+    encoder = open_encoder(way.model, lanes=lanes, allow_unverified=True, **how)
     if encoder.precision != way.precision or not encoder.backend.startswith(NAMES.get(way.backend, way.backend)):
         raise UsageError(f"{way.name} cannot be had: it would be {encoder.backend} {encoder.precision}")
     return encoder

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl.data.processor import Processor
+from tcl.errors import UsageError
 
 
 class Encoder(Protocol):
@@ -62,12 +63,26 @@ class Matcher(Protocol):
 
 
 def unverified(encoder: Encoder) -> str | None:
-    """The bundle of an encoder where its numbers were not verified, or an engine whose were, and failed."""
+    """The bundle of an encoder where its graphs were not verified, or failed; or an engine that failed."""
     bundle = getattr(encoder, "bundle", None)
-    if bundle is not None and not bundle.verified:
+    if bundle is not None and not bundle.is_verified(encoder.precision):
         return str(bundle.folder)
     engine = getattr(encoder, "failed_engine", None)
     return None if engine is None else str(engine)
+
+
+def check_verified(encoder: Encoder) -> None:
+    """Refuse graphs and engines that failed their verification; those that had none are left to the user.
+
+    Raises:
+        UsageError: naming the bundle or the engine.
+    """
+    place, bundle = unverified(encoder), getattr(encoder, "bundle", None)
+    if place is not None and (bundle is None or bundle.checked):
+        raise UsageError(
+            f"{place}: failed its verification in {encoder.precision}, so its vectors are not the model's",
+            hint="export it again, take another --precision, or go on with --allow-unverified",
+        )
 
 
 def reading_processor(encoder: Encoder) -> Processor:

@@ -16,6 +16,19 @@ from tcl.weights.untrained import read_untrained
 FORMAT_VERSION = 2
 
 AGAIN = "export the model again"
+FILE = {"file": str, "data?": str, "verified?": bool}
+PORTS = {"*": {"dtype": str, "shape": [(int, str)]}}
+GRAPH = {"precisions": {"*": FILE}}
+MANIFEST = {
+    "model_hash": str,
+    "embed_dim": int,
+    "precisions": [str],
+    "verified": bool,
+    "verification?": dict,
+    "files": {"*": str},
+    "untrained?": [str],
+}
+"""What a `bundle.json` says, as `tcl.files.json_object` checks it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Bundle:
         embed_dim: width of the vectors.
         precisions: that every graph has.
         verified: True only after a verification in which every check passed.
+        checked: there was a verification.
         graphs: by graph and precision, what `bundle.json` says of the file, `file` at least.
         hashes: SHA-256 of each file.
         untrained: parts of the model that hold random numbers, see `tcl.weights.untrained`.
@@ -43,6 +57,12 @@ class Bundle:
     hashes: Mapping[str, str]
     untrained: tuple[str, ...] = ()
     packed: Path | None = None
+    checked: bool = True
+
+    def is_verified(self, precision: str) -> bool:
+        """Whether every check of the graphs in a precision passed."""
+        entries = (precisions[precision] for precisions in self.graphs.values() if precision in precisions)
+        return all(entry.get("verified", self.verified) for entry in entries)
 
     def graph_file(self, graph: str, precision: str) -> Path:
         """The file of a graph, compared with its recorded hash.
@@ -85,35 +105,31 @@ def read_bundle(folder: Path) -> Bundle:
         CheckpointError: naming the file that is missing, damaged, or of a newer format.
     """
     path = folder / BUNDLE_FILE
-    manifest: dict[str, Any] = read_json(path)
-    version = manifest.get("format_version")
+    version = read_json(path).get("format_version")
     if version not in (1, FORMAT_VERSION):
         raise CheckpointError(
             f"{path}: format version {version}, this tcl reads {FORMAT_VERSION}",
             hint="update tcl, or export the model again",
         )
-    try:
-        if version == 1:  # one precision, and the file named beside inputs and outputs
-            found = {name: {DEFAULT_PRECISION: {"file": entry["file"]}} for name, entry in manifest["graphs"].items()}
-        else:
-            found = {name: dict(entry["precisions"]) for name, entry in manifest["graphs"].items()}
-        names = [
-            part for entry in found.values() for file in entry.values() for part in (file["file"], file.get("data"))
-        ]
-        bundle = Bundle(
-            folder,
-            str(manifest["model_hash"]),
-            int(manifest["embed_dim"]),
-            tuple(manifest["precisions"]),
-            bool(manifest["verified"]),
-            found,
-            {str(name): str(digest) for name, digest in manifest["files"].items()},
-            read_untrained(manifest),
-        )
-        if unknown := [name for name in names if name is not None and name not in bundle.hashes]:
-            raise CheckpointError(f"{path}: damaged: lists no hash of {unknown[0]}", hint=AGAIN)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged: {type(error).__name__} {error}", hint=AGAIN) from error
+    manifest = read_json(path, MANIFEST | {"graphs": {"*": FILE if version == 1 else GRAPH}})
+    if version == 1:  # one precision, and the file named beside inputs and outputs
+        found = {name: {DEFAULT_PRECISION: {"file": entry["file"]}} for name, entry in manifest["graphs"].items()}
+    else:
+        found = {name: entry["precisions"] for name, entry in manifest["graphs"].items()}
+    names = [part for entry in found.values() for file in entry.values() for part in (file["file"], file.get("data"))]
+    bundle = Bundle(
+        folder,
+        manifest["model_hash"],
+        manifest["embed_dim"],
+        tuple(manifest["precisions"]),
+        manifest["verified"],
+        found,
+        manifest["files"],
+        read_untrained(manifest),
+        checked=manifest.get("verification") is not None,
+    )
+    if unknown := [name for name in names if name is not None and name not in bundle.hashes]:
+        raise CheckpointError(f"{path}: damaged: lists no hash of {unknown[0]}", hint=AGAIN)
     for name in bundle.hashes:
         if Path(name).name != name:
             raise CheckpointError(f"{path}: damaged: {name!r} is no name of a file", hint=AGAIN)
@@ -130,9 +146,5 @@ def read_graphs(folder: Path) -> dict[str, Graph]:
     Raises:
         CheckpointError: it is damaged.
     """
-    path = folder / BUNDLE_FILE
-    manifest: dict[str, Any] = read_json(path)
-    try:
-        return {name: Graph.described(name, entry) for name, entry in manifest["graphs"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged: {type(error).__name__} {error}", hint=AGAIN) from error
+    manifest = read_json(folder / BUNDLE_FILE, {"graphs": {"*": {"inputs": PORTS, "outputs": PORTS}}})
+    return {name: Graph.described(name, entry) for name, entry in manifest["graphs"].items()}

@@ -124,7 +124,7 @@ def _candidates(
             if source.kind == "bundle":
                 continue
         elif source.kind != "bundle":
-            if not _replaces(Path(result["bundle"]), record["model_hash"]):
+            if not _replaces(Path(result["bundle"]), record["model_hash"], result["precision"]):
                 continue
             model = str(result["bundle"])
         elif Path(result["bundle"]) != source.path.resolve():
@@ -136,13 +136,15 @@ def _candidates(
         yield seconds, Choice(model, result["backend"], result["device"], result["precision"])
 
 
-def _replaces(bundle: Path, model_hash: str) -> bool:
-    """Whether a bundle is still there, verified, and able to do all that the model can."""
+def _replaces(bundle: Path, model_hash: str, precision: str) -> bool:
+    """Whether a bundle is still there, verified in a precision, and able to do all that the model can."""
     if not (bundle / BUNDLE_FILE).is_file():
         return False
     manifest: dict[str, Any] = read_json(bundle / BUNDLE_FILE)
     able = all(graph in manifest["graphs"] for graph in RERANKING)
-    return bool(manifest["model_hash"] == model_hash and manifest["verified"] and able)
+    entries = [graph["precisions"].get(precision, {}) for graph in manifest["graphs"].values()]
+    verified = all(entry.get("verified", manifest["verified"]) for entry in entries)
+    return bool(manifest["model_hash"] == model_hash and verified and able)
 
 
 def _hash_of(source: ModelSource) -> str:

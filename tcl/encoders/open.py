@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from tcl.encoders.base import Encoder, Matcher
+from tcl.encoders.base import Encoder, Matcher, check_verified
 from tcl.encoders.embedder import Embedder
 from tcl.encoders.fastest import choose
 from tcl.encoders.onnx import OnnxEncoder, OnnxMatcher, Precision
@@ -38,6 +38,7 @@ def open_encoder(
     precision: Precision = "auto",
     lanes: int | None = None,
     say: Callable[[str], object] = lambda text: None,
+    allow_unverified: bool = False,
 ) -> Encoder:
     """The encoder a command means.
 
@@ -50,9 +51,11 @@ def open_encoder(
         precision: see `TorchEncoder` and `OnnxEncoder`.
         lanes: of an `OnnxEncoder`; None for one, which is right for single queries, as is 1.
         say: told in one line that a TensorRT engine is built, and why.
+        allow_unverified: open graphs and engines that failed their verification, too.
 
     Raises:
-        UsageError: there is no such model, it has no trained projections, or the backend cannot run it.
+        UsageError: there is no such model, it has no trained projections, it failed its verification, or the backend
+            cannot run it.
         MissingExtraError: the backend is not installed.
     """
     for name, value, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
@@ -64,7 +67,7 @@ def open_encoder(
     if backend == "auto":
         fastest = choose(source, device, precision, single=lanes is None or lanes == 1)
         if fastest is not None:
-            return _known_as(named, open_encoder(*fastest, lanes, say))  # type: ignore[arg-type]
+            return _known_as(named, open_encoder(*fastest, lanes, say, allow_unverified))  # type: ignore[arg-type]
     if source.kind == "bundle":
         if backend.startswith("torch"):
             raise UsageError(
@@ -81,6 +84,8 @@ def open_encoder(
             place: Place = "trt" if backend == "onnx-trt" else "cuda" if device == "cuda" else "cpu"
             encoder = OnnxEncoder(source.path, precision, lanes or 1, place, say)
         check_trained(encoder.bundle.untrained, source.location, "vectors")
+        if not allow_unverified:
+            check_verified(encoder)
         return _known_as(named, encoder)
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
@@ -144,6 +149,7 @@ def load(
     backend: Literal["auto", "torch", "torch-compiled", "onnx", "onnx-trt", "trt"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Precision = "auto",
+    allow_unverified: bool = False,
 ) -> Embedder:
     """Open a model for embedding, as the commands do.
 
@@ -153,12 +159,14 @@ def load(
             other model in torch.
         device: `auto`, `cpu` or `cuda`.
         precision: that the model computes in; `auto` takes the best that the model and the device have.
+        allow_unverified: open a bundle that failed its verification, too.
 
     Raises:
-        UsageError: there is no such model, or it cannot run so.
+        UsageError: there is no such model, it cannot run so, or it failed its verification.
         MissingExtraError: the backend is not installed.
     """
-    return Embedder(open_encoder(None if model is None else str(model), backend, device, precision))
+    named = None if model is None else str(model)
+    return Embedder(open_encoder(named, backend, device, precision, allow_unverified=allow_unverified))
 
 
 def matcher_of(encoder: Encoder) -> Matcher:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.files.hub import quiet_hub
+from tcl.files.json_object import Malformed, Shape, read_object
 
 CONFIG_FILE = "config.json"  # marks a model folder
 WEIGHTS_FILE = "model.safetensors"
@@ -140,18 +140,18 @@ def fetch_model(hub_id: str, names: Sequence[str] = MODEL_FILES) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path, shape: Mapping[str, Shape] | None = None) -> dict[str, Any]:
     """A JSON object of a model or bundle.
 
+    Args:
+        path: of the file.
+        shape: of the object, see `tcl.files.json_object`.
+
     Raises:
-        CheckpointError: missing or malformed.
+        CheckpointError: missing, malformed, or of another shape.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error}", hint="copy the folder again, or make it again"
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds no JSON object", hint="copy the folder again, or make it again")
-    return values
+        return read_object(path, shape or {})
+    except (OSError, Malformed) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: cannot be read: {reason}", hint="copy the folder again, or make it again") from error

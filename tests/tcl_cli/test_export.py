@@ -66,6 +66,13 @@ def test_a_failed_verification(workplace: Path, tcl: Tcl) -> None:
         "fp32": True,
         "fp16": False,
     }
+    command = ["embed", "images", "--model", "exports/tiny", "--out"]
+    assert "Warning" not in tcl(*command, "v.npy").stderr, "fp32 is as good as before"
+    refused = tcl(*command, "w.npy", "--precision", "fp16")
+    assert refused.code == 2 and not list(Path().glob("w.*"))
+    assert "Error: exports/tiny: failed its verification in fp16" in refused.stderr
+    done = tcl(*command, "w.npy", "--precision", "fp16", "--allow-unverified")
+    assert done.code == 0 and "Warning: exports/tiny is marked unverified" in done.stderr
 
 
 def test_no_verify_is_marked_and_said_again_at_use(workplace: Path, tcl: Tcl) -> None:

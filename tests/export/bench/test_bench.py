@@ -143,7 +143,7 @@ def test_operations_are_those_of_the_matrix_products(measured: dict[str, Any], e
 def test_a_way_that_fails_leaves_the_others(bundle: Bundle, tmp_path: Path) -> None:
     folder = str(bundle.folder)
     ways = [Way("onnx", "cpu", "fp32", folder, folder), Way("onnx", "cpu", "int8", folder, folder)]
-    record = bench(ways, BenchPlan((2,), 0.01), verified=False)
+    record = bench(ways, BenchPlan((2,), 0.01), verified=lambda precision: False)
     good, bad = record["results"]
     assert good["error"] is None and len(good["throughput"]) == 2
     assert good["verified"] is False, "the bundle was not"
@@ -283,7 +283,9 @@ def test_a_damaged_file_and_a_bundle_that_changed(place: Callable[..., Path]) ->
     kept = place(onnx_fp32=9)
     manifest = Path("exports/tiny/bundle.json")
     values = json.loads(manifest.read_text())
-    for changed in ({"model_hash": "0" * 64}, {"verified": False}, {"graphs": {"image_encoder": {}}}):
+    failed = json.loads(json.dumps(values["graphs"]).replace('"verified": true', '"verified": false'))
+    only_images = {"image_encoder": values["graphs"]["image_encoder"]}
+    for changed in ({"model_hash": "0" * 64}, {"graphs": failed}, {"graphs": only_images}):
         manifest.write_text(json.dumps(values | changed))
         assert isinstance(open_encoder(), TorchEncoder), changed
     shutil.rmtree("exports")
