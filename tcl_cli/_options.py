@@ -106,6 +106,11 @@ ImagesOption = Annotated[
         panel=INPUT_PANEL,
     ),
 ]
+ImageColumnOption = Annotated[
+    str | None,
+    option("--image-column", help="Of a table, if it is not called as usual.", panel=INPUT_PANEL),
+]
+TextColumnOption = Annotated[str | None, option("--text-column", help="Likewise.", panel=INPUT_PANEL)]
 LayerOption = Annotated[
     int | None,
     option(

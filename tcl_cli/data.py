@@ -13,11 +13,21 @@ import typer
 from tcl.machine.memory import format_bytes
 from tcl_cli._console import counted, format_value
 from tcl_cli._console import out as console
-from tcl_cli._options import INPUT_PANEL, OUTPUT_PANEL, SPEED_PANEL, App, ImagesOption, JsonOption
+from tcl_cli._options import (
+    INPUT_PANEL,
+    OUTPUT_PANEL,
+    SPEED_PANEL,
+    App,
+    ImageColumnOption,
+    ImagesOption,
+    JsonOption,
+    TextColumnOption,
+)
 
 if TYPE_CHECKING:
     from tcl.data.check.figures import Listing
     from tcl.data.check.report import Limits
+    from tcl.data.pairs.table import PairIndex
     from tcl.data.tokenizer import CaptionTokenizer
 
 
@@ -131,6 +141,8 @@ def _limit(option: str, help_text: str) -> Any:
 def check(
     sources: SourcesArgument,
     images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -193,6 +205,8 @@ def check(
     Every image is read to its end, since a file that was cut off shows only so.
     """
     from tcl.data.check.report import Limits
+    from tcl.data.pairs.table import read_pairs
+    from tcl.data.sources.columns import Columns
     from tcl.data.tokenizer import CaptionTokenizer
     from tcl.errors import DataError, UsageError
     from tcl.machine.processes import available_cores
@@ -203,8 +217,10 @@ def check(
     limits = Limits(max_bad, max_skipped, max_duplicates, Limits.unknown if max_unknown is None else max_unknown)
     vocabulary = CaptionTokenizer.load(tokenizer) if tokenizer else None
     with _listing(listing) as record:
+        with console.progress("Indexing") as advance:
+            index = read_pairs(sources, images, Columns(image_column, text_column), progress=advance)
         figures = _examine(
-            sources, images, vocabulary, max_length or MAX_LENGTH, sample, limits, workers or available_cores(), record
+            index, vocabulary, max_length or MAX_LENGTH, sample, limits, workers or available_cores(), record
         )
     if json:
         console.json({"sources": sources} | figures)
@@ -220,8 +236,7 @@ def check(
 
 
 def _examine(
-    sources: list[str],
-    images: str | None,
+    index: PairIndex,
     tokenizer: CaptionTokenizer | None,
     max_length: int,
     sample: int | None,
@@ -233,10 +248,7 @@ def _examine(
     from tcl.data.check.captions import check_captions
     from tcl.data.check.images import check_images
     from tcl.data.check.report import report
-    from tcl.data.pairs.table import read_pairs
 
-    with console.progress("Indexing") as advance:
-        index = read_pairs(sources, images, progress=advance)
     with console.progress("Reading captions", len(index)) as advance:
         captions = check_captions(index, tokenizer, max_length, workers=workers, listing=listing, progress=advance)
     rows = captions.first_rows
@@ -255,6 +267,8 @@ def pack(
         ),
     ],
     images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     size: Annotated[
         int,
         typer.Option(
@@ -278,10 +292,11 @@ def pack(
 
     from tcl.data.pack.pack import ERRORS, Pack, PackSettings
     from tcl.data.pairs.table import read_pairs
+    from tcl.data.sources.columns import Columns
     from tcl.machine.processes import available_cores
 
     with console.progress("Indexing") as advance:
-        index = read_pairs(sources, images, progress=advance)
+        index = read_pairs(sources, images, Columns(image_column, text_column), progress=advance)
     work = Pack(index, out, PackSettings(size, quality, shard_rows))
     if index.skipped:
         console.warning(

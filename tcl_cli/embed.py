@@ -21,8 +21,10 @@ from tcl_cli._options import (
     BackendOption,
     Device,
     DeviceOption,
+    ImageColumnOption,
     JsonOption,
     ModelOption,
+    TextColumnOption,
     argument,
     option,
 )
@@ -166,8 +168,8 @@ def embed(
             panel=INPUT_PANEL,
         ),
     ] = None,
-    image_column: Annotated[str | None, option("--image-column", help="Of a table.", panel=INPUT_PANEL)] = None,
-    text_column: Annotated[str | None, option("--text-column", help="Of a table.", panel=INPUT_PANEL)] = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     id_column: Annotated[str | None, option("--id-column", help="Of a table.", panel=INPUT_PANEL)] = None,
     on_error: Annotated[
         OnError, option("--on-error", help="Skip and list inputs that cannot be read, or stop.", panel=INPUT_PANEL)

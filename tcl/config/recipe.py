@@ -124,11 +124,13 @@ class OptimConfig(Section):
 class DataConfig(Section):
     """Where the pairs come from."""
 
-    train: list[str] = Field([], description="sources of training rows: JSON, JSONL, CSV, TSV, image folders, scenes:")
+    train: list[str] = Field([], description="sources of training rows: tables, shards, image folders, scenes:")
     val: list[str] = Field([], description="sources of validation rows; none skips validation")
     images: str | None = Field(
         None, description="folder that relative image paths start from; default: the source's own"
     )
+    image_column: str | None = Field(None, description="column of a table that holds the image; default: a usual name")
+    text_column: str | None = Field(None, description="likewise of the text, the caption or the question")
     batch_size: int = Field(64, ge=1, description="samples per device and forward pass")
     workers: int = Field(4, ge=0, description="loader processes")
     augment: Literal["published", "whole", "mild", "none"] = Field(

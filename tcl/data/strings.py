@@ -1,8 +1,4 @@
-"""Millions of strings in Arrow memory: about their own size, where Python objects take a hundred bytes more.
-
-Names of files need not be Unicode, and Arrow's strings must be: they are kept as bytes in which half surrogates, as
-Python puts them for foreign bytes, are written as if they were characters.
-"""
+"""Millions of strings in Arrow memory: about their own size, where Python objects take a hundred bytes more."""
 
 from __future__ import annotations
 
@@ -29,10 +25,10 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Strings:
-        """From any strings; they are read as a stream."""
+        """From any strings, which are read as a stream; half a surrogate pair becomes a question mark."""
         if isinstance(texts, Strings):
             return texts
-        rest = (text.encode("utf-8", "surrogatepass") for text in texts)
+        rest = (text.encode("utf-8", "replace") for text in texts)
         chunks = iter(lambda: list(islice(rest, _CHUNK_ROWS)), [])
         return cls(pa.chunked_array([byte_strings(chunk) for chunk in chunks], _KIND))
 
@@ -56,12 +52,12 @@ class Strings(Sequence[str]):
             if step == 1:
                 return list(self.part(start, stop))
             return [self[number] for number in range(start, stop, step)]
-        return _decode(self.column[row].as_py())
+        return str(self.column[row].as_py(), "utf-8")
 
     def __iter__(self) -> Iterator[str]:
         for chunk in self.column.chunks:
             for start in range(0, len(chunk), _CHUNK_ROWS):
-                yield from map(_decode, chunk.slice(start, _CHUNK_ROWS).to_pylist())
+                yield from map(bytes.decode, chunk.slice(start, _CHUNK_ROWS).to_pylist())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -93,7 +89,3 @@ def byte_strings(contents: Sequence[bytes]) -> pa.Array:
     np.cumsum(np.fromiter(map(len, contents), np.int64, len(contents)), out=offsets[1:])
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(contents))]
     return pa.Array.from_buffers(_KIND, len(contents), buffers)
-
-
-def _decode(content: bytes) -> str:
-    return content.decode("utf-8", "surrogatepass")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tcl.config.recipe import Recipe
+from tcl.data.sources.columns import Columns
 from tcl.distributed.share import ALONE, Share
 from tcl.evaluation.statements import check_labels
 from tcl.evaluation.tasks import EVALUATIONS, Result
@@ -27,7 +28,7 @@ class HeldOut:
             DataError: a row cannot be used.
         """
         self._recipe, self._evaluation = recipe, EVALUATIONS[recipe.task]
-        self._rows = self._evaluation.read(sources, recipe.data.images)
+        self._rows = self._evaluation.read(sources, recipe.data.images, Columns.of(recipe.data))
 
     def check(self, model: Any) -> None:
         """Does the model know every label?

@@ -40,7 +40,7 @@ class Evaluation:
     """How a model is evaluated.
 
     Attributes:
-        read: sources, and the folder of images, to rows, which may lack labels.
+        read: sources, the folder of images, and the columns, to rows, which may lack labels.
         evaluate: a model in evaluation mode, and rows, to a `Result`; by `batch_size`, `workers`, `share`, `progress`.
         columns: of the table that shows the figures.
         depth: the option of `evaluate` for how many candidates are re-ranked, or answers decoded, where it has one.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tcl.data.images.augment import Transform
 from tcl.data.labels.regions import read_regions
 from tcl.data.pairs.samples import IdentifiedBatch, IdentifiedPairs
+from tcl.data.sources.columns import Columns
 from tcl.evaluation.tasks import EVALUATIONS
 from tcl.objective.retrieval import ImageIdQueue, RetrievalLosses, RetrievalObjective
 from tcl.report.page import Sample
@@ -83,7 +84,8 @@ class GroundingTraining(RetrievalTraining):
     def read_validation(self, reporter: Reporter) -> None:
         """Read the regions to validate on, where there are any."""
         data = self.recipe.data
-        self.validation = list(read_regions(data.val, data.images)) or None if data.val else None
+        columns = Columns.of(data)
+        self.validation = list(read_regions(data.val, data.images, columns)) or None if data.val else None
         if self.validation:
             check_readable(region.image for region in self.validation)
 

@@ -12,6 +12,7 @@ from torch import nn
 from tcl.config.recipe import Recipe
 from tcl.data.labels.samples import StatementBatch, StatementSamples
 from tcl.data.labels.statements import Statement, StatementTask, label_set, read_statements
+from tcl.data.sources.columns import Columns
 from tcl.distributed.world import World
 from tcl.evaluation.statements import MAX_WORDS
 from tcl.models.classifier import Classifier
@@ -43,7 +44,8 @@ class StatementTraining(Finetuning):
         self.task = cast(StatementTask, recipe.task)
         self._data = recipe.data
         with world.main_first():
-            statements = list(read_statements(self.task, recipe.data.train, recipe.data.images))
+            columns = Columns.of(recipe.data)
+            statements = list(read_statements(self.task, recipe.data.train, recipe.data.images, columns))
         self.validation: list[Statement] = []
         found = {str(statement.label) for statement in statements}
 
@@ -71,7 +73,8 @@ class StatementTraining(Finetuning):
     def _read_validation(self, labels: list[str]) -> list[Statement]:
         if not self._data.val:
             return []
-        statements = list(read_statements(self.task, self._data.val, self._data.images, labels=labels))
+        columns = Columns.of(self._data)
+        statements = list(read_statements(self.task, self._data.val, self._data.images, columns, labels=labels))
         check_readable(image for statement in statements for image in statement.images)
         return statements
 

@@ -12,6 +12,7 @@ from torch import nn
 from tcl.config.recipe import Recipe
 from tcl.data.labels.questions import Question, answer_list, read_answer_list, read_questions
 from tcl.data.labels.samples import QuestionBatch, QuestionSamples
+from tcl.data.sources.columns import Columns
 from tcl.distributed.world import World
 from tcl.errors import DataError
 from tcl.evaluation.metrics import normalise_answer
@@ -44,8 +45,9 @@ class VqaTraining(Finetuning):
         """
         data, config = recipe.data, recipe.model
         with world.main_first():
-            questions = list(read_questions(data.train, data.images))
-            self.validation = list(read_questions(data.val, data.images)) if data.val else []
+            columns = Columns.of(data)
+            questions = list(read_questions(data.train, data.images, columns))
+            self.validation = list(read_questions(data.val, data.images, columns)) if data.val else []
             answers = read_answer_list(Path(data.answers)) if data.answers else answer_list(questions, data.max_answers)
             _check_answers(questions, answers, reporter)
             if self.validation:

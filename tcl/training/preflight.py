@@ -16,8 +16,10 @@ from tcl.config.recipe import Recipe
 from tcl.data.images.decode import IMAGES_HINT, ImageError, decode
 from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.data.scenes import scenes
+from tcl.data.sources.columns import Columns
 from tcl.data.sources.find import SourceRows
-from tcl.data.storage.open import open_binary
+from tcl.data.storage.open import shard_of
+from tcl.data.storage.parquet_cells import container_of, open_image
 from tcl.errors import CheckpointError, ConfigError, DataError
 from tcl.files.remote import is_url
 from tcl.report.records import read_records
@@ -79,7 +81,7 @@ def check_named(recipe: Recipe) -> None:
 
 def read_index(sources: Sequence[str], recipe: Recipe, reporter: Reporter) -> PairIndex:
     """The pairs of a recipe's sources; what had to be skipped is reported."""
-    index = read_pairs(sources, recipe.data.images, progress=reporter.reading)
+    index = read_pairs(sources, recipe.data.images, Columns.of(recipe.data), progress=reporter.reading)
     if index.skipped:
         reason = index.skipped_reasons[0] if index.skipped_reasons else ""
         reporter.message(f"{index.skipped} rows skipped of {', '.join(sources)}; the first: {reason}")
@@ -150,11 +152,13 @@ def _absence(name: str) -> str | None:
 
 
 def _why_not(image: str) -> str | None:
-    # A member of a remote shard was there when the shard was indexed, and opening it would download all of the shard.
-    if image.startswith(scenes.PREFIX) or (is_url(image) and "!" in image):
+    # A member of a remote shard was there when the shard was indexed, and opening it would download all of the shard;
+    # so was the cell of a table, before which half of the table may have to be read.
+    container = container_of(image)
+    if image.startswith(scenes.PREFIX) or (container and (is_url(image) or not shard_of(image))):
         return None
     try:
-        with open_binary(image) as file:
+        with open_image(image) as file:
             return None if file.read(1) else f"{image}: the file is empty"
     except FileNotFoundError:
         return f"{image}: no such file"

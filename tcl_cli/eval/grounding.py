@@ -12,12 +12,14 @@ from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
     DeviceOption,
+    ImageColumnOption,
     ImageSizeOption,
     ImagesOption,
     JsonOption,
     LayerOption,
     ModelOption,
     PredictionsOption,
+    TextColumnOption,
     WorkersOption,
     option,
 )
@@ -42,6 +44,8 @@ def grounding(
         ),
     ],
     images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     proposals: Annotated[
         Path | None,
         option(
@@ -60,6 +64,7 @@ def grounding(
     json: JsonOption = False,
 ) -> None:
     """Share of regions found (IoU of at least 0.5): by the best proposal, by the heat map alone, by its peak."""
+    from tcl.data.sources.columns import Columns
     from tcl.evaluation.tasks import EVALUATIONS
 
     evaluation = EVALUATIONS["grounding"]
@@ -68,7 +73,8 @@ def grounding(
             location = find_model(model).location
             check_images(images)
             check_output("--predictions", predictions, [*data, *([str(proposals)] if proposals else [])])
-            rows = evaluation.read(data, images, proposals=proposals)
+            columns = Columns(image_column, text_column)
+            rows = evaluation.read(data, images, columns, proposals=proposals)
             loaded = load(location, place, image_size, "match scores")
         with out.progress("Grounding", total=len(rows)) as advance:
             result = evaluation.evaluate(

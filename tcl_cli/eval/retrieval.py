@@ -16,11 +16,13 @@ from tcl_cli._options import (
     INPUT_PANEL,
     BatchOption,
     DeviceOption,
+    ImageColumnOption,
     ImageSizeOption,
     ImagesOption,
     JsonOption,
     ModelOption,
     PredictionsOption,
+    TextColumnOption,
     WorkersOption,
     option,
 )
@@ -57,6 +59,8 @@ def retrieval(
         ),
     ],
     images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     model: ModelOption = None,
     protocol: Annotated[
         ProtocolName | None,
@@ -91,7 +95,7 @@ def retrieval(
         with share.agree():
             location = find_model(model).location
             check_output("--predictions", predictions, data)
-            index = _read(data, images)
+            index = _read(data, images, image_column, text_column)
             uses: tuple[Use, ...] = ("vectors", "match scores") if candidates else ("vectors",)
             loaded = load(location, place, image_size, *uses)
         if chosen:
@@ -140,11 +144,12 @@ def _report(
     show(values, say, result.ranked.predictions(), predictions, json, more)
 
 
-def _read(data: list[str], images: str | None) -> PairIndex:
+def _read(data: list[str], images: str | None, image_column: str | None, text_column: str | None) -> PairIndex:
     from tcl.data.pairs.table import read_pairs
+    from tcl.data.sources.columns import Columns
 
     with out.progress("Reading data") as advance:
-        index = read_pairs(data, images, progress=advance)
+        index = read_pairs(data, images, Columns(image_column, text_column), progress=advance)
     if index.skipped:
         out.warning(f"{counted(index.skipped, 'rows')} skipped; the first: {index.skipped_reasons[0]}")
     return index

@@ -14,11 +14,13 @@ from tcl_cli._options import (
     BatchOption,
     Device,
     DeviceOption,
+    ImageColumnOption,
     ImageSizeOption,
     ImagesOption,
     JsonOption,
     ModelOption,
     PredictionsOption,
+    TextColumnOption,
     WorkersOption,
     option,
 )
@@ -54,6 +56,8 @@ DataOption = Annotated[
 def entailment(
     data: DataOption,
     images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     model: ModelOption = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
@@ -63,12 +67,15 @@ def entailment(
     json: JsonOption = False,
 ) -> None:
     """Accuracy of visual entailment (SNLI-VE, or classes of one's own), with a line per class."""
-    _evaluate("entailment", data, images, model, predictions, image_size, batch_size, workers, device, json)
+    columns = image_column, text_column
+    _evaluate("entailment", data, images, columns, model, predictions, image_size, batch_size, workers, device, json)
 
 
 def nlvr2(
     data: DataOption,
     images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     model: ModelOption = None,
     predictions: PredictionsOption = None,
     image_size: ImageSizeOption = None,
@@ -78,13 +85,15 @@ def nlvr2(
     json: JsonOption = False,
 ) -> None:
     """Accuracy of statements about two images (NLVR2, or classes of one's own), with a line per class."""
-    _evaluate("nlvr2", data, images, model, predictions, image_size, batch_size, workers, device, json)
+    columns = image_column, text_column
+    _evaluate("nlvr2", data, images, columns, model, predictions, image_size, batch_size, workers, device, json)
 
 
 def _evaluate(
     task: StatementTask,
     data: list[str],
     images: str | None,
+    columns: tuple[str | None, str | None],
     model: str | None,
     predictions: Path | None,
     image_size: str | None,
@@ -93,6 +102,7 @@ def _evaluate(
     device: Device,
     json: bool,
 ) -> None:
+    from tcl.data.sources.columns import Columns
     from tcl.evaluation.tasks import EVALUATIONS
 
     evaluation = EVALUATIONS[task]
@@ -101,7 +111,7 @@ def _evaluate(
             location = find_model(model).location
             check_images(images)
             check_output("--predictions", predictions, data)
-            rows = evaluation.read(data, images)
+            rows = evaluation.read(data, images, Columns(*columns))
             labelled = sum(row.label is not None for row in rows)
             if not labelled and predictions is None:
                 raise UsageError(

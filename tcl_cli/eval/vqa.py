@@ -14,11 +14,13 @@ from tcl_cli._options import (
     OUTPUT_PANEL,
     BatchOption,
     DeviceOption,
+    ImageColumnOption,
     ImageSizeOption,
     ImagesOption,
     JsonOption,
     ModelOption,
     PredictionsOption,
+    TextColumnOption,
     WorkersOption,
     option,
 )
@@ -46,6 +48,8 @@ def vqa(
         ),
     ],
     images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
     model: ModelOption = None,
     answers: Annotated[
         Path | None,
@@ -73,6 +77,7 @@ def vqa(
 ) -> None:
     """VQA's soft accuracy, in all and by type of question."""
     from tcl.data.labels.questions import read_answer_list
+    from tcl.data.sources.columns import Columns
     from tcl.evaluation.tasks import EVALUATIONS
 
     evaluation = EVALUATIONS["vqa"]
@@ -82,7 +87,7 @@ def vqa(
             check_images(images)
             _check_outputs(predictions, submission, data)
             listed = read_answer_list(answers) if answers else None
-            rows = evaluation.read(data, images)
+            rows = evaluation.read(data, images, Columns(image_column, text_column))
             _check_answered(rows, data, only_metric=predictions is None and submission is None)
             loaded = load_for("vqa", location, place, image_size, listed)
             if listed:

@@ -153,10 +153,10 @@ def test_what_was_never_there_is_no_reason_to_stop(images: Path, processor: Any,
         assert (report.count, report.failed) == (1, 3)
 
 
-def test_a_folder_whose_name_is_no_unicode(images: Path, processor: Any, tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_no_unicode(images: Path, tmp_path: Path) -> None:
     odd = images.rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
-    to_parts(list_inputs(str(odd)), tmp_path / "parts", ProjectionEncoder(processor))
-    assert json.loads((tmp_path / "parts" / "meta.json").read_text("utf-8"))["root"] == str(odd)
+    with pytest.raises(UsageError, match="its name is not Unicode"):
+        list_inputs(str(odd))
 
 
 # --- kills and names -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tcl.data.pairs.table import read_pairs
 from tcl.data.tokenizer import CaptionTokenizer
 from tests.conftest import CAPTIONS
 
@@ -77,6 +78,18 @@ def test_check_of_a_sample(tcl: Callable) -> None:
     result = tcl("data", "check", "scenes:val:20", "-w", "1", "--sample", "3", "--max-duplicates", "100")
     assert result.code == 0
     assert "images\t20" in result.stdout and "  read, as a sample\t3" in result.stdout
+
+
+def test_columns_can_be_named(tcl: Callable, pairs: Path) -> None:
+    (pairs / "rows.csv").write_text("Bild;Wort;caption\na.png;a dog;no\nc.png;a cat;no\n")
+    options = ["rows.csv", "--image-column", "Bild", "--text-column", "wort"]
+    result = tcl("data", "check", *options, "--max-bad", "50", "-w", "1", "--json")
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout)["captions"]["words"]["mean"] == 2
+    assert tcl("data", "pack", options[0], "packed", *options[1:], "-w", "1").code == 0
+    assert read_pairs([str(pairs / "packed")])[0].captions == ["a dog"]
+    result = tcl("data", "check", "rows.csv", "--image-column", "foto")
+    assert result.code == 2 and "rows.csv: no column foto among Bild, Wort, caption" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -86,6 +88,21 @@ def test_own_pairs_and_overrides(recipe: str, tcl: Any, tmp_path: Path) -> None:
     assert resolved["data"]["train"] == [str(pairs)] and resolved["train"]["steps"] == 2
     assert resolved["model"]["max_length"] == 8
     assert not Path("images").exists()  # those are for the demo
+
+
+def test_images_inside_a_table_and_columns_of_any_name(recipe: str, tcl: Any, tmp_path: Path) -> None:
+    images = [path.read_bytes() for path in sorted(write_pairs(tmp_path / "data").parent.glob("*.png"))]
+    cells = [{"bytes": image, "path": None} for image in images]
+    pq.write_table(pa.table({"Foto": cells, "Wort": [f"picture {row}" for row in range(6)]}), tmp_path / "rows.parquet")
+    columns = ["data.image_column=foto", "data.text_column=Wort"]
+    result = tcl("pretrain", recipe, "--data", "rows.parquet", "--val", "rows.parquet", *columns, "train.steps=2")
+    assert result.code == 0, result.stderr
+    assert not Path("runs/tiny/bad_samples.jsonl").exists()
+    options = ["--image-column", "Foto", "--text-column", "wort", "--json"]
+    values = json.loads(tcl("eval", "retrieval", "--data", "rows.parquet", *options).stdout)
+    assert (values["images"], values["bad"]) == (6, [])
+    wrong = tcl("pretrain", recipe, "--data", "rows.parquet", "data.text_column=absent", "--dry-run")
+    assert wrong.code == 2 and "no column absent among Foto (bytes), Wort" in wrong.stderr
 
 
 def test_dry_run_writes_nothing(recipe: str, tcl: Any) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tcl.data.images.decode import ImageError, decode, decode_crops, orientation_of
 from tcl.data.scenes import scenes
-from tcl.data.storage.open import open_binary
+from tcl.data.storage.parquet_cells import open_image
 from tcl.errors import TclError
 from tcl.files.cache import CacheError
 
@@ -73,7 +73,7 @@ def read_original(reference: str, side: int) -> Original:
 
 def _read(reference: str) -> bytes:
     try:
-        with open_binary(reference) as file:
+        with open_image(reference) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ImageError(reference, MISSING) from None

@@ -102,7 +102,6 @@ class Inputs:
             "absent": [os.path.abspath(place) for place in sorted(self.absent)],
             "warnings": self.warnings,
         }
-        # JSON keeps a path that is no Unicode.
         table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
         with (
             atomic_file(path) as temporary,
@@ -154,11 +153,11 @@ def why_gone(place: str) -> str:
 
 def _look(inputs: Inputs) -> tuple[str, frozenset[str]]:
     """The stamp of inputs, and what they are in that is not there."""
-    digest = hashlib.sha256(f"{inputs.kind}\n{inputs.origin}\n".encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(f"{inputs.kind}\n{inputs.origin}\n".encode())
     container_stamp, gone, absent = cache(_file_stamp), cache(why_gone), set()
     root = str(inputs.root)
     for row, (row_id, value) in enumerate(zip(inputs.ids, inputs.values, strict=True)):
-        digest.update(f"{row_id}\0{value}\0".encode("utf-8", "surrogatepass"))
+        digest.update(f"{row_id}\0{value}\0".encode())
         if inputs.kind == "image" and value and not value.startswith(scenes.PREFIX) and not is_url(value):
             location = os.path.join(root, value)
             container = location.rpartition("!")[0]  # of a member or a cell

@@ -3,14 +3,16 @@
 | source | rows | id |
 |---|---|---|
 | folder | its images, sub-folders included, natural order | path relative to the folder |
-| glob, image file | the images | path relative to the folder the pattern starts in |
+| a folder of shards or of Parquet files | as these | as these |
+| glob, braces, image file | the images | path relative to the folder that the pattern starts in |
 | `.txt`, `.lst`, `-` for standard input | one sentence, or one image path or URL, per line | line number; the line |
 | `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` | an image or text column | the column `id`, else path or row number |
 | `.tar` | its images; with kind `text` its `.txt` and `.json` | name of the member; of the sample |
 | `scenes:` | rendered scenes or their captions | the scene's reference |
 
-Tables and shards may be several, by a glob or braces, and have a condition `#COLUMN=VALUE`. All but a folder may be a
-URL of any fsspec scheme, and so may a folder where the remote can list it. A row with several texts gives several
+Tables and shards may be several, by a glob or braces, and have a condition `#COLUMN=VALUE`; `tcl.data.sources.records`
+reads them, as it does for training. With kind `text` a folder gives the texts beside its images. All but a folder may
+be a URL of any fsspec scheme, and so may a folder where the remote can list it. A row with several texts gives several
 inputs: `3#1`, `3#2`.
 """
 
@@ -23,20 +25,22 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal, NamedTuple
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
-from tcl.data.inputs.ids import gather, numbered, qualified, refuse_repeats
 from tcl.data.inputs.inputs import Inputs, Kind, locate
+from tcl.data.inputs.tables import inputs_of, warnings_of
+from tcl.data.inputs.unique_ids import InputRow, gather, numbered
 from tcl.data.scenes import scenes
-from tcl.data.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns, InputRow
-from tcl.data.sources.find import find_source
-from tcl.data.sources.folders import Progress, images_in, images_matching, is_image
-from tcl.data.sources.records import all_rows, check_columns_apply, input_rows, kind_of, names_tables, place, resolve
+from tcl.data.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns
+from tcl.data.sources.find import find_source, names_tables, without_braces
+from tcl.data.sources.folders import Progress, check_name, files_in, images_matching, is_image
+from tcl.data.sources.record import Skipped, resolve, unreadable
+from tcl.data.sources.records import has_texts
 from tcl.data.storage.tar import unpack_command
 from tcl.data.strings import Strings
 from tcl.data.tables.formats import READERS, numbered_lines
@@ -44,26 +48,10 @@ from tcl.errors import DataError, UsageError
 from tcl.files.names import natural_key
 from tcl.files.remote import fetch, find, is_url, stamp, url_path
 
-
-def remote_images(pattern: str, progress: Progress) -> Inputs:
-    """Images behind URLs that match a glob; their ids are relative to the folder before its first wildcard."""
-    found = {url: current for url, current in find(pattern) if is_image(url_path(url))}
-    urls = sorted(found, key=natural_key)
-    root = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0].partition("://")[2].strip("/")
-    rows = []
-    for url in urls:
-        name = url.partition("://")[2].strip("/")
-        rows.append(InputRow(name.removeprefix(f"{root}/") if root else name, url, ""))
-    ids, values = gather(rows, progress)
-    origin = "\n".join(f"{url} {found[url]}" for url in urls)
-    return Inputs("image", ids, values, Path(), origin=hashlib.sha256(origin.encode()).hexdigest())
-
-
 __all__ = ["Inputs", "Kind", "list_inputs", "locate"]
 
 LISTS = (".txt", ".lst")
 PEEK_LINES = 5  # of a list, to tell paths from sentences
-WARNINGS_KEPT = 20
 
 
 def list_inputs(
@@ -102,17 +90,12 @@ def list_inputs(
     try:
         inputs = _list(asked, stdin)
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     if not len(inputs):
         what = {"auto": "image or text", "image": "image", "text": "text"}[kind]
         unread = f"; {inputs.warnings[0]}" if inputs.warnings else ""
         raise DataError(f"{source}: holds no {what}{unread}", hint=_what_was_looked_for(Path(source), kind))
     return inputs
-
-
-def _unreadable(source: str, error: OSError) -> DataError:
-    reason = str(error) if error.strerror is None else f"cannot read {error.filename or source}: {error.strerror}"
-    return DataError(reason, hint="check that it can be reached, and who may read it")
 
 
 class _Asked(NamedTuple):
@@ -133,15 +116,18 @@ def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
         return _stdin(_without_columns(asked), stdin or sys.stdin.buffer)
     if is_url(source):
         return _remote(asked)
+    check_name(os.path.abspath(source))
     if path.is_dir():
-        return _folder(_without_columns(_only_images(asked)))
+        return _folder(asked)
     suffix = path.suffix.lower()
     if path.is_file() and suffix in IMAGE_SUFFIXES:
-        return _one_image(_without_columns(_only_images(asked)))
+        _without_columns(_only_images(asked))
+        names = Strings.of([path.name])
+        return Inputs("image", names, names, path.parent)
     if path.exists() and suffix in LISTS:
         return _lines(_without_columns(asked), path, path.parent, "")
     if names_tables(source):
-        return _tables(asked)
+        return inputs_of(find_source(source), asked.kind, asked.columns, asked.images, asked.progress)
     if path.exists():
         if command := unpack_command(source):
             raise UsageError(f"{source} is compressed: inputs are read from any place of a file", hint=command)
@@ -149,10 +135,12 @@ def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
             f"{source}: unknown kind of source {suffix or path.name!r}",
             hint="give a folder, a glob, an image, .txt, .lst, .tar, .json, .jsonl, .csv, .tsv, .parquet, or scenes:",
         )
-    if glob.has_magic(source):
-        warnings: list[str] = []
-        names, root = images_matching(_without_columns(_only_images(asked)).source, warnings, asked.progress)
-        return Inputs("image", names, names, root, _few(warnings))
+    patterns = without_braces(source)
+    if glob.has_magic(source) or len(patterns) > 1:
+        _without_columns(_only_images(asked))
+        skipped: list[Skipped] = []
+        names, root = images_matching(patterns, skipped, asked.progress)
+        return Inputs("image", names, names, root, warnings_of(skipped))
     raise UsageError(
         f"{source}: no such file or folder", hint="check the path; quote a glob so that the shell keeps it"
     )
@@ -176,11 +164,6 @@ def _without_columns(asked: _Asked) -> _Asked:
     return asked
 
 
-def _start(asked: _Asked) -> str | None:
-    """What relative paths of images start from where the user says so: an absolute path, or a URL."""
-    return asked.images if asked.images is None or is_url(asked.images) else os.path.abspath(asked.images)
-
-
 def _what_was_looked_for(path: Path, kind: str) -> str:
     if path.suffix.lower() == ".tar" and kind == "text":
         return "texts of a shard are its .txt members, and captions in its .json members"
@@ -188,34 +171,31 @@ def _what_was_looked_for(path: Path, kind: str) -> str:
         return "every line is an input, and there is none"
     if path.suffix.lower() in READERS:
         return f"columns looked for: {', '.join(IMAGE_COLUMNS)} or {', '.join(TEXT_COLUMNS)}"
-    if path.is_dir() and (shards := sorted(path.glob("*.tar")) or sorted(path.glob("*.parquet"))):
-        return f"for its {shards[0].suffix} files write '{path}/*{shards[0].suffix}'"
     return f"looked for files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
 
 
-def _few(warnings: list[str]) -> tuple[str, ...]:
-    more = len(warnings) - WARNINGS_KEPT
-    return (*warnings[:WARNINGS_KEPT], f"and {more} more such places") if more > 0 else tuple(warnings)
-
-
 def _folder(asked: _Asked) -> Inputs:
-    warnings: list[str] = []
-    names = images_in(Path(asked.source), warnings, asked.progress)
-    return Inputs("image", names, names, Path(asked.source), _few(warnings))
-
-
-def _one_image(asked: _Asked) -> Inputs:
-    path = Path(asked.source)
-    names = Strings.of([path.name])
-    return Inputs("image", names, names, path.parent)
+    folder, skipped = Path(asked.source), list[Skipped]()
+    if asked.kind != "text":
+        names = files_in(folder, is_image, skipped, asked.progress)
+        if len(names):
+            _without_columns(_only_images(asked))
+            return Inputs("image", names, names, folder, warnings_of(skipped))
+    found = find_source(asked.source)
+    if any(file.suffix for file in found.files):  # shards, or tables
+        return inputs_of(found, asked.kind, asked.columns, asked.images, asked.progress)
+    if asked.kind == "text" and has_texts(folder):
+        return inputs_of(found, asked.kind, asked.columns, asked.images, asked.progress)
+    _without_columns(_only_images(asked))
+    return Inputs("image", names, names, folder, warnings_of(skipped))
 
 
 def _scenes(asked: _Asked) -> Inputs:
     rows = scenes.scene_rows(asked.source)
     if asked.kind != "text":
-        ids, values = gather((InputRow(name, name, "") for name, _ in rows), asked.progress)
+        ids, values = gather((InputRow(name, name) for name, _ in rows), asked.progress)
         return Inputs("image", ids, values, Path())
-    texts = (InputRow(f"{name}#{number}", text, "") for name, texts in rows for number, text in enumerate(texts, 1))
+    texts = (InputRow(f"{name}#{number}", text) for name, texts in rows for number, text in enumerate(texts, 1))
     return Inputs("text", *gather(texts, asked.progress), Path())
 
 
@@ -232,11 +212,9 @@ def _lines(asked: _Asked, path: Path, root: Path, base: str) -> Inputs:
     kind = asked.kind if asked.kind != "auto" else _kind_of_lines(path, name)
     lines = ((number, line) for number, text in numbered_lines(path, name) if (line := text.strip()))
     if kind == "text":
-        return Inputs(
-            "text", *gather((InputRow(str(number), line, "") for number, line in lines), asked.progress), root
-        )
-    start = _start(asked) or base
-    ids, values = gather((InputRow(line, resolve(line, start), "") for _, line in lines), asked.progress)
+        return Inputs("text", *gather((InputRow(str(number), line) for number, line in lines), asked.progress), root)
+    start = asked.images and (asked.images if is_url(asked.images) else os.path.abspath(asked.images))
+    ids, values = gather((InputRow(line, resolve(line, start or base)) for _, line in lines), asked.progress)
     return Inputs("image", numbered(ids), values, root)
 
 
@@ -246,40 +224,6 @@ def _kind_of_lines(path: Path, name: str) -> Kind:
     lines = (line.strip() for _, line in numbered_lines(path, name))
     first = list(islice(filter(None, lines), PEEK_LINES))
     return "image" if first and all(is_image(url_path(line)) for line in first) else "text"
-
-
-def _tables(asked: _Asked) -> Inputs:
-    """Rows of tables and of shards."""
-    found = find_source(asked.source)
-    if found.weight != 1:
-        raise UsageError(f"{asked.source}: every input is embedded once", hint="leave out what stands behind the @")
-    if any(os.path.isdir(file.name) for file in found.files):
-        raise UsageError(f"{asked.source}: a folder is not read as a table", hint="name the files in it")
-    files, root = place(found)
-    if start := _start(asked):
-        files = [placed._replace(base=start) for placed in files]
-    columns = replace(asked.columns, condition=found.condition)
-    kind: Kind = kind_of(files[0], columns) if asked.kind == "auto" else asked.kind
-    check_columns_apply(asked.source, kind, columns, any(file.suffix == ".tar" for file in found.files))
-    warnings: list[str] = []
-    counts, given = [0] * len(files), [False]
-
-    def rows() -> Iterator[InputRow]:
-        for number, placed in enumerate(files):
-            for row in input_rows(placed, kind, columns, warnings):
-                counts[number] += 1
-                given[0] |= row.given
-                yield row
-
-    ids, values = gather(rows(), asked.progress)
-    if columns.condition and not ids:
-        raise DataError(f"{asked.source}: no row has {'='.join(columns.condition)}", hint="check column and value")
-    if given[0]:
-        refuse_repeats(asked.source, ids, lambda: all_rows(files, kind, columns, []))
-    else:
-        ids = qualified(ids, [(file.name, count) for file, count in zip(found.files, counts, strict=True)])
-    origin = "\n".join(f"{file.name} {file.stamp}" for file in found.files if is_url(file.name))
-    return Inputs(kind, ids, values, root, _few(warnings), origin)
 
 
 def _remote(asked: _Asked) -> Inputs:
@@ -294,11 +238,29 @@ def _remote(asked: _Asked) -> Inputs:
             listed = _lines(_without_columns(asked), fetch(url, current), Path(), base)
             return replace(listed, origin=f"{url} {current}")
         if names_tables(url):
-            return _tables(asked)
+            return inputs_of(find_source(url), asked.kind, asked.columns, asked.images, asked.progress)
         _without_columns(_only_images(asked))
-        if not wildcard and (web or suffix in IMAGE_SUFFIXES):
+        patterns = without_braces(url)
+        if len(patterns) == 1 and not wildcard and (web or suffix in IMAGE_SUFFIXES):
             ids = Strings.of([PurePosixPath(url_path(url)).name or url])
             return Inputs("image", ids, Strings.of([url]), Path())
-        return remote_images(url if wildcard else f"{url.rstrip('/')}/**", asked.progress)
+        if wildcard or len(patterns) > 1:
+            return _remote_images(patterns, asked.progress)
+        return _remote_images([f"{url.rstrip('/')}/**"], asked.progress)
     except FileNotFoundError as error:
         raise UsageError(f"no such file or folder: {url}", hint="check the URL") from error
+
+
+def _remote_images(patterns: Sequence[str], progress: Progress) -> Inputs:
+    """Images behind URLs that match a glob; their ids are relative to the folder before its first wildcard."""
+    found = {url: current for pattern in patterns for url, current in find(pattern) if is_image(url_path(url))}
+    urls = sorted(found, key=natural_key)
+    fixed = [re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] for pattern in patterns]
+    root = os.path.commonpath(fixed).partition(":/")[2].strip("/")
+    rows = []
+    for url in urls:
+        name = url.partition("://")[2].strip("/")
+        rows.append(InputRow(name.removeprefix(f"{root}/") if root else name, url))
+    ids, values = gather(rows, progress)
+    origin = "\n".join(f"{url} {found[url]}" for url in urls)
+    return Inputs("image", ids, values, Path(), origin=hashlib.sha256(origin.encode()).hexdigest())

@@ -13,9 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tcl.data.labels.statements import Located, check_some, check_table, located_rows, read_table
+from tcl.data.labels.statements import check_annotated, check_some, image_of, labelled_rows, text_of
+from tcl.data.sources.columns import USUAL, Columns
 from tcl.data.sources.find import DataFile, find_source
-from tcl.data.tables.formats import IMAGE_KEYS, first_mark, numbered_lines, read_json
+from tcl.data.sources.record import Record, first_value, unreadable
+from tcl.data.sources.records import read_table
+from tcl.data.tables.formats import first_mark, numbered_lines, read_json
 from tcl.data.tables.json_stream import json_object
 from tcl.data.tokenizer import readable
 from tcl.errors import DataError, UsageError
@@ -49,13 +52,18 @@ class Question(NamedTuple):
 
 
 def read_questions(
-    sources: Sequence[str], images: str | None = None, *, need_answers: bool = True
+    sources: Sequence[str],
+    images: str | None = None,
+    columns: Columns = USUAL,
+    *,
+    need_answers: bool = True,
 ) -> Iterator[Question]:
     """Questions of all sources, in order.
 
     Args:
         sources: see the module; of VQA v2's two files, in any order.
         images: folder or URL that relative image paths start from; by default that of the file that names them.
+        columns: of images and questions, where they have other names than the usual.
         need_answers: False for a test file without answers.
 
     Raises:
@@ -66,9 +74,9 @@ def read_questions(
     answers = _VqaAnswers(file for source in found for file in source.files)
     number = 0
     for source in found:
-        for located in located_rows(source, images, answers.questions):
+        for record in labelled_rows(source, columns, images, answers.questions):
             number += 1
-            yield _question(located, number, need_answers)
+            yield _question(record, number, columns, need_answers)
     if answers.rows and not number:
         raise DataError(
             f"{', '.join(sources)}: answers without their questions", hint="name VQA's file of questions too"
@@ -113,26 +121,26 @@ def read_answer_list(path: Path) -> list[str]:
     return list(seen)
 
 
-def _question(located: Located, number: int, need_answers: bool) -> Question:
-    row = located.row
+def _question(record: Record, number: int, columns: Columns, need_answers: bool) -> Question:
+    row = record.row
     answers = _answers(row)
     if need_answers and not answers:
         raise DataError(
-            f"{located.place}: no answer",
+            f"{record.where}: no answer",
             hint="the column is called answer or answers; of VQA v2, name the file of annotations too",
         )
     if row.get("dataset") == "vg":
         weights = dict.fromkeys(answers, VISUAL_GENOME_WEIGHT)
     else:
         weights = {answer: count / len(answers) for answer, count in Counter(answers).items()}
-    image = located.image(next((row[key] for key in IMAGE_KEYS if row.get(key)), None))
+    image = image_of(record, first_value(row, columns.image_keys), columns.image_keys)
     question_id = row.get("question_id")
     if not isinstance(question_id, int | str) or question_id == "":
         question_id = number
     kind = row.get("answer_type")
-    question = located.text(("question",), "question")
+    question = text_of(record, (columns.text or "question",), "question")
     return Question(
-        located.place, question_id, image, question, answers, weights, kind if isinstance(kind, str) else None
+        record.where, question_id, image, question, answers, weights, kind if isinstance(kind, str) else None
     )
 
 
@@ -159,13 +167,13 @@ class _VqaAnswers:
         self.rows: dict[Any, dict[str, Any]] = {}
         self._objects: set[str] = set()  # names of files that hold an object; all others are tables
         for file in files:
-            check_table(file)
+            check_annotated(file)
             try:
                 if file.suffix == ".json" and first_mark(file.local()) == b"{":
                     self._objects.add(file.name)
                     self._read(file)
             except OSError as error:
-                raise DataError(f"cannot read {file.name}: {error.strerror or error}") from error
+                raise unreadable(file.name, error) from error
 
     def _read(self, file: DataFile) -> None:
         with file.local().open("rb") as stream:

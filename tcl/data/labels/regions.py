@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tcl.data.boxes import Box, usable
-from tcl.data.labels.statements import Located, check_some, located_rows
+from tcl.data.labels.statements import check_some, image_of, labelled_rows, text_of
 from tcl.data.scenes import scenes
 from tcl.data.scenes.labels import shape_box
+from tcl.data.sources.columns import USUAL, Columns
 from tcl.data.sources.find import find_source
-from tcl.data.tables.formats import IMAGE_KEYS
+from tcl.data.sources.record import Record, first_value
 from tcl.data.tokenizer import clean_caption
 from tcl.errors import DataError, UsageError
 
@@ -57,13 +58,18 @@ class Region(NamedTuple):
 
 
 def read_regions(
-    sources: Sequence[str], images: str | None = None, *, proposals: str | Path | None = None
+    sources: Sequence[str],
+    images: str | None = None,
+    columns: Columns = USUAL,
+    *,
+    proposals: str | Path | None = None,
 ) -> Iterator[Region]:
     """Regions of all sources, in order.
 
     Args:
         sources: see the module.
         images: folder or URL that relative image paths start from; by default that of the file that names them.
+        columns: of images and texts, where they have other names than the usual.
         proposals: a JSON object of `image_id` to boxes, as published for RefCOCO+.
 
     Raises:
@@ -76,7 +82,7 @@ def read_regions(
         if text.startswith(scenes.PREFIX):
             rows = _scene_regions(text)
         else:
-            rows = (_region(located, detected) for located in located_rows(find_source(text), images))
+            rows = (_region(record, columns, detected) for record in labelled_rows(find_source(text), columns, images))
         for row in rows:
             number += 1
             yield row
@@ -92,10 +98,10 @@ def find_phrase(text: str, phrase: str) -> tuple[int, int] | None:
     return None
 
 
-def _region(located: Located, detected: dict[str, list[Box]] | None) -> Region:
-    place, row = located.place, located.row
-    image = located.image(next((row[key] for key in IMAGE_KEYS if row.get(key)), None))
-    text = located.text(TEXT_KEYS, "text")
+def _region(record: Record, columns: Columns, detected: dict[str, list[Box]] | None) -> Region:
+    place, row = record.where, record.row
+    image = image_of(record, first_value(row, columns.image_keys), columns.image_keys)
+    text = text_of(record, (columns.text,) if columns.text else TEXT_KEYS, "text")
     if not clean_caption(text).strip():
         raise DataError(f"{place}: no words in the text {text!r}")
     phrase = None

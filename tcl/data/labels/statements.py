@@ -5,25 +5,31 @@
 | entailment | `image`, `text` (or `sentence`, `hypothesis`), `label` | SNLI-VE and e-SNLI-VE |
 | nlvr2 | `image0`, `image1` (or a list `images`), `text` (or `sentence`), `label` | NLVR2's own `.jsonl` |
 
-Files are JSON, JSONL, CSV, TSV or Parquet; a source is written as in `tcl.data.sources.find`. Questions have a module
-of their own. A row that cannot be used is an error: rather one more start than a model of less data than it was given.
+Files are tables or shards, or a folder of images with a `metadata` file, as `tcl.data.sources.records` reads them; a
+source is written as in `tcl.data.sources.find`. Questions have a module of their own. A row that cannot be used is an
+error: rather one more start than a model of less data than it was given.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tcl.data.labels.classes import ENTAILMENT, NLVR2
-from tcl.data.scenes import scenes
+from tcl.data.sources.columns import USUAL, Columns
 from tcl.data.sources.find import DataFile, Source, find_source
-from tcl.data.tables.formats import IMAGE_KEYS, READERS
+from tcl.data.sources.folders import files_in, is_metadata
+from tcl.data.sources.record import Record, Skipped, Stored, first_value
+from tcl.data.sources.records import RowReader, read_table, records
+from tcl.data.sources.shards import first_image
+from tcl.data.tables.formats import READERS
 from tcl.data.tokenizer import readable
 from tcl.errors import DataError, UsageError
 from tcl.files.names import natural_key
-from tcl.files.remote import is_url, url_path
 
 TEXT_KEYS = ("text", "sentence", "hypothesis", "sentence2", "caption")
 FLICKR_KEYS = ("Flickr30K_ID", "Flickr30kID", "Flikr30kID")
@@ -53,80 +59,65 @@ class Statement(NamedTuple):
     label: str | None
 
 
-class Located(NamedTuple):
-    """A row, where it stands, and what relative image paths in it start from."""
-
-    place: str
-    row: dict[str, Any]
-    base: str
-
-    def image(self, name: Any) -> str:
-        """The reference of an image that the row names.
-
-        Raises:
-            DataError: it names none.
-        """
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{self.place}: no image", hint=f"the column is called {' or '.join(IMAGE_KEYS)}")
-        if name.startswith(scenes.PREFIX) or is_url(name):
-            return name
-        if is_url(self.base):
-            return f"{self.base.rstrip('/')}/{name}"
-        return os.path.abspath(os.path.join(self.base, name))
-
-    def text(self, keys: Sequence[str], what: str) -> str:
-        """The first of these columns that has a text.
-
-        Raises:
-            DataError: none has.
-        """
-        for key in keys:
-            value = self.row.get(key)
-            if isinstance(value, str) and value.strip():
-                return readable(value.strip())
-        raise DataError(f"{self.place}: no {what}", hint=f"the column is called {' or '.join(keys)}")
-
-
-RowReader = Callable[[DataFile], Iterator[tuple[str, Any]]]
-
-
-def read_table(file: DataFile) -> Iterator[tuple[str, Any]]:
-    """Rows of a file by its suffix, each with its place."""
-    return READERS[file.suffix](file.local(), file.name)
-
-
-def located_rows(source: Source, images: str | None, read: RowReader = read_table) -> Iterator[Located]:
-    """Rows of a source that meet its condition.
+def labelled_rows(
+    source: Source, columns: Columns, images: str | None, read: RowReader = read_table
+) -> Iterator[Record]:
+    """Records of a source, of which every one counts; see `records`.
 
     Raises:
-        UsageError: it is no file of rows, or has a weight.
+        UsageError: it holds no annotations, or has a weight.
         DataError: it is malformed, cannot be read, or holds something other than objects.
     """
     if source.weight != 1:
         raise UsageError(f"{source.text}: a file of annotations takes no weight", hint="leave out the @NUMBER")
-    column, value = source.condition or ("", "")
     for file in source.files:
-        check_table(file)
-        base = images if images is not None else _parent(file.location)
-        try:
-            for place, row in read(file):
-                place = f"{file.name} {place}"
-                if not isinstance(row, dict):
-                    raise DataError(f"{place}: not an object but {type(row).__name__}")
-                if None in row:
-                    raise DataError(
-                        f"{place}: more cells than columns", hint="a comma in a text needs quotes around it"
-                    )
-                if not column or str(row.get(column)) == value:
-                    yield Located(place, row, base)
-        except OSError as error:
-            raise DataError(f"cannot read {file.name}: {error.strerror or error}") from error
+        check_annotated(file)
+    for item in records(source, replace(columns, kind="row"), images, read=read):
+        if isinstance(item, Skipped):
+            raise DataError(f"{item.place}: {item.reason}")
+        if not isinstance(item.row, dict):
+            raise DataError(f"{item.where}: not an object but {type(item.row).__name__}")
+        if item.problem:
+            raise DataError(f"{item.where}: {item.problem}")
+        yield item
 
 
-def check_table(file: DataFile) -> None:
-    """Refuse folders, shards and `scenes:`, which hold images and captions only."""
-    if file.suffix not in READERS:
-        raise UsageError(f"{file.name}: no file of annotations", hint=f"use {', '.join(READERS)}")
+def check_annotated(file: DataFile) -> None:
+    """Refuse `scenes:`, images, and folders without a metadata file, which hold images and captions only."""
+    if file.suffix in (*READERS, ".tar") or (
+        os.path.isdir(file.name) and len(files_in(Path(file.name), is_metadata, []))
+    ):
+        return
+    raise UsageError(f"{file.name}: no file of annotations", hint=f"use {', '.join(READERS)}, or .tar")
+
+
+def image_of(record: Record, value: Any, keys: Sequence[str]) -> str:
+    """The reference of an image that the row names in one of these columns.
+
+    Raises:
+        DataError: it names none.
+    """
+    if isinstance(value, list) and value and isinstance(value[0], Stored):  # of a shard
+        value, _ = first_image(value)
+    if isinstance(value, Stored):
+        return value.reference
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{record.where}: no image", hint=f"the column is called {' or '.join(keys)}")
+    if readable(value) != value:
+        raise DataError(f"{record.where}: the name of its image is not Unicode", hint="rename it")
+    return record.reference(value)
+
+
+def text_of(record: Record, keys: Sequence[str], what: str) -> str:
+    """The first of these columns that has a text.
+
+    Raises:
+        DataError: none has.
+    """
+    for key in keys:
+        if texts := [text.strip() for text in record.texts((key,)) if text.strip()]:
+            return readable(texts[0])
+    raise DataError(f"{record.where}: no {what}", hint=f"the column is called {' or '.join(keys)}")
 
 
 def check_some(number: int, sources: Sequence[str]) -> None:
@@ -141,6 +132,7 @@ def read_statements(
     task: StatementTask,
     sources: Sequence[str],
     images: str | None = None,
+    columns: Columns = USUAL,
     *,
     labels: Sequence[str] | None = None,
     need_labels: bool = True,
@@ -151,6 +143,7 @@ def read_statements(
         task: tells how many images belong to a text.
         sources: see the module.
         images: folder or URL that relative image paths start from; by default that of the file that names them.
+        columns: of images and texts, where they have other names than the usual.
         labels: those that the model knows; any other is an error.
         need_labels: False for a test file without labels.
 
@@ -159,15 +152,17 @@ def read_statements(
         DataError: at the first row with too few images, no text, no label, or one that is not in `labels`.
     """
     number = 0
+    image_keys = columns.image_keys if columns.image else (*columns.image_keys, *FLICKR_KEYS)
+    text_keys = (columns.text,) if columns.text else TEXT_KEYS
     for source in map(find_source, sources):
-        for located in located_rows(source, images):
-            if located.row.get("gold_label") == NO_CONSENSUS:
+        for record in labelled_rows(source, columns, images):
+            if record.row.get("gold_label") == NO_CONSENSUS:
                 continue
             number += 1
-            names = _two_images(located) if task == "nlvr2" else [_one_image(located.row)]
-            references = tuple(located.image(name) for name in names)
-            label = _label(task, located, labels, need_labels)
-            yield Statement(located.place, references, located.text(TEXT_KEYS, "text"), label)
+            names = _two_images(record) if task == "nlvr2" else [_one_image(record.row, image_keys)]
+            references = tuple(image_of(record, name, columns.image_keys) for name in names)
+            label = _label(task, record, labels, need_labels)
+            yield Statement(record.where, references, text_of(record, text_keys, "text"), label)
     check_some(number, sources)
 
 
@@ -186,21 +181,21 @@ def label_set(task: StatementTask, labels: Iterable[str]) -> list[str]:
     return list(published) if found <= set(published) else sorted(found, key=natural_key)
 
 
-def _one_image(row: dict[str, Any]) -> Any:
-    name = next((row[key] for key in (*IMAGE_KEYS, *FLICKR_KEYS) if row.get(key)), None)
+def _one_image(row: dict[str, Any], keys: Sequence[str]) -> Any:
+    name = first_value(row, keys)
     # The published files, and SNLI-VE, name Flickr30k's photographs by their numbers.
     return f"{name}.jpg" if isinstance(name, str | int) and str(name).isdecimal() else name
 
 
-def _two_images(located: Located) -> list[Any]:
-    row = located.row
-    names = row.get("images") or [row[key] for key in ("image0", "image1") if row.get(key)]
+def _two_images(record: Record) -> list[Any]:
+    row = record.row
+    names = first_value(row, ("images",)) or [row[key] for key in ("image0", "image1") if row.get(key)]
     if not names and isinstance(row.get("identifier"), str):
         names = _nlvr2_images(row["identifier"], row.get("directory"))
     if not isinstance(names, list) or len(names) != 2:
         count = len(names) if isinstance(names, list) else 1
         raise DataError(
-            f"{located.place}: two images are needed, and it names {count}",
+            f"{record.where}: two images are needed, and it names {count}",
             hint='write image0 and image1, or "images": [..., ...]',
         )
     return names
@@ -213,23 +208,19 @@ def _nlvr2_images(identifier: str, directory: Any) -> list[str]:
     return [f"{folder}/{pair}-img{number}.png" for number in (0, 1)] if pair else []
 
 
-def _label(task: StatementTask, located: Located, labels: Sequence[str] | None, needed: bool) -> str | None:
-    value = next((located.row[key] for key in ("label", "gold_label") if located.row.get(key) not in (None, "")), None)
+def _label(task: StatementTask, record: Record, labels: Sequence[str] | None, needed: bool) -> str | None:
+    value = first_value(record.row, ("label", "gold_label"))
     if value is None:
         if needed:
-            raise DataError(f"{located.place}: no label", hint="the column is called label")
+            raise DataError(f"{record.where}: no label", hint="the column is called label")
         return None
     if not isinstance(value, str | int):
-        raise DataError(f"{located.place}: a label is a text, not {value!r}")
+        raise DataError(f"{record.where}: a label is a text, not {value!r}")
     label = readable(str(value).strip())
     if task == "nlvr2" and label.lower() in ("true", "false"):
         label = label.capitalize()
     if labels is not None and label not in labels:
         close = difflib.get_close_matches(label, labels, n=1)
         known = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(labels[:20])}"
-        raise DataError(f"{located.place}: unknown label {label!r}", hint=known)
+        raise DataError(f"{record.where}: unknown label {label!r}", hint=known)
     return label
-
-
-def _parent(location: str) -> str:
-    return url_path(location).rpartition("/")[0] if is_url(location) else os.path.dirname(location)

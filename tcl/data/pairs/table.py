@@ -4,14 +4,16 @@
 |---|---|
 | `.json` | a list of `{"image", "caption": text or list of texts, "image_id"?}`, the format of ALBEF and TCL |
 | `.jsonl` | one such object per line |
-| `.csv`, `.tsv` | a header with these names |
-| `.parquet` | columns with these names |
+| `.csv`, `.tsv` | a header with these names; cells between commas, semicolons or tabs |
+| `.parquet` | columns with these names; of images their paths, URLs or bytes |
 | `.tar` | a shard: `KEY.jpg` and the like, with `KEY.txt` or `KEY.json`, see `tcl.data.sources.shards` |
-| a folder | images, each with a `.txt` of the same name: one caption per line that is not empty |
+| a folder | images, each with a `.txt` of the same name: one caption per line that is not empty; or a `metadata` file |
+| a folder of these | shards, or Parquet files |
 | `scenes:` | rendered scenes, see `tcl.data.scenes.scenes` |
 
-Other names of `image` and `caption` are in `tcl.data.tables.formats`; columns with any other name are ignored. URLs,
-globs, braces, the condition `#COLUMN=VALUE` and the weight `@NUMBER` are in `tcl.data.sources.find`.
+Other names of `image` and `caption` are in `tcl.data.sources.columns`; columns with any other name are ignored. URLs,
+globs, braces, the condition `#COLUMN=VALUE` and the weight `@NUMBER` are in `tcl.data.sources.find`. How each kind of
+source is read is in `tcl.data.sources.records`, for training and for `tcl embed` alike.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ from typing import Any
 import pyarrow as pa
 
 from tcl.data.arrow_file import IndexFile, open_cached, write_index
+from tcl.data.pairs.pair import MAX_CAPTION, Pair, pairs_of
+from tcl.data.sources.columns import USUAL, Columns
 from tcl.data.sources.find import Source, SourceRows, find_source
-from tcl.data.sources.records import MAX_CAPTION, Pair, read_source
-from tcl.data.sources.shards import Skipped
+from tcl.data.sources.record import Skipped
 from tcl.data.tokenizer import readable
 from tcl.errors import DataError, UsageError
 from tcl.files.cache import locked
@@ -40,7 +43,7 @@ from tcl.files.remote import is_url
 _SCHEMA = pa.schema(
     [("image", pa.large_string()), ("captions", pa.large_list(pa.large_string())), ("image_id", pa.large_string())]
 )
-_VERSION = 1  # of what is cached: raise it when the same sources would give other rows
+_VERSION = 2  # of what is cached: raise it when the same sources would give other rows
 _BATCH_ROWS = 65536
 _BATCH_CHARACTERS = 1 << 26  # a batch ends here too, so that long captions do not fill the memory
 _PROGRESS_ROWS = 1024
@@ -107,6 +110,7 @@ class PairIndex:
 def read_pairs(
     sources: Sequence[str],
     images: str | None = None,
+    columns: Columns = USUAL,
     *,
     progress: Callable[[int], object] = lambda rows: None,
     cache: bool = True,
@@ -119,6 +123,7 @@ def read_pairs(
     Args:
         sources: see the module for formats, and `tcl.data.sources.find` for what may stand around a name.
         images: folder or URL that relative image paths start from; by default the place of the file that names them.
+        columns: of images and captions, where they have other names than the usual.
         progress: told how many rows were read since the last call; not called for an index that is found again.
         cache: look for the index of an earlier call, and keep a large one for later.
 
@@ -126,7 +131,7 @@ def read_pairs(
         the index, with what was skipped.
 
     Raises:
-        UsageError: a source does not exist, or its format is unknown.
+        UsageError: a source does not exist, its format is unknown, or it lacks a column that is named.
         DataError: a source is malformed or cannot be read, or holds no usable pair.
     """
     if not sources:
@@ -135,10 +140,10 @@ def read_pairs(
     if images is not None and not is_url(images) and not os.path.isdir(images):
         raise UsageError(f"no such folder of images: {images}")
     found = [find_source(source) for source in sources]
-    key = _key(found, images) if cache else None
+    key = _key(found, images, columns) if cache else None
     if key and (file := open_cached(key)):
         return PairIndex._open(file)
-    reading = _Reading(found, images, progress)
+    reading = _Reading(found, images, columns, progress)
     batches = reading.batches()
     first = list(islice(batches, 2))
     if len(first) < 2:  # small: read again rather than kept
@@ -152,9 +157,12 @@ def read_pairs(
 class _Reading:
     """Reads sources once, batch by batch, and remembers what it saw."""
 
-    def __init__(self, sources: Sequence[Source], images: str | None, progress: Callable[[int], object]) -> None:
+    def __init__(
+        self, sources: Sequence[Source], images: str | None, columns: Columns, progress: Callable[[int], object]
+    ) -> None:
         self._sources = sources
         self._images = images
+        self._columns = columns
         self._progress = progress
         self._digest = hashlib.sha256()
         self._rows = 0
@@ -187,7 +195,7 @@ class _Reading:
 
     def _pairs(self, source: Source) -> Iterator[Pair]:
         start, skipped, first_reason, unreported = self._rows, 0, "", 0
-        for row in read_source(source, self._images):
+        for row in pairs_of(source, self._columns, self._images):
             unreported += 1
             if unreported == _PROGRESS_ROWS:
                 self._progress(unreported)
@@ -226,10 +234,10 @@ def _nothing_usable(source: str, skipped: int, first_reason: str) -> DataError:
     return DataError(f"{source} holds no rows", hint="name a source with at least one image and caption")
 
 
-def _key(sources: Sequence[Source], images: str | None) -> str:
+def _key(sources: Sequence[Source], images: str | None, columns: Columns) -> str:
     """Changes with every file of the sources, and with whatever else decides the rows."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([_VERSION, MAX_CAPTION, images and os.path.abspath(images)]).encode())
+    digest.update(json.dumps([_VERSION, MAX_CAPTION, images and os.path.abspath(images), asdict(columns)]).encode())
     for source in sources:
         digest.update(json.dumps([source.text, source.weight, source.condition]).encode())
         for file in source.files:

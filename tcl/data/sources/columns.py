@@ -1,67 +1,67 @@
-"""Which columns of a table hold what `tcl embed` is pointed at, and the rows they make."""
+"""Which columns of a row count: those that the user named, else those with a usual name, whatever its case."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from tcl.data.tables.formats import CAPTION_KEYS, IMAGE_KEYS
-from tcl.errors import UsageError
+from tcl.data.images.decode import IMAGE_SUFFIXES
+from tcl.errors import DataError, UsageError
 
-IMAGE_COLUMNS = (*IMAGE_KEYS, "url", "image_url")
-TEXT_COLUMNS = (*CAPTION_KEYS, "sentence", "query")
+if TYPE_CHECKING:
+    from tcl.config.recipe import DataConfig
 
+IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path", "url", "image_url")
+"""Names under which a row may hold its image, a path or URL; the first one that it has a value for counts."""
 
-class InputRow(NamedTuple):
-    """One input.
+CELL_COLUMNS = ("jpg", "jpeg", "png", "webp")
+"""Names under which img2dataset's Parquet files hold the bytes of an image; they count before its URL."""
 
-    Args:
-        row_id: how its owner knows it; other inputs may have the same.
-        value: text or image.
-        place: where it stands, for errors.
-        given: the source itself says what its id is.
-    """
-
-    row_id: str
-    value: str
-    place: str
-    given: bool = False
+TEXT_COLUMNS = ("caption", "captions", "text", "sentence", "query", "title")
+"""Names under which a row may hold its text or list of texts; likewise."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that the user named; None stands for the usual names.
+    """What is wanted of a source.
 
     Args:
-        image: of paths, URLs or bytes.
-        text: of sentences.
-        id: of ids.
-        condition: column and value that rows must have.
+        image: column of paths, URLs or bytes; None stands for the usual names.
+        text: column of texts; likewise.
+        id: column of ids; None stands for `id`.
+        kind: `pair` for images with texts, `image` or `text` for these alone, `row` for all that there is.
+        condition: column and value that rows must have; `records` takes it from the source.
     """
 
     image: str | None = None
     text: str | None = None
     id: str | None = None
+    kind: Literal["pair", "image", "text", "row"] = "pair"
     condition: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Columns:
+        """Those that a recipe names."""
+        return cls(data.image_column, data.text_column)
 
     @property
     def image_keys(self) -> tuple[str, ...]:
+        """Columns of images."""
         return (self.image,) if self.image else IMAGE_COLUMNS
 
     @property
     def text_keys(self) -> tuple[str, ...]:
+        """Columns of texts."""
         return (self.text,) if self.text else TEXT_COLUMNS
 
     @property
-    def look_into_json(self) -> bool:
-        """Whether an image of a shard needs its `.json`."""
-        return bool(self.id or self.condition)
+    def extra_keys(self) -> tuple[str, ...]:
+        """Columns that count beside images and texts."""
+        own = ("image_id",) if self.kind == "pair" else (self.id or "id",)
+        return (*own, self.condition[0]) if self.condition else own
 
-    def keys(self, kind: str) -> tuple[str, ...]:
-        return self.image_keys if kind == "image" else self.text_keys
-
-    def kind_of(self, names: Iterable[str], place: str) -> str:
+    def kind_of(self, names: Iterable[str], place: str) -> Literal["image", "text"]:
         """The kind of inputs that a row with these columns gives.
 
         Raises:
@@ -71,52 +71,93 @@ class Columns:
             raise UsageError(f"{place}: images or texts?", hint="both columns are named; add --kind")
         if self.image or self.text:
             return "image" if self.image else "text"
-        return "image" if set(IMAGE_COLUMNS) & set(names) else "text"
+        exactly = set(names)
+        if exactly & set(IMAGE_COLUMNS):
+            return "image"
+        # A text whose name is exact counts before an image whose case is another, as in `URL,text`.
+        return (
+            "text" if exactly & set(TEXT_COLUMNS[:-1]) or not among(IMAGE_COLUMNS + CELL_COLUMNS, exactly) else "image"
+        )
 
-    def check(self, names: Sequence[str], kind: str, place: str) -> None:
-        """Look whether a row has the columns.
+    def check(self, names: Sequence[str], place: str) -> None:
+        """Look whether a table has the columns.
 
         Raises:
-            UsageError: it has not.
+            UsageError: it lacks one that the user named, or has no header, or is no list of inputs.
+            DataError: it has no column of images or of captions.
         """
-        found = ", ".join(map(str, names)) or "none"
-        keys = self.keys(kind)
-        if not set(keys) & set(names):
-            hint = f"name it {', '.join(keys)}, or say which it is by --image-column or --text-column"
-            if len(keys) == 1:
-                raise UsageError(f"{place}: no column {keys[0]} among {found}", hint=f"check --{kind}-column")
-            what = kind if set(IMAGE_COLUMNS + TEXT_COLUMNS) & set(names) else "image or text"
-            raise UsageError(f"{place}: no {what} column among {found}", hint=hint)
-        if self.id and self.id not in names:
-            raise UsageError(f"{place}: no column {self.id} among {found}", hint="check --id-column")
+        found = ", ".join(names) or "none"
+        named = {"image": self.kind != "text" and self.image, "text": self.kind != "image" and self.text, "id": self.id}
+        for option, name in named.items():
+            if name and not among((name,), names):
+                raise UsageError(f"{place}: no column {name} among {found}", hint=f"check --{option}-column")
+        if self.kind == "row":
+            return
+        wanted = {"image": self.image_keys, "text": self.text_keys}
+        missing = [kind for kind, keys in wanted.items() if self.kind in (kind, "pair") and not among(keys, names)]
+        if not missing:
+            return
+        if any(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for name in names):
+            raise UsageError(
+                f"{place}: its first line is a row, and no header: {found}",
+                hint="write a line with the names of the columns before it, as image,caption",
+            )
+        hint = f"name it {', '.join(wanted[missing[0]])}, or say which it is by --image-column or --text-column"
+        if self.kind == "pair":
+            what = "caption" if missing[0] == "text" else "image"
+            raise DataError(f"{place}: no {what} column; its columns are {found}", hint=hint)
+        what = self.kind if among(IMAGE_COLUMNS + TEXT_COLUMNS, names) else "image or text"
+        raise UsageError(f"{place}: no {what} column among {found}", hint=hint)
+
+    def cells(self, found: Mapping[str, str]) -> list[str]:
+        """The columns of images whose bytes stand in the table.
+
+        Args:
+            found: its columns with their types, of `parquet_columns`.
+        """
+        stored = [name for name, kind in found.items() if kind == "bytes"]
+        if self.kind == "row":
+            return stored
+        if self.kind == "text":
+            return []
+        usual = (*IMAGE_COLUMNS[:5], *CELL_COLUMNS, *IMAGE_COLUMNS[5:])
+        usable = [name for name in found if name in stored or name.lower() not in CELL_COLUMNS]
+        name = among(self.image_keys if self.image else usual, usable)
+        return [name] if name in stored else []
+
+    def read(self, found: Mapping[str, str], cells: Sequence[str]) -> list[str]:
+        """The columns of a table that are read, and of images in it what they are called.
+
+        Args:
+            found: as for `cells`.
+            cells: what that gave.
+        """
+        keys = [*self.extra_keys]
+        if self.kind != "image":
+            keys += self.text_keys
+        if (self.kind != "text" and not cells) or self.kind == "pair" or {*map(str.lower, cells)} & set(CELL_COLUMNS):
+            keys += self.image_keys
+        wanted = {key.lower() for key in keys}
+        plain = [name for name, kind in found.items() if kind != "bytes"]
+        return [f"{name}.path" for name in cells] + [
+            name for name in plain if self.kind == "row" or name.lower() in wanted
+        ]
 
     def row_id(self, row: dict[str, Any]) -> str | None:
         """The id that a row gives itself."""
         value = row.get(self.id or "id")
         return None if value in (None, "") else str(value)
 
-    def wants(self, row: dict[str, Any]) -> bool:
-        """Whether a row meets the condition."""
-        if self.condition is None:
-            return True
-        cell = row.get(self.condition[0])
-        return cell is not None and str(cell) == self.condition[1]
+
+USUAL = Columns()
+"""Images with texts, under the usual names."""
 
 
-def first_value(row: dict[str, Any], keys: Sequence[str]) -> Any:
-    """What the first of these columns holds that is not empty; None where all are."""
-    return next((row[key] for key in keys if row.get(key) not in (None, "", [])), None)
-
-
-def table_texts(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    """The texts, or images, of a row: none, one, or those of a list."""
-    value = first_value(row, keys)
-    if value is None:
-        return []
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-
-
-def several(row_id: str, values: Sequence[str], place: str, given: bool) -> Iterator[InputRow]:
-    """One input per value, numbered where there are several."""
-    for number, value in enumerate(values, 1):
-        yield InputRow(row_id if len(values) == 1 else f"{row_id}#{number}", value, place, given)
+def among(keys: Sequence[str], names: Iterable[str]) -> str | None:
+    """The first of the keys that is one of the names, as it is written there: exactly, else whatever its case."""
+    exact = {name: name for name in names}
+    for known in (exact, {name.lower(): name for name in exact}):
+        for key in keys:
+            if found := known.get(key if known is exact else key.lower()):
+                return found
+    return None

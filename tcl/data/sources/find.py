@@ -3,7 +3,8 @@
     SOURCE[#COLUMN=VALUE][@WEIGHT]
 
 SOURCE is a file, a folder, a glob (`data/*.tar`), a brace pattern (`shard-{000..127}.tar`, `{a,b}.jsonl`), or
-`scenes:`; a file, glob or brace pattern may be a URL. A file that is really called as it is written comes first.
+`scenes:`; a file, glob or brace pattern may be a URL. A file that is really called as it is written comes first. A
+folder without images stands for the shards in it, or else for its Parquet files.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from tcl.data.images.decode import IMAGE_SUFFIXES
 from tcl.data.scenes import scenes
+from tcl.data.sources.folders import check_name, files_in, images_matching, is_image, is_metadata
+from tcl.data.sources.record import unreadable
 from tcl.data.storage.tar import unpack_command
-from tcl.data.tables.formats import READERS, images_below
-from tcl.errors import DataError, UsageError
+from tcl.data.tables.formats import READERS
+from tcl.errors import UsageError
 from tcl.files import remote
 from tcl.files.names import natural_key
 
@@ -31,6 +35,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 _MAX_FILES = 100_000  # that braces stand for
 _REMOTE_LOOKS = 16  # at once
+_IN_FOLDERS = (".tar", ".parquet")
 
 MAX_WEIGHT = 1000
 """Visits of one pair in an epoch."""
@@ -103,12 +108,9 @@ def find_source(text: str) -> Source:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"no such file or folder: {error.filename}", hint=_missing_hint(name)) from error
     except OSError as error:
-        reason = f"cannot read {error.filename}: {error.strerror}" if error.filename else str(error)
-        raise DataError(reason, hint="check that it can be reached and may be read") from error
+        raise unreadable(name, error) from error
     for file in files:
         _check_format(file)
-        if condition and os.path.isdir(file.name):
-            raise UsageError(f"{text}: a folder has no columns to select by", hint=f"write {name}")
     return Source(text, files, condition, weight)
 
 
@@ -139,8 +141,11 @@ def _split_condition(text: str) -> tuple[str, tuple[str, str] | None]:
 
 def _find(name: str) -> list[DataFile]:
     if os.path.exists(name):
-        return [DataFile(name, _local_stamp(name))]
-    found = (_find_remote if remote.is_url(name) else _find_local)(_patterns(name))
+        found = _look_at(name)
+    elif remote.is_url(name):
+        found = _find_remote(without_braces(name))
+    else:
+        found = _find_local(without_braces(name))
     return [DataFile(*item) for item in sorted(found.items(), key=lambda item: natural_key(item[0]))]
 
 
@@ -148,9 +153,25 @@ def _find_local(patterns: list[str]) -> dict[str, str]:
     """Names and stamps of files."""
     names: set[str] = set()
     for pattern in patterns:
-        matches = glob.glob(pattern, recursive=True) if _has_wildcard(pattern) else [pattern]
-        names.update(matches or _no_match(pattern))
-    return {name: _local_stamp(name) for name in names}
+        if _has_wildcard(pattern):
+            names.update(_matches(pattern) or _no_match(pattern))
+        else:
+            names.add(pattern)
+    return {file: stamp for name in names for file, stamp in _look_at(name).items()}
+
+
+def _matches(pattern: str) -> list[str]:
+    found = glob.glob(pattern, recursive=True)
+    if any(map(is_image, found)):  # with texts beside them, which are no sources of their own
+        images, root = images_matching([pattern], [])
+        return [str(root / name) for name in images]
+    return found
+
+
+def names_tables(source: str) -> bool:
+    """Whether a source, perhaps with braces, wildcards, a condition, is called as tables or shards are."""
+    names = without_braces(re.sub(r"#[^#/]*=[^#]*$|@[0-9.]+$", "", source))
+    return all(PurePosixPath(remote.url_path(name)).suffix.lower() in (*READERS, ".tar") for name in names)
 
 
 def _find_remote(patterns: list[str]) -> dict[str, str]:
@@ -164,7 +185,7 @@ def _find_remote(patterns: list[str]) -> dict[str, str]:
     return found
 
 
-def _patterns(name: str) -> list[str]:
+def without_braces(name: str) -> list[str]:
     """A name without its braces: each alternative once."""
     patterns = list(islice(_expand(name), _MAX_FILES + 1))
     if len(patterns) > _MAX_FILES:
@@ -208,23 +229,48 @@ def _has_wildcard(name: str) -> bool:
     return any(mark in name for mark in ("*[" if web else "*?["))
 
 
-def _local_stamp(name: str) -> str:
-    """Size and time of a file; of a folder, the names of its images and the sizes and times of its captions."""
+def _look_at(name: str) -> dict[str, str]:
+    """A file or folder with its stamp; of a folder without images, the files in it."""
+    check_name(os.path.abspath(name))
     if not os.path.isdir(name):
-        status = os.stat(name)
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return {name: f"{_stamp(name)} {_texts_stamp(Path(name))}" if is_image(name) else _stamp(name)}
+    folder = Path(name)
+    files = files_in(folder, lambda file: is_image(file) or is_metadata(file) or file.endswith(_IN_FOLDERS), [])
+    if any(map(is_image, files)):
+        return {name: _folder_stamp(folder, files)}
+    for suffix in _IN_FOLDERS:
+        if inside := [str(folder / file) for file in files if file.endswith(suffix)]:
+            return {file: _stamp(file) for file in inside}
+    return {name: ""}
+
+
+def _folder_stamp(folder: Path, files: Iterable[str]) -> str:
+    """From the names of its images, and the sizes and times of what is said about them."""
     digest = hashlib.sha256()
-    for image in images_below(Path(name)):
-        digest.update(f"{image}\n".encode("utf-8", "surrogateescape"))
-        captions = Path(name, image).with_suffix(".txt")
-        if captions.is_file():
-            digest.update(f"{_local_stamp(str(captions))}\n".encode())
+    for file in files:
+        digest.update(f"{file}\n".encode())
+        stamp = _stamp(folder / file) if is_metadata(file) else _texts_stamp(folder / file)
+        digest.update(f"{stamp}\n".encode())
     return digest.hexdigest()
+
+
+def _stamp(path: str | Path) -> str:
+    """Size and time of a file."""
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _texts_stamp(image: Path) -> str:
+    """Of the texts beside an image; empty where there are none."""
+    texts = image.with_suffix(".txt")
+    return _stamp(texts) if texts.is_file() else ""
 
 
 def _check_format(file: DataFile) -> None:
     suffix = file.suffix
     if suffix in READERS or suffix == ".tar" or os.path.isdir(file.name):
+        return
+    if suffix in IMAGE_SUFFIXES and not remote.is_url(file.name):
         return
     if command := unpack_command(file.name):
         raise UsageError(

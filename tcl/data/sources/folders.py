@@ -1,4 +1,7 @@
-"""Images in folders and behind globs: found without loops, in natural order, nothing left out unsaid."""
+"""Files in folders and behind globs: found without loops, in natural order, nothing left out unsaid.
+
+Links to folders are followed, each folder is read once, and a file whose name is no Unicode is left out with a word.
+"""
 
 from __future__ import annotations
 
@@ -14,46 +17,89 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
+from tcl.data.sources.record import Skipped
 from tcl.data.strings import Strings, byte_strings
-from tcl.errors import DataError
-from tcl.files.names import natural_key
+from tcl.errors import DataError, UsageError
+from tcl.files.names import natural_key, to_unicode
 
 _CHUNK = 16384
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 Progress = Callable[[int], object]
 
 
-def images_in(folder: Path, warnings: list[str], progress: Progress) -> Strings:
-    """Images of a folder and its sub-folders, relative to it.
+def is_image(name: str) -> bool:
+    """Whether a file is called as an image is."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file is called as one with what there is to say about the images beside it."""
+    return PurePosixPath(name).name in _METADATA
+
+
+def check_name(name: str) -> None:
+    """Names must be Unicode, as everything that names them later must.
+
+    Raises:
+        UsageError: this one is not.
+    """
+    if not _is_unicode(name):
+        raise UsageError(f"{to_unicode(name)}: its name is not Unicode", hint="rename it")
+
+
+def files_in(
+    folder: Path, wanted: Callable[[str], bool], skipped: list[Skipped], progress: Progress = lambda found: None
+) -> Strings:
+    """Files of a folder and its sub-folders, relative to it; hidden ones are left out.
 
     Args:
-        folder: where to look; links to folders are followed, and each folder is read once.
-        warnings: gets a line for each sub-folder that cannot be read.
-        progress: called with the number of images found since the last call.
+        folder: where to look.
+        wanted: given the path of a file, whether it counts.
+        skipped: gets what cannot be read.
+        progress: called with the number of files found since the last call.
 
     Raises:
         DataError: the folder itself cannot be read.
     """
-    return _in_order(filter(is_image, _files_below(folder, lambda parts: True, warnings)), progress)
+    return _in_order(_files_below(folder, lambda parts: True, wanted, skipped), progress)
 
 
-def images_matching(pattern: str, warnings: list[str], progress: Progress) -> tuple[Strings, Path]:
-    """Images that match a glob, relative to the folder before its first wildcard, and that folder.
+def images_matching(
+    patterns: Sequence[str], skipped: list[Skipped], progress: Progress = lambda found: None
+) -> tuple[Strings, Path]:
+    """Images that are named, match a glob, or are in a folder that is named, and the folder that they are relative to.
+
+    That is the one before the first wildcard; of several patterns, the one that they have in common.
 
     Raises:
         DataError: that folder cannot be read.
+        UsageError: there is no such file.
     """
-    root, segments = split_pattern(pattern)
+    split = [split_pattern(f"{pattern}/**" if os.path.isdir(pattern) else pattern) for pattern in patterns]
+    root = split[0][0] if len(split) == 1 else Path(os.path.commonpath([folder.absolute() for folder, _ in split]))
+    found = dict[str, None]() if len(split) > 1 else None
+    for pattern, (folder, segments) in zip(patterns, split, strict=True):
+        if not glob.has_magic(pattern) and not os.path.exists(pattern):
+            raise UsageError(f"no such file or folder: {pattern}", hint="check the pattern")
+        names = _matching(folder, segments, skipped)
+        if found is None:
+            return _in_order(names, progress), root
+        front = os.path.relpath(folder.absolute(), root)
+        found.update(dict.fromkeys(names if front == "." else (f"{front}/{name}" for name in names)))
+    return _in_order(found or (), progress), root
 
+
+def _matching(root: Path, segments: list[str], skipped: list[Skipped]) -> Iterator[str]:
     def enter(parts: Sequence[str]) -> bool:
         fixed = segments[: segments.index("**")] if "**" in segments else segments[:-1]
         deep = len(parts) > len(fixed)
         return (not deep or "**" in segments) and all(map(fnmatchcase, parts, fixed))
 
-    if not root.is_dir():
-        return Strings.of(()), root
-    found = (name for name in _files_below(root, enter, warnings) if _matches(name.split("/"), segments))
-    return _in_order(filter(is_image, found), progress), root
+    if root.is_dir():
+        yield from _files_below(
+            root, enter, lambda name: is_image(name) and _matches(name.split("/"), segments), skipped
+        )
 
 
 def split_pattern(pattern: str) -> tuple[Path, list[str]]:
@@ -61,11 +107,6 @@ def split_pattern(pattern: str) -> tuple[Path, list[str]]:
     parts = Path(pattern).parts
     fixed = next((number for number, part in enumerate(parts[:-1]) if glob.has_magic(part)), len(parts) - 1)
     return Path(*parts[:fixed]), list(parts[fixed:])
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is called as an image is."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _matches(parts: Sequence[str], segments: Sequence[str]) -> bool:
@@ -76,7 +117,9 @@ def _matches(parts: Sequence[str], segments: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], segments[0]) and _matches(parts[1:], segments[1:])
 
 
-def _files_below(root: Path, enter: Callable[[Sequence[str]], bool], warnings: list[str]) -> Iterator[str]:
+def _files_below(
+    root: Path, enter: Callable[[Sequence[str]], bool], wanted: Callable[[str], bool], skipped: list[Skipped]
+) -> Iterator[str]:
     """Files in any order, hidden ones left out; real folders are read before what links lead to."""
     seen: set[tuple[int, int]] = set()
     folders = [""]
@@ -96,16 +139,27 @@ def _files_below(root: Path, enter: Callable[[Sequence[str]], bool], warnings: l
                     if entry.name.startswith("."):
                         continue
                     name = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(name)
-                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                    is_link = entry.is_symlink()
+                    is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
+                    if not is_folder and not wanted(name):
+                        continue
+                    if not _is_unicode(entry.name):
+                        reason = "its name is not Unicode; left out"
+                        skipped.append(Skipped(f"cannot read {to_unicode(entry.path)}", reason))
+                    elif not is_folder:
+                        yield name
+                    elif is_link:
                         heapq.heappush(links, (natural_key(name), name))
                     else:
-                        yield name
+                        folders.append(name)
         except OSError as error:
             if not folder:
                 raise DataError(f"cannot read {path}: {error.strerror}", hint="check who may read it") from error
-            warnings.append(f"cannot read {path}: {error.strerror}; its images are left out")
+            skipped.append(Skipped(f"cannot read {path}", f"{error.strerror}; its images are left out"))
+
+
+def _is_unicode(name: str) -> bool:
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def _in_order(names: Iterable[str], progress: Progress) -> Strings:

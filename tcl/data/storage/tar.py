@@ -189,7 +189,7 @@ def unpack_command(name: str) -> str | None:
     return next((f"{program} {name}" for ending, program in _COMPRESSED.values() if ending == suffix), None)
 
 
-def _check_plain(file: BinaryIO, name: str) -> None:
+def check_plain(file: BinaryIO, name: str) -> None:
     start = file.read(8)
     file.seek(0)
     for mark, (suffix, program) in _COMPRESSED.items():

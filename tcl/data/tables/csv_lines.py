@@ -21,6 +21,18 @@ MAX_CELL_LINES = 50
 csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
 
 
+def separator(line: str, usual: str) -> str:
+    """What stands between the cells of a table.
+
+    Args:
+        line: its first one. Excel may say it there, as in `sep=;`.
+        usual: what counts if the line has it; else it is that of `,`, `;` and tab that it has most of.
+    """
+    if line.startswith("sep=") and len(line.rstrip("\r\n")) == 5:
+        return line[4]
+    return usual if usual in line else max((usual, *",;\t"), key=line.count)
+
+
 def table_lines(lines: Iterator[tuple[int, str]], delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
     """Rows of a table, each with the number of its first line; an empty line is a row without cells.
 

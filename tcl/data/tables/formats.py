@@ -2,34 +2,24 @@
 
 `.json`: a list of objects, or an object that holds captions, see `tcl.data.tables.coco`. `.jsonl`: one object per
 line. `.csv`, `.tsv`: a header, then one row per line. `.token`: captions of Flickr30k. All in UTF-8, with or without
-byte order mark. `.parquet`: its rows. A folder: its images. Every file is read as a stream.
+byte order mark. `.parquet`: its rows. Every file is read as a stream.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
-from tcl.data.images.decode import IMAGE_SUFFIXES
 from tcl.data.tables.coco import object_rows
-from tcl.data.tables.csv_lines import table_lines
+from tcl.data.tables.csv_lines import separator, table_lines
 from tcl.data.tables.json_stream import MAX_ROW_BYTES, json_list, not_utf8, parse
-from tcl.errors import DataError, reason_of
-from tcl.files.names import natural_key
-
-IMAGE_KEYS = ("image", "image_path", "filepath", "file_name", "path")
-"""Names under which a row may hold the path of its image; the first one that it has counts."""
-
-CAPTION_KEYS = ("caption", "captions", "text")
-"""Names under which a row may hold its caption or list of captions."""
+from tcl.data.tables.parquet import read_parquet
+from tcl.errors import DataError
 
 Row = tuple[str, Any]
 """The place within the file ("line 3"), and what stands there: an object, unless the file is wrong."""
-
-_PARQUET_ROWS = 2048  # per step
 
 
 class Reader(Protocol):
@@ -72,14 +62,19 @@ def read_jsonl(path: Path, name: str | None = None) -> Iterator[Row]:
 
 
 def read_csv(path: Path, name: str | None = None) -> Iterator[Row]:
-    """Rows of a `.csv` (commas) or any other table file (tabs), as objects with the names of its header.
+    """Rows of a table of text, as objects with the names of its header; what is between the cells is seen from that.
 
     Cells beyond the header are under the key None.
 
     Raises:
         DataError: the file is malformed or not UTF-8, or a quote is not closed.
     """
-    rows = table_lines(numbered_lines(path, name), "," if path.suffix.lower() == ".csv" else "\t", name or str(path))
+    lines = numbered_lines(path, name)
+    first = next(lines, (1, ""))
+    mark = separator(first[1], "," if path.suffix.lower() == ".csv" else "\t")
+    if first[1].rstrip("\r\n") != f"sep={mark}":  # Excel's first line of such a file
+        lines = chain([first], lines)
+    rows = table_lines(lines, mark, name or str(path))
     header = [column.strip() for column in next(rows, (0, []))[1]]
     for number, cells in rows:
         if not cells:
@@ -116,42 +111,6 @@ def read_token(path: Path, name: str | None = None) -> Iterator[Row]:
         yield place, {"image": image, "caption": captions}
 
 
-def read_parquet(path: Path, name: str | None = None) -> Iterator[Row]:
-    """Rows of a Parquet file, without the columns of bytes that it may have.
-
-    Raises:
-        DataError: the file is malformed.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [field.name for field in file.schema_arrow if not _has_bytes(field.type)]
-            number = 0
-            for batch in file.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise _malformed_parquet(error, name or str(path)) from error
-
-
-def parquet_columns(path: Path, name: str | None = None) -> dict[str, str]:
-    """Columns of a Parquet file that `read_parquet` gives, and the others, each with its type.
-
-    Raises:
-        DataError: the file is malformed.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return {field.name: "bytes" if _has_bytes(field.type) else str(field.type) for field in pq.read_schema(path)}
-    except (pa.ArrowException, OSError) as error:
-        raise _malformed_parquet(error, name or str(path)) from error
-
-
 READERS: dict[str, Reader] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
@@ -186,31 +145,3 @@ def first_mark(path: Path) -> bytes:
     """The first byte of a text that is no space; it tells a JSON list from an object."""
     with path.open("rb") as file:
         return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-
-
-def images_below(folder: Path) -> list[str]:
-    """Paths of the images in a folder and its sub-folders, relative to it, in natural order; hidden ones left out."""
-    names = []
-    for parent, subfolders, files in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                names.append(Path(parent, name).relative_to(folder).as_posix())
-    return sorted(names, key=natural_key)
-
-
-def _malformed_parquet(error: Exception, name: str) -> Exception:
-    if isinstance(error, OSError) and error.errno:  # it cannot be read; Arrow's own complaints have no number
-        return error
-    return DataError(
-        f"{name}: malformed Parquet: {reason_of(error)}",
-        hint="is it another format, or was it not written to its end?",
-    )
-
-
-def _has_bytes(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_nested(kind):
-        return any(_has_bytes(kind.field(i).type) for i in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))

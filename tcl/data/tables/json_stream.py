@@ -26,18 +26,7 @@ def json_list(file: BinaryIO, name: str) -> Iterator[Any]:
     text = Text(file, name)
     if text.peek() != "[":
         raise _not_a_list(text)
-    text.position += 1
-    if text.peek() == "]":
-        text.position += 1
-    else:
-        mark = ","
-        while mark == ",":
-            text.peek()
-            yield text.value()
-            mark = text.peek()
-            if mark not in ("]", ","):
-                raise text.malformed("Expecting ',' delimiter")
-            text.position += 1
+    yield from (text.value() for _ in _items(text, "[", "]"))
     if text.peek():
         raise text.malformed("Extra data")
 

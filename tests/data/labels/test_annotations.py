@@ -142,7 +142,7 @@ def test_a_bad_row_is_named(write: Write, task: Any, row: Any, says: str) -> Non
 def test_empty_and_missing_sources(write: Write, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
         statements(write("empty.jsonl", ""))
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="no row has split=test"):
         statements(write("a.csv", "image,text,label,split\n1.png,one,a,dev\n") + "#split=test")
     with pytest.raises(UsageError, match="no such file"):
         statements(str(tmp_path / "nowhere.json"))

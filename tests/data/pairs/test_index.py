@@ -125,7 +125,12 @@ def test_rows_without_image_or_caption_are_counted_with_their_place(tmp_path: Pa
         {"image": "x.jpg", "caption": "..."},
         {"image": "", "caption": "x"},
     ]
-    bad += [{"image": "x.jpg", "caption": []}, {"image": "x.jpg", "caption": 5}, 3, {"image": 5, "caption": "x"}]
+    bad += [
+        {"image": "x.jpg", "caption": []},
+        {"image": "x.jpg", "caption": {"en": 5}},
+        3,
+        {"image": 5, "caption": "x"},
+    ]
     index = read_pairs([write(tmp_path / "pairs.jsonl", jsonl(ROWS[0], *bad, ROWS[1]))])
     assert list(index) == expected(tmp_path)
     assert index.skipped == len(bad)
@@ -228,13 +233,11 @@ def test_parquet(tmp_path: Path) -> None:
     assert [pair.image for pair in read_pairs([f"{source}#split=train"])] == [str(tmp_path / "a.jpg")]
 
 
-def test_parquet_of_images_says_that_paths_are_needed(tmp_path: Path) -> None:
-    images = [{"bytes": b"\xff\xd8", "path": "a.jpg"}]
-    source = parquet(tmp_path / "pairs.parquet", {"image": images, "caption": ["a dog"]})
-    with pytest.raises(DataError, match=r"no image column; its columns are image \(bytes\), caption"):
-        read_pairs([source])
+def test_parquet_without_captions_names_its_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no caption column; its columns are image, words"):
         read_pairs([parquet(tmp_path / "b.parquet", {"image": ["a.jpg"], "words": ["a dog"]})])
+    with pytest.raises(DataError, match=r"no image column; its columns are photo, thumb \(bytes\), caption"):
+        read_pairs([parquet(tmp_path / "c.parquet", {"photo": ["a.jpg"], "thumb": [b"x"], "caption": ["a dog"]})])
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
@@ -311,20 +314,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_pairs([str(locked)])
 
 
-def test_a_folder_whose_name_is_not_unicode_is_named(tmp_path: Path) -> None:
+def test_names_that_are_not_unicode_are_refused_where_they_are_found(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     folder.mkdir()
-    source = write(folder / "pairs.jsonl", jsonl({"image": "/b.jpg", "caption": "a dog"}, *ROWS))
-    index = read_pairs([source])
-    assert [pair.image for pair in index] == ["/b.jpg"]
-    assert index.skipped_reasons[0].endswith("caf?/pairs.jsonl line 2: the path of its image is not valid Unicode")
-
-
-def test_a_folder_of_shards_says_how_to_name_them(tmp_path: Path) -> None:
-    write(tmp_path / "0.tar", b"")
-    with pytest.raises(DataError) as caught:
-        read_pairs([str(tmp_path)])
-    assert caught.value.hint == f"for its shards write '{tmp_path}/*.tar'"
+    with pytest.raises(UsageError, match=r"caf\\udce9/pairs\.jsonl: its name is not Unicode"):
+        read_pairs([write(folder / "pairs.jsonl", jsonl(*ROWS))])
+    for name in ("a", os.fsdecode(b"caf\xe9")):
+        write(tmp_path / f"{name}.jpg", "")
+        write(tmp_path / f"{name}.txt", "a dog")
+    index = read_pairs([str(tmp_path)])
+    assert [pair.image_id for pair in index] == ["a.jpg"] and index.skipped == 2  # the image, and the folder
+    assert all("its name is not Unicode" in reason for reason in index.skipped_reasons)
+    source = write(tmp_path / "pairs.jsonl", jsonl({"image": "caf\udce9.jpg", "caption": "a dog"}, ROWS[0]))
+    assert read_pairs([source]).skipped_reasons == [f"{source} line 1: the name of its image is not Unicode"]
 
 
 def test_progress_counts_every_row(tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_what_gives_no_pair_is_counted_and_named(tmp_path: Path) -> None:
     index = read_pairs([source])
     assert [(pair.captions, decode(pair.image).getpixel((0, 0))) for pair in index] == [(["a dog"], (1, 1, 1))]
     assert reasons(index) == [
-        "good: good.png is a second one of this key, which ends at the first dot",
         "good: good.txt is a second one of this key, which ends at the first dot",
+        "good: good.png is a second one of this key, which ends at the first dot",
         "lonely: an image without a caption",
         "words: a caption without an image",
         "../up: its name leads out of the shard",

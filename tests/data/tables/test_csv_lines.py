@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tcl.data.pairs.pair import MAX_CAPTION
 from tcl.data.pairs.table import read_pairs
-from tcl.data.sources.records import MAX_CAPTION
 from tcl.data.tables.csv_lines import MAX_CELL_LINES
 from tcl.data.tables.json_stream import MAX_ROW_BYTES
 from tcl.errors import DataError

@@ -6,13 +6,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
-from tcl.data.sources.columns import InputRow
 from tcl.data.sources.folders import Progress
 from tcl.data.strings import Strings
 from tcl.errors import DataError
 
 _CHUNK = 16384
+
+
+class InputRow(NamedTuple):
+    """One input.
+
+    Args:
+        row_id: how its owner knows it; other inputs may have the same.
+        value: text or image.
+        place: where it stands, for errors.
+        given: the source itself says what its id is.
+    """
+
+    row_id: str
+    value: str
+    place: str = ""
+    given: bool = False
 
 
 def gather(rows: Iterable[InputRow], progress: Progress) -> tuple[Strings, Strings]:
