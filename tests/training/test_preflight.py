@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -14,6 +16,7 @@ from tcl.config.recipe import Recipe
 from tcl.data.pairs.table import read_pairs
 from tcl.data.sources.find import SourceRows
 from tcl.data.storage import open as storage
+from tcl.data.storage.parquet_cells import cell_reference
 from tcl.distributed.world import World
 from tcl.errors import DataError, UsageError
 from tcl.tasks.build import build_training
@@ -133,6 +136,13 @@ def test_members_of_a_local_shard_are_there(tmp_path: Path) -> None:
     (tmp_path / "shard.tar").write_bytes(b"")
     with pytest.raises(DataError, match="is cut off"):
         look_at(pair.image)
+
+
+def test_cells_of_tables_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a large table may have to be read for one."""
+    pq.write_table(pa.table({"image": [Path(picture(tmp_path / "a.png")).read_bytes()]}), tmp_path / "rows.parquet")
+    monkeypatch.setattr("tcl.training.preflight.open_image", None)
+    assert look_at(cell_reference(str(tmp_path / "rows.parquet"), "image", 0)) == []
 
 
 def test_a_setting_that_was_not_set_is_null_as_in_a_recipe() -> None:

@@ -74,10 +74,9 @@ class Columns:
         exactly = set(names)
         if exactly & set(IMAGE_COLUMNS):
             return "image"
-        # A text whose name is exact counts before an image whose case is another, as in `URL,text`.
-        return (
-            "text" if exactly & set(TEXT_COLUMNS[:-1]) or not among(IMAGE_COLUMNS + CELL_COLUMNS, exactly) else "image"
-        )
+        if exactly & set(TEXT_COLUMNS[:-1]):  # before an image whose case is another, as in `URL,text`
+            return "text"
+        return "image" if among(IMAGE_COLUMNS + CELL_COLUMNS, exactly) else "text"
 
     def check(self, names: Sequence[str], place: str) -> None:
         """Look whether a table has the columns.
@@ -135,13 +134,12 @@ class Columns:
         keys = [*self.extra_keys]
         if self.kind != "image":
             keys += self.text_keys
-        if (self.kind != "text" and not cells) or self.kind == "pair" or {*map(str.lower, cells)} & set(CELL_COLUMNS):
+        if self.kind != "text":
             keys += self.image_keys
         wanted = {key.lower() for key in keys}
         plain = [name for name, kind in found.items() if kind != "bytes"]
-        return [f"{name}.path" for name in cells] + [
-            name for name in plain if self.kind == "row" or name.lower() in wanted
-        ]
+        used = plain if self.kind == "row" else [name for name in plain if name.lower() in wanted]
+        return [*used, *(f"{name}.path" for name in cells)]
 
     def row_id(self, row: dict[str, Any]) -> str | None:
         """The id that a row gives itself."""

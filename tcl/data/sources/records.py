@@ -136,7 +136,7 @@ def _parquet_rows(file: DataFile, location: str, columns: Columns) -> Iterator[R
         return
     for number, (place, row) in enumerate(rows):
         paths = {cell: (row.pop(cell, None) or {}).get("path") for cell in cells}
-        if columns.kind == "pair" and cells and row.get("image_id") in (None, ""):
+        if columns.kind == "pair" and row.get("image_id") in (None, ""):
             row["image_id"] = first_value(row, IMAGE_COLUMNS)
         for cell, name in paths.items():
             if cell.lower() in CELL_COLUMNS:
