@@ -93,11 +93,14 @@ def refuse_repeats(source: str, ids: Strings, rows: Callable[[], Iterable[InputR
     repeated = ids.repeated()
     if not repeated:
         return
-    places: dict[str, str] = {}
+    seen: dict[str, InputRow] = {}
     for row in rows():
-        if row.row_id in repeated and places.setdefault(row.row_id, row.place) != row.place:
+        if row.row_id in repeated and (first := seen.setdefault(row.row_id, row)).place != row.place:
+            without = [each.place for each in (first, row) if not each.given]
             raise DataError(
-                f"{source}: two inputs have the id {row.row_id}: {places[row.row_id]} and {row.place}",
-                hint="give each its own, or name another column by --id-column",
+                f"{source}: two inputs have the id {row.row_id}: {first.place} and {row.place}",
+                hint=f"{without[0]} has none, and its number stands for it: give it one"
+                if without
+                else "give each its own, or name another column by --id-column",
             )
     raise DataError(f"{source}: two inputs have the id {min(repeated)}", hint="give each its own")

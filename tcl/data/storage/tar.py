@@ -190,6 +190,11 @@ def unpack_command(name: str) -> str | None:
 
 
 def check_plain(file: BinaryIO, name: str) -> None:
+    """Refuse an archive that is compressed.
+
+    Raises:
+        DataError: it is, with the command that unpacks it.
+    """
     start = file.read(8)
     file.seek(0)
     for mark, (suffix, program) in _COMPRESSED.items():

@@ -289,6 +289,15 @@ def test_equal_ids_are_refused_with_both_places(tmp_path: Path, name: str) -> No
         list_inputs(str(path))
 
 
+def test_a_row_without_an_id_whose_number_is_the_id_of_another(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "rows.jsonl", [{"id": "", "text": "a"}, {"id": None, "text": "b"}, {"id": 2, "text": "c"}]
+    )
+    with pytest.raises(DataError, match=r"the id 2: .* line 2 and .* line 3") as caught:
+        list_inputs(source)
+    assert caught.value.hint == f"{source} line 2 has none, and its number stands for it: give it one"
+
+
 def test_an_image_that_several_rows_name_gets_numbers(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", [{"image": "1.png", "caption": text} for text in ("one", "two")])
     inputs = list_inputs(source)
