@@ -96,7 +96,7 @@ class _RowFile:
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         self._path, self.shape, self.dtype, self.size = path, shape, dtype, math.prod(shape) * dtype.itemsize
-        self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def write(self, runs: Runs, values: NDArray[np.generic], checksum: int) -> int:
         content = np.ascontiguousarray(values, self.dtype).ravel().view(np.uint8).data
@@ -165,7 +165,7 @@ class JournalWriter:
     """
 
     def __init__(self, folder: Path, number: int) -> None:
-        self._handle = os.open(_path(folder, number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._handle = os.open(_path(folder, number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def append(self, entry: Entry) -> None:
         """Write a line, in one piece as far as the disk has room."""

@@ -241,6 +241,64 @@ def test_a_finished_folder(images: Path, processor: Any, tmp_path: Path) -> None
     assert files(tmp_path / "parts") == before
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL where a test chooses the moment."""
+
+
+def kill(*_: object) -> None:
+    raise Killed
+
+
+def test_what_a_process_left_that_was_killed_just_before_its_end(
+    images: Path, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, parts = list_inputs(str(images)), tmp_path / "parts"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("tcl.embedding.parts.write_whole", kill)
+        run(inputs, parts, lambda device: ProjectionEncoder(processor))
+    (parts / "part-00001.npy.partial").mkdir()
+    (parts / "part-00001.npy.partial" / "lock").touch()
+    report = run(inputs, parts, lambda device: ProjectionEncoder(processor))
+    assert report.count == 99 and not [*parts.glob(".*"), *parts.glob("*.partial")]
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_what_is_finished(images: Path, processor: Any, tmp_path: Path, parts: bool) -> None:
+    """Not what a job is about to replace, although it is all there."""
+    output = Output(tmp_path / ("v" if parts else "v.npy"), parts, 30)
+
+    def embed_all(encoder: Any, restart: bool = False) -> EmbedReport:
+        return run_embedding(
+            list_inputs(str(images)),
+            output,
+            Options(batch_size=8, workers=1),
+            lambda device: encoder,
+            restart=restart,
+            begin=lambda facts, done, state: nullcontext(lambda count: None),
+        )
+
+    class Dying(ProjectionEncoder):
+        calls = 0
+
+        def encode_image(self, pixel_values: Any) -> Any:
+            self.calls += 1
+            return kill() if self.calls > 3 else super().encode_image(pixel_values)
+
+    assert output.finished() is None
+    output.check()
+    embed_all(ProjectionEncoder(processor))
+    found = output.finished()
+    assert found is not None and found["count"] == 99
+    with pytest.raises(UsageError, match="exists"):
+        output.check()
+    with pytest.raises(UsageError, match="exists"):
+        output.check(restart=False, resume=False)
+    output.check(resume=True)
+    with pytest.raises(Killed):
+        embed_all(Dying(processor), restart=True)
+    assert output.finished() is None
+
+
 def test_folders_that_are_something_else(images: Path, processor: Any, tmp_path: Path) -> None:
     inputs = list_inputs(str(images))
     make: Any = lambda device: ProjectionEncoder(processor)  # noqa: E731
