@@ -154,4 +154,5 @@ def read_json(path: Path, shape: Mapping[str, Shape] | None = None) -> dict[str,
         return read_object(path, shape or {})
     except (OSError, Malformed) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{path}: cannot be read: {reason}", hint="copy the folder again, or make it again") from error
+        hint = "copy the folder again, or make it again"
+        raise CheckpointError(f"{path}: cannot be read: {reason}", hint=hint) from error
