@@ -61,7 +61,7 @@ def open_source(found: ModelSource) -> Path | Reference:
     """
     if found.kind == "bundle":
         raise UsageError(
-            f"{found.location} is an exported bundle; its weights cannot be loaded back",
+            f"{found.location}: an exported bundle holds no weights that could be loaded back",
             hint="give the run or model folder that it was exported from",
         )
     return read_reference(found.path) if found.kind == "reference" else found.fetch()

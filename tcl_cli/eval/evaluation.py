@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,20 +81,19 @@ def load(location: str, device: str, image_size: str | None, *uses: Use) -> TCL:
         UsageError: there is no such device, the size is malformed, or the model lacks what a use needs.
         CheckpointError: the weights are damaged or not finite.
     """
-    from tcl.weights.load import load_model
-
-    loaded = _place(location, load_model, device, image_size)
+    loaded = _place(location, device, image_size)
     check_trained(loaded.untrained, location, *uses)
     return loaded
 
 
-def _place(location: str, read: Callable[[str], TCL], device: str, image_size: str | None) -> TCL:
+def _place(location: str, device: str, image_size: str | None, **options: Any) -> TCL:
     from tcl.evaluation.metrics import NAN_HINT
     from tcl.machine.devices import choose_device
+    from tcl.weights.load import load_model
 
     size = _parse_size(image_size)
     chosen = device if launched() else choose_device(device)
-    loaded = read(location)
+    loaded = load_model(location, **options)
     if not all(bool(parameter.isfinite().all()) for parameter in loaded.parameters()):
         raise CheckpointError(f"{location}: its weights are not finite", hint=NAN_HINT)
     if size is not None:
@@ -120,11 +118,7 @@ def load_for(
     Raises:
         UsageError: it was not; the message names what it lacks.
     """
-
-    from tcl.weights.load import load_model
-
-    read = partial(load_model, for_task=True, answers=answers)
-    loaded: Any = _place(location, read, device, image_size)
+    loaded: Any = _place(location, device, image_size, for_task=True, answers=answers)
     head = getattr(loaded, "head", None)
     if head is None or head.task != task:
         made_for = f"fine-tuned for {head.task}" if head else "not fine-tuned for a task"
