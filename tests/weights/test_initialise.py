@@ -130,7 +130,7 @@ def test_vocabularies_must_agree(golden: Golden, tmp_path: Path) -> None:
         ("numbers.pth", "holds neither a TCL or ALBEF model"),
         ("keys.pth", "holds neither a TCL or ALBEF model"),
         ("empty", "holds no model"),
-        ("bundle", "is an exported bundle; its weights cannot be loaded back"),
+        ("bundle", "an exported bundle holds no weights"),
         ("broken", "config.json: cannot be read"),
         ("half", "model.safetensors: cannot be read"),
         ("timm:no_such_vit", "timm cannot load these weights"),
