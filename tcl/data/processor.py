@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from tcl.data.images.decode import Resizer, Source, decode, resize_into
 from tcl.data.tokenizer import CaptionTokenizer
 from tcl.errors import CheckpointError, MissingExtraError
+from tcl.files.json_object import Malformed, read_object
 
 PREPROCESS_FILE = "preprocess.json"
+LARGEST_SIDE = 8192  # pixels
+LONGEST_TEXT = 8192  # tokens
 SURPLUS = 2  # pixels that a reduced JPEG keeps per pixel of the model's size, along each side
 
 
@@ -106,11 +109,15 @@ class Processor:
         Raises:
             CheckpointError: a file is missing or damaged.
         """
+        path = folder / PREPROCESS_FILE
         try:
-            settings = json.loads((folder / PREPROCESS_FILE).read_text(encoding="utf-8"))
-            height, width = settings["image_size"]
-            return cls(CaptionTokenizer.load(folder), (height, width), int(settings["max_length"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder / PREPROCESS_FILE}: {error}", hint="export or save the model again"
-            ) from error
+            settings = read_object(path, {"image_size": [int], "max_length": int})
+            sides, length = settings["image_size"], settings["max_length"]
+            if len(sides) != 2 or not all(0 < side <= LARGEST_SIDE for side in sides):
+                raise Malformed(f"image_size is {str(sides)[:60]}, not two numbers from 1 to {LARGEST_SIDE}")
+            if not 0 < length <= LONGEST_TEXT:
+                raise Malformed(f"max_length is {length}, not a number from 1 to {LONGEST_TEXT}")
+        except (OSError, Malformed) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"{path}: {reason}", hint="export or save the model again") from error
+        return cls(CaptionTokenizer.load(folder), (sides[0], sides[1]), length)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from tcl.files.json_object import Malformed, Shape, parse_object
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none if it is missing. Lines that were cut short are left out."""
+RECORD = {"step": int}
+
+
+def read_records(path: Path, shape: Mapping[str, Shape] = RECORD) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; none if it is missing. Lines that are cut short or of another shape are left out."""
     records = []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
+        with suppress(Malformed):
+            records.append(parse_object(line, shape))
     return records
 
 

@@ -51,7 +51,7 @@ def read_best(run: Path, step: int) -> dict[str, Any] | None:
 
     One past that step does not count. The run computes that step again, and everything before it was less good.
     """
-    for record in read_records(run / BEST_FILE):
+    for record in read_records(run / BEST_FILE, {"step": int, "metric": str, "value": float}):
         if record["step"] <= step:
             return record
     return None

@@ -7,11 +7,12 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcl.files.atomic import write_whole
+from tcl.files.json_object import Malformed, parse_object
 from tcl.training.health import HealthMonitor
 from tcl.training.reporter import Reporter
 
@@ -119,15 +120,12 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a last line that was cut short."""
+    """Drop the lines of later steps, and lines that are cut short or damaged."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["step"] <= step:
-            kept.append(f"{line}\n")
+    for line in path.read_bytes().splitlines():
+        with suppress(Malformed):
+            if parse_object(line, {"step": int})["step"] <= step:
+                kept.append(f"{line.decode()}\n")
     write_whole(path, "".join(kept))

@@ -75,7 +75,7 @@ class VectorFile:
     @property
     def kind(self) -> str:
         """What was embedded: `image` or `text`."""
-        return str(self.meta.get("kind", "image"))
+        return "text" if self.meta.get("kind") == "text" else "image"
 
     @property
     def files(self) -> list[Path]:
