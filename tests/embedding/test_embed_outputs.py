@@ -406,3 +406,47 @@ def test_two_ray_workers_write_the_same_files(
         assert files(tmp_path / "parts") == files(tmp_path / "whole")
     finally:
         ray.shutdown()
+
+
+# --- the final files ---------------------------------------------------------------------------------------------
+
+
+class NotFinite(ProjectionEncoder):
+    """Some vectors are not finite: of long texts, and of dark images."""
+
+    def encode_text(self, input_ids: Any, attention_mask: Any) -> Any:
+        vectors = super().encode_text(input_ids, attention_mask)
+        vectors[attention_mask.sum(axis=1) % 2 == 0] = np.nan
+        return vectors
+
+    def encode_image(self, pixel_values: Any) -> Any:
+        vectors = super().encode_image(pixel_values)
+        vectors[pixel_values.reshape(len(pixel_values), -1).mean(axis=1) < 127] = np.nan
+        return vectors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_final_files_do_not_depend_on_the_chunks_they_are_written_in(
+    images: Path, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: Any
+) -> None:
+    """With ids of their own, failures in several chunks, and a chunk that begins with one."""
+    source = tmp_path / "rows.jsonl"
+    names = [str(images / f"{number}.png") for number in range(100)]
+    texts = [" ".join(["dog"] * (1 + 7 * number % 11)) for number in range(400)]
+    rows = [{"id": f"row {number}", kind: value} for number, value in enumerate(names if kind == "image" else texts)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = list_inputs(str(source))
+    embed(inputs, NotFinite(processor), tmp_path / "whole.npy", batch_size=2, dtype=dtype)
+    monkeypatch.setattr("tcl.embedding.job.CHUNK_ROWS", 7)
+    embed(inputs, NotFinite(processor), tmp_path / "parts.npy", batch_size=2, dtype=dtype)
+    for name in ("npy", "ids.jsonl", "errors.jsonl", "meta.json"):
+        assert (tmp_path / f"whole.{name}").read_bytes() == (tmp_path / f"parts.{name}").read_bytes(), name
+    ids = [json.loads(line) for line in (tmp_path / "parts.ids.jsonl").read_text().splitlines()]
+    failed = [json.loads(line)["id"] for line in (tmp_path / "parts.errors.jsonl").read_text().splitlines()]
+    numbers = [int(row["id"].split()[1]) for row in ids]
+    lost = [int(row_id.split()[1]) for row_id in failed]
+    assert numbers == sorted(numbers) and lost == sorted(lost) and sorted(numbers + lost) == list(range(len(rows)))
+    assert len(lost) > 10 and [row["text" if kind == "text" else "path"] for row in ids] == [
+        rows[number][kind] for number in numbers
+    ]
