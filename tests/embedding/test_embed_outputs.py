@@ -440,7 +440,7 @@ def test_final_files_do_not_depend_on_the_chunks_they_are_written_in(
     embed(inputs, NotFinite(processor), tmp_path / "whole.npy", batch_size=2, dtype=dtype)
     monkeypatch.setattr("tcl.embedding.job.CHUNK_ROWS", 7)
     embed(inputs, NotFinite(processor), tmp_path / "parts.npy", batch_size=2, dtype=dtype)
-    for name in ("npy", "ids.jsonl", "errors.jsonl", "meta.json"):
+    for name in ("npy", "ids.jsonl", "errors.jsonl"):
         assert (tmp_path / f"whole.{name}").read_bytes() == (tmp_path / f"parts.{name}").read_bytes(), name
     ids = [json.loads(line) for line in (tmp_path / "parts.ids.jsonl").read_text().splitlines()]
     failed = [json.loads(line)["id"] for line in (tmp_path / "parts.errors.jsonl").read_text().splitlines()]
