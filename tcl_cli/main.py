@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -79,12 +80,19 @@ def main() -> None:
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         if stream is None:  # closed by who started us; what is written there is not wanted
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         code = _leave_quietly()
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM acts as Ctrl-C does; launchers and schedulers may send it several times."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def run(arguments: list[str]) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +151,20 @@ def test_texts_with_unknown_words(workplace: Path, capfd: pytest.CaptureFixture[
         "Warning: 2 of 4 texts hold words that the model's vocabulary does not know, 1 of them no others; "
         "for example '一只 狗'"
     ]
+
+
+def test_a_scheduler_that_ends_it(tmp_path: Path) -> None:
+    """SIGTERM is answered as Ctrl-C is."""
+    bundle = Path(__file__).parents[1] / "compat" / "bundle"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
+    (tmp_path / "texts.txt").write_text("a red circle\n" * 50_000)
+    words = ["embed", "texts.txt", "--out", "v.npy", "--model", str(bundle), "--batch-size", "4"]
+    command = [sys.executable, "-m", "tcl_cli", *words]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("v.npy.partial/journal-*.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+    assert process.returncode == 130
+    assert "batches are done; the same command goes on\nInterrupted.\n" in said
