@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tcl_cli._console import format_value
@@ -9,7 +12,7 @@ from tcl_cli._console import out as console
 from tcl_cli._options import OUTPUT_PANEL, App, JsonOption, argument, option
 
 if TYPE_CHECKING:
-    from tcl.weights.describe import Description
+    from tcl.weights.description import Description
 
 EPILOG = """\
 [bold]Examples[/]
@@ -41,9 +44,8 @@ def inspect(
 ) -> None:
     """Say what a model is: sizes, parameters, training, and what became of each key of its file."""
     from tcl.errors import CheckpointError
-    from tcl.weights.describe import describe
 
-    description = describe(model)
+    description = _describe(model)
     if json:
         console.json(description.to_dict())
     else:
@@ -52,6 +54,21 @@ def inspect(
         raise CheckpointError(
             f"{description.location}: {description.problem}", hint="is the file complete, and of this architecture?"
         )
+
+
+def _describe(model: str | None) -> Description:
+    """A bundle, packed or not, without torch, which may not be there; anything else with it."""
+    from tcl.encoders.bundle_tar import unpacked
+    from tcl.weights.description import describe_bundle
+    from tcl.weights.find import BUNDLE_FILE
+
+    named = model or os.environ.get("TCL_MODEL") or ""
+    folder = unpacked(Path(named)) if named.endswith(".tar") else Path(named)
+    if named and (folder / BUNDLE_FILE).is_file():
+        return replace(describe_bundle(folder), location=named)
+    from tcl.weights.describe import describe
+
+    return describe(model)
 
 
 def _show(description: Description, keys: bool) -> None:

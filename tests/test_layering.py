@@ -40,6 +40,7 @@ YET_LIGHT = (
     "tcl.models.heads",
     "tcl.training.preflight",
     "tcl.training.upload",
+    "tcl.weights.description",
     "tcl.weights.find",
     "tcl.weights.keyreport",
     "tcl.weights.layouts",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from tcl.config.recipe import ModelConfig, one_line
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.models.heads import HeadConfig
 from tcl.models.tcl import TCL
+from tcl.weights.description import Description, describe_bundle
 from tcl.weights.files import META_FILE, checkpoints, weights_error
-from tcl.weights.find import BUNDLE_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model, read_json
-from tcl.weights.keyreport import KeyReport, Shape, account
+from tcl.weights.find import CONFIG_FILE, WEIGHTS_FILE, find_model, read_json
+from tcl.weights.keyreport import Shape, account
 from tcl.weights.layouts import Place, task_state
 from tcl.weights.model_folder import read_head, with_head
 from tcl.weights.published import ANSWERS_FILE, Reference, head_of, infer_config, report_task, shapes
@@ -31,39 +31,6 @@ TAIL = 1 << 16  # bytes of a metrics file that hold its last records
 PARTS = ("image_encoder", "text_encoder", "fusion_encoder", "projections", "itm_head", "mlm_head")  # in this order
 RECIPE_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
-
-
-@dataclass
-class Description:
-    """What there is to say about a model.
-
-    Attributes:
-        kind: run, model folder, checkpoint, published checkpoint, or bundle.
-        location: where it is.
-        model_hash: of weights, sizes, vocabulary and preprocessing, where it is recorded.
-        architecture: sizes by name.
-        temperature: of the contrastive loss, as learned.
-        parameters: weights by part.
-        training: of a run or checkpoint: steps, recipe, last metrics.
-        bundle: what `bundle.json` says.
-        keys: what became of each key.
-        problem: why it cannot be used as it is, if so.
-    """
-
-    kind: str
-    location: str
-    model_hash: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    temperature: float | None = None
-    parameters: dict[str, int] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    bundle: dict[str, Any] = field(default_factory=dict)
-    keys: KeyReport | None = None
-    problem: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"keys": self.keys.to_dict() if self.keys else None}
 
 
 def describe(source: str | None = None) -> Description:
@@ -77,7 +44,7 @@ def describe(source: str | None = None) -> Description:
         return _run(Path(source))
     found = find_model(source)
     if found.kind == "bundle":
-        return _bundle(found.path)
+        return describe_bundle(found.path)
     opened = open_source(found)
     if isinstance(opened, Reference):
         return _published(opened)
@@ -168,17 +135,6 @@ def _published(reference: Reference) -> Description:
         {"beside the model": reference.others} if reference.others else {},
         keys=report,
         problem=report.problem(reference.lacks),
-    )
-
-
-def _bundle(folder: Path) -> Description:
-    manifest: dict[str, Any] = read_json(folder / BUNDLE_FILE)
-    shown = ("format_version", "embed_dim", "precisions", "opset", "verified", "graphs", "files", "tools", "created")
-    return Description(
-        "bundle",
-        str(folder),
-        str(manifest.get("model_hash")),
-        bundle={name: manifest[name] for name in shown if name in manifest},
     )
 
 

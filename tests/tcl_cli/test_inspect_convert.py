@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +116,19 @@ def test_inspect_a_bundle(tcl: Any, workplace: Path) -> None:
     Path("bundle/bundle.json").write_text("{")
     result = tcl("inspect", "bundle")
     assert result.code == 1 and "bundle.json: cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.tar"])
+def test_inspect_a_bundle_without_torch(tmp_path: Path, name: str) -> None:
+    """The machine that a bundle is made for."""
+    root = Path(__file__).parents[2]
+    script = "import sys; sys.modules['torch'] = None; from tcl_cli.main import run; sys.exit(run(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "inspect", str(root / "tests" / "compat" / name), "--json"]
+    environment = os.environ | {"PYTHONPATH": str(root), "TCL_CACHE": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values["kind"] == "bundle" and values["location"] == command[-2] and "fp32" in values["bundle"]["precisions"]
 
 
 @pytest.mark.parametrize(
