@@ -137,20 +137,20 @@ def check_numbers(scores: Tensor) -> None:
         raise DataError("similarities are not numbers: the model's weights or inputs are not finite", hint=NAN_HINT)
 
 
-def candidate_ranks(scores: Tensor, positive: Tensor, candidates: Tensor) -> Tensor:
-    """Ranks after re-ranking, from 0: as if all that was not re-ranked had one score below every other.
+def candidate_ranks(scores: Tensor, positive: Tensor, by_vectors: Tensor) -> Tensor:
+    """Ranks after re-ranking, from 0: re-ranked candidates first, and behind them the others as by their vectors.
 
-    A negative with the same score counts as ahead. A query none of whose positives was re-ranked has every negative
-    ahead.
+    A negative with the same score counts as ahead. The published code scores all others -100, so that they are misses
+    at any depth; that is the same for recall up to K.
 
     Args:
         scores: of the candidates of each query [Q, K].
         positive: bool, which of them are right [Q, K].
-        candidates: negatives that each query has in the whole set [Q].
+        by_vectors: ranks before re-ranking [Q], where no candidate is right.
     """
     best = scores.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
     ahead = ((scores >= best) & ~positive).sum(dim=1)
-    return torch.where(positive.any(dim=1), ahead, candidates)
+    return torch.where(positive.any(dim=1), ahead, by_vectors)
 
 
 class PackedTexts:

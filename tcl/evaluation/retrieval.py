@@ -62,7 +62,7 @@ class RankedSet:
         """A line per query: first every image with its nearest texts, then every text with its nearest images.
 
         `rank` is that of the best right candidate, from 1, so that recall at k is the share of lines whose rank is at
-        most k; of a query none of whose right candidates was re-ranked, it is behind all wrong ones.
+        most k; of a query none of whose right candidates was re-ranked, it is that by vectors.
         """
         for image, name in enumerate(self.images):
             right = self.image_of_text[self.ranking.of_image[image]] == image
@@ -247,11 +247,10 @@ def reranked_ranks(
     """Ranks of images [I] and texts [T] once the candidates' pairs [P] have scores [P]."""
     check_numbers(scores)
     by_image, by_text = ranking.spread(pairs, scores)
-    images, texts = len(by_image), len(by_text)
-    others = texts - image_of_text.bincount(minlength=images)
+    own = torch.arange(len(by_image))[:, None]
     return (
-        candidate_ranks(by_image, image_of_text[ranking.of_image] == torch.arange(images)[:, None], others),
-        candidate_ranks(by_text, ranking.of_text == image_of_text[:, None], torch.full((texts,), images - 1)),
+        candidate_ranks(by_image, image_of_text[ranking.of_image] == own, ranking.i2t),
+        candidate_ranks(by_text, ranking.of_text == image_of_text[:, None], ranking.t2i),
     )
 
 

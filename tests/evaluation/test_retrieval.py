@@ -61,7 +61,7 @@ def plain_evaluation(model: TCL, index: PairIndex, top_k: int) -> tuple[dict[str
     images = model.encode_image(model.processor.images(pairs.images))
     texts = model.encode_text(*model.processor.texts(pairs.texts))
     sims = images.image_feat @ texts.text_feat.T
-    score_i2t, score_t2i = torch.full(sims.shape, -100.0), torch.full(sims.T.shape, -100.0)
+    score_i2t, score_t2i = sims - 100, sims.T - 100  # what is not re-ranked, in its order
 
     def match(embeds: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         return model.itm_head(model.fuse(states, mask, model.image_key_values(embeds))[:, 0])[:, 1]
@@ -226,7 +226,7 @@ def test_equal_vectors_never_flatter() -> None:
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, 100])
 def test_ranks_after_reranking(top_k: int) -> None:
-    """Among matrices with nothing where a query did not look; many scores are equal, which never flatters."""
+    """Re-ranked candidates, then the others by vectors; many scores are equal, which never flatters."""
     generator = torch.Generator().manual_seed(1)
     image_feat, text_feat = (torch.randn(size, 3, generator=generator) for size in (6, 11))
     owner = torch.cat([torch.arange(6), torch.randint(6, (5,), generator=generator)])
@@ -237,9 +237,9 @@ def test_ranks_after_reranking(top_k: int) -> None:
     looked_at |= {(i, t) for t, row in enumerate(ranking.of_text.tolist()) for i in row}
     assert pairs.tolist() == sorted(i * 11 + t for i, t in looked_at)
     i2t, t2i = reranked_ranks(ranking, pairs, match.flatten()[pairs], owner)
-    nothing = torch.full_like(match, -torch.inf)
-    of_images = nothing.scatter(1, ranking.of_image, match.gather(1, ranking.of_image))
-    of_texts = nothing.T.scatter(1, ranking.of_text, match.T.gather(1, ranking.of_text))
+    others = image_feat @ text_feat.T - 100
+    of_images = others.scatter(1, ranking.of_image, match.gather(1, ranking.of_image))
+    of_texts = others.T.scatter(1, ranking.of_text, match.T.gather(1, ranking.of_text))
     texts_of_image = [np.flatnonzero(owner == image) for image in range(6)]
     assert i2t.tolist() == positive_ranks(of_images.numpy(), texts_of_image).tolist()
     assert t2i.tolist() == positive_ranks(of_texts.numpy(), list(owner.numpy()[:, None])).tolist()
