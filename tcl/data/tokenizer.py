@@ -21,7 +21,7 @@ from tcl.files.json_object import Malformed, read_object
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER = {
-    "model": {"type": str, "vocab": {"*": int}},
+    "model": {"type?": str, "vocab": {"*": int}, "max_input_chars_per_word?": int},
     "normalizer?": {"type": str},
     "pre_tokenizer?": {"type": str},
     "added_tokens?": [dict],
@@ -243,8 +243,10 @@ def _from_json(path: Path) -> Tokenizer:
         values = read_object(path, TOKENIZER)
     except Malformed as error:
         raise ConfigError(f"{path} is not a tokenizer file: {error}") from error
+    if "max_input_chars_per_word" in values["model"]:  # nothing else has it; files of older versions say no type
+        values["model"].setdefault("type", "WordPiece")
     for name, own in (("model", "WordPiece"), ("normalizer", "BertNormalizer"), ("pre_tokenizer", "BertPreTokenizer")):
-        kind = values[name]["type"] if values.get(name) else "missing"
+        kind = (values.get(name) or {}).get("type", "missing")
         if kind != own:
             raise ConfigError(
                 f"{path}: its {name} is {kind}, not {own}", hint="use the tokenizer of a BERT, or a vocab.txt"

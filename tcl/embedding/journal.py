@@ -248,10 +248,10 @@ def _parse(line: bytes, plan: BatchPlan) -> Entry | None:
         record = parse_object(line, LINE)
         runs = [(start, count) for start, count in record["rows"]]
         failed = [(row, reason) for row, reason in record["failed"]]
-    except ValueError:  # Malformed, or more than pairs
+        inside = all(start + count <= plan.rows for start, count in runs) and all(row < plan.rows for row, _ in failed)
+    except (ValueError, TypeError):  # Malformed, or no pairs of a row and a reason
         return None
     entry = Entry(record["batch"], record["crc"], runs, failed)
     known = entry.batch < plan.batches
-    inside = all(start + count <= plan.rows for start, count in runs) and all(row < plan.rows for row, _ in failed)
     whole = known and inside and sum(count for _, count in runs) + len(failed) == plan.size_of(entry.batch)
     return entry if whole else None

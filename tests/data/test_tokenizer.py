@@ -110,6 +110,20 @@ def test_a_vocabulary_without_a_special_token_names_it(tmp_path: Path) -> None:
         CaptionTokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_the_tokenizer_of_a_bert_is_loaded(tokenizer: CaptionTokenizer, tmp_path: Path, typed: bool) -> None:
+    """As it lies on the hub: with parts that are not used, and from before models said their type."""
+    values = json.loads(tokenizer.to_json())
+    if not typed:
+        del values["model"]["type"]
+    values["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    values["truncation"] = {"max_length": 512, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    loaded = CaptionTokenizer.load(tmp_path)
+    assert loaded.to_json() == tokenizer.to_json()
+    np.testing.assert_array_equal(loaded(CAPTIONS, None)[0], tokenizer(CAPTIONS, None)[0])
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [

@@ -173,7 +173,11 @@ def test_lines_of_a_journal_that_nobody_has_written_do_not_count(
 ) -> None:
     """They neither stop a job nor hide the lines around them."""
     good = {"batch": 1, "crc": 1, "rows": [[10, 10]], "failed": []}
-    values = {"batch": [10, 11, -1, "first", None], "rows": [[], [[10, 9]], 5], "failed": [[8], [[8, "why"]]]}
+    values = {
+        "batch": [10, 11, -1, "first", None],
+        "rows": [[], [[10, 9]], 5],
+        "failed": [[8], [[8, "why"]], [["why", 8]], [[8, "why", 8]]],
+    }
     lines = [json.dumps(good | {name: value}) for name in values for value in values[name]]
     lines += [json.dumps(good | {"crc": crc}) for crc in ("?", {})]
     lines += [json.dumps(good | {"batch": 10, "rows": []}), json.dumps(good | {"rows": [], "failed": [[8, "why"]]})]

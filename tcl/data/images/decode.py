@@ -330,7 +330,10 @@ def _reduce(image: Image.Image, factor: float) -> None:
 def _load(image: Image.Image) -> Image.Image:
     image.load()
     method = _UPRIGHT.get(orientation_of(image))
-    return to_rgb(image if method is None else image.transpose(method))
+    upright = to_rgb(image if method is None else image.transpose(method))
+    if method is not None:
+        upright.info.pop("exif", None)  # who looks at the image again is not to turn it again
+    return upright
 
 
 def orientation_of(image: Image.Image) -> int:

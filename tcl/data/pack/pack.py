@@ -121,8 +121,7 @@ class Pack:
             TclError: the disk is full; complete shards stay.
         """
         try:
-            # Two processes that pack into one folder would take each other's temporary files.
-            lock = acquire_folder(self.out, LOCK_FILE, parents=True)
+            lock = self._lock()
             try:
                 self._write_record(finished=False)
                 self._write_shards(workers, progress)
@@ -130,8 +129,6 @@ class Pack:
             finally:
                 (self.out / LOCK_FILE).unlink(missing_ok=True)
                 release(lock)
-        except BlockingIOError:
-            raise UsageError(f"{self.out}: another process is packing into it", hint="wait for it") from None
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UsageError(f"{self.out}: cannot be written: {error.strerror}", hint="name another folder") from error
         except OSError as error:
@@ -218,6 +215,13 @@ class Pack:
         errors.replace(self.out / ERRORS)
         self._write_record(finished=True, **asdict(report))
         return report
+
+    def _lock(self) -> int:
+        """Two processes that pack into one folder would take each other's temporary files."""
+        try:
+            return acquire_folder(self.out, LOCK_FILE, parents=True)
+        except BlockingIOError:
+            raise UsageError(f"{self.out}: another process is packing into it", hint="wait for it") from None
 
     def _remove(self) -> None:
         for shard in self.shards:

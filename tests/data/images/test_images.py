@@ -79,6 +79,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif))
+    assert decode(image).tobytes() == image.tobytes() and decode(image).size == image.size, "turned once"
     assert np.array_equal(np.asarray(image), upright)
 
 
