@@ -35,8 +35,8 @@ def extras() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in declared:
         if extra := re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", line):
-            found.setdefault(extra.group(1), []).append(_name(line))
-    return found
+            found.setdefault(extra.group(1), []).append(line)
+    return _packages(found)
 
 
 def _declared_in_checkout() -> dict[str, list[str]]:
@@ -46,7 +46,20 @@ def _declared_in_checkout() -> dict[str, list[str]]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, KeyError, tomllib.TOMLDecodeError):
         return {}
-    return {extra: [_name(line) for line in lines] for extra, lines in project["optional-dependencies"].items()}
+    return _packages(project["optional-dependencies"])
+
+
+def _packages(declared: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Names of the packages of each extra; one that stands for others has theirs."""
+
+    def names(line: str) -> list[str]:
+        own = re.match(rf"{DISTRIBUTION}\[([^\]]*)\]", line)
+        if own is None:
+            return [_name(line)]
+        lines = [line for extra in own[1].split(",") for line in declared.get(extra.strip(), ())]
+        return [name for line in lines for name in names(line)]
+
+    return {extra: [name for line in lines for name in names(line)] for extra, lines in declared.items()}
 
 
 def _name(requirement: str) -> str:

@@ -230,7 +230,6 @@ def _counter() -> UnknownWords:
     return UnknownWords()
 
 
-MOVED = "re-ranking opens the images again; say where they are now by --images, or embed with --keep-tokens"
 AT_ONCE = 64  # queries that are encoded and searched together
 
 
@@ -247,7 +246,7 @@ class SearchRun:
         seconds: per stage.
         count: queries so far.
         allow_unknown: go on with a query of words that the vocabulary does not know.
-        unread: hits that could not be read for re-ranking, by id, with the reason.
+        unread: hits that could not be read for re-ranking, by id.
     """
 
     collection: Collection
@@ -258,7 +257,7 @@ class SearchRun:
     allow_unknown: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     count: int = 0
-    unread: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, Hit] = field(default_factory=dict)
     _unknown: UnknownWords = field(default_factory=_counter)
     _reranked: bool = False
     _encoder: Encoder | None = None
@@ -288,15 +287,15 @@ class SearchRun:
                     with self._clock("rerank"):
                         own = self._rerank(query, own)
                 yield query, own[: self.top]
-        if self.unread and not self._reranked:
-            raise DataError(next(iter(self.unread.values())), hint=MOVED)
+        if self.unread and not self._reranked and self._reranker is not None:
+            self._reranker.check(next(iter(self.unread.values())))
 
     def warnings(self) -> Iterator[str]:
         """That words of queries are unknown, and that hits could not be read for re-ranking."""
         if warning := self._unknown.warning():
             yield warning
         if self.unread:
-            first = next(iter(self.unread.values()))
+            first = next(iter(self.unread.values())).unread
             yield f"{counted(len(self.unread), 'hits')} not re-ranked, and behind those that are: {first}"
 
     def summary(self) -> str:
@@ -334,7 +333,7 @@ class SearchRun:
         first, rest = hits[: self.rerank], hits[self.rerank :]
         if query.kind == "text":
             ordered = self._reranker.by_text(query.name, first)
-            self.unread |= {hit.id: hit.unread for hit in ordered if hit.unread is not None}
+            self.unread |= {hit.id: hit for hit in ordered if hit.unread is not None}
             self._reranked |= any(hit.match is not None for hit in ordered)
             return [*ordered, *rest]
         return [*self._reranker.by_image(self._reranker.processor.image(query.name), first), *rest]

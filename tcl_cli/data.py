@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tcl.machine.memory import format_bytes
 from tcl_cli._console import counted, format_value
 from tcl_cli._console import out as console
@@ -22,6 +20,8 @@ from tcl_cli._options import (
     ImagesOption,
     JsonOption,
     TextColumnOption,
+    argument,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -116,25 +116,14 @@ app = App(
     epilog=EPILOG,
 )
 
-SourcesArgument = Annotated[
-    list[str],
-    typer.Argument(metavar="SOURCE", help="Pairs: whatever --data of tcl pretrain takes.", show_default=False),
-]
+SourcesArgument = Annotated[list[str], argument(metavar="SOURCE", help="Pairs: whatever --data of tcl pretrain takes.")]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        "-w",
-        min=1,
-        help="Processes. Default: one per core.",
-        show_default=False,
-        rich_help_panel=SPEED_PANEL,
-    ),
+    int | None, option("--workers", "-w", min=1, help="Processes. Default: one per core.", panel=SPEED_PANEL)
 ]
 
 
-def _limit(option: str, help_text: str) -> Any:
-    return typer.Option(option, min=0, max=100, metavar="PERCENT", help=help_text, rich_help_panel=LIMIT_PANEL)
+def _limit(name: str, help_text: str) -> Any:
+    return option(name, min=0, max=100, metavar="PERCENT", help=help_text, panel=LIMIT_PANEL)
 
 
 @app.command(epilog=CHECK_EPILOG)
@@ -145,32 +134,29 @@ def check(
     text_column: TextColumnOption = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--tokenizer",
             help="Vocabulary of the model: tokenizer.json, vocab.txt, a folder with one, or a hub id. Without it "
             "nothing is said about tokens.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--max-length",
             min=2,
             help=f"Tokens that the model keeps, with --tokenizer. Default: {MAX_LENGTH}.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     sample: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--sample",
             min=1,
             help="Read only so many images, drawn at random, the same ones each time; captions are all read.",
-            show_default=False,
-            rich_help_panel=INPUT_PANEL,
+            panel=INPUT_PANEL,
         ),
     ] = None,
     max_bad: Annotated[float, _limit("--max-bad", "Images that are missing or unreadable.")] = 5.0,
@@ -178,23 +164,21 @@ def check(
     max_duplicates: Annotated[float, _limit("--max-duplicates", "Images whose file is a copy of another.")] = 20.0,
     max_unknown: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--max-unknown",
             min=0,
             max=100,
             metavar="PERCENT",
             help="Tokens that are [UNK], with --tokenizer. Default: 5.".replace("[", r"\["),
-            show_default=False,
-            rich_help_panel=LIMIT_PANEL,
+            panel=LIMIT_PANEL,
         ),
     ] = None,
     listing: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--list",
             help="A new file, JSONL: every bad image, copy, repeated pair and shared caption, with its row.",
-            show_default=False,
-            rich_help_panel=OUTPUT_PANEL,
+            panel=OUTPUT_PANEL,
         ),
     ] = None,
     json: JsonOption = False,
@@ -211,9 +195,9 @@ def check(
     from tcl.errors import DataError, UsageError
     from tcl.machine.processes import available_cores
 
-    for option, value in (("--max-length", max_length), ("--max-unknown", max_unknown)):
+    for name, value in (("--max-length", max_length), ("--max-unknown", max_unknown)):
         if value is not None and tokenizer is None:
-            raise UsageError(f"{option} is about tokens", hint="name the model's vocabulary with --tokenizer")
+            raise UsageError(f"{name} is about tokens", hint="name the model's vocabulary with --tokenizer")
     limits = Limits(max_bad, max_skipped, max_duplicates, Limits.unknown if max_unknown is None else max_unknown)
     vocabulary = CaptionTokenizer.load(tokenizer) if tokenizer else None
     with _listing(listing) as record:
@@ -260,26 +244,16 @@ def _examine(
 @app.command(epilog=PACK_EPILOG)
 def pack(
     sources: SourcesArgument,
-    out: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT", help="A new folder, or an unfinished pack of the same pairs.", show_default=False
-        ),
-    ],
+    out: Annotated[Path, argument(metavar="OUT", help="A new folder, or an unfinished pack of the same pairs.")],
     images: ImagesOption = None,
     image_column: ImageColumnOption = None,
     text_column: TextColumnOption = None,
     size: Annotated[
-        int,
-        typer.Option(
-            "--size", min=16, help="Pixels of the shorter side; never enlarged.", rich_help_panel=OUTPUT_PANEL
-        ),
+        int, option("--size", min=16, help="Pixels of the shorter side; never enlarged.", panel=OUTPUT_PANEL)
     ] = 288,
-    quality: Annotated[
-        int, typer.Option("--quality", min=1, max=95, help="Of JPEG.", rich_help_panel=OUTPUT_PANEL)
-    ] = 90,
+    quality: Annotated[int, option("--quality", min=1, max=95, help="Of JPEG.", panel=OUTPUT_PANEL)] = 90,
     shard_rows: Annotated[
-        int, typer.Option("--shard-rows", min=1, help="Rows of one tar file.", rich_help_panel=OUTPUT_PANEL)
+        int, option("--shard-rows", min=1, help="Rows of one tar file.", panel=OUTPUT_PANEL)
     ] = 10_000,
     json: JsonOption = False,
     workers: WorkersOption = None,

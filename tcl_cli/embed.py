@@ -262,7 +262,8 @@ def embed(
         restart=restart,
         resume=resume,
         begin=partial(show_progress, inputs),
-        say=console.warning,
+        say=console.message,
+        warn=console.warning,
     )
     print_report(report, output, profile and not json)
     if json:

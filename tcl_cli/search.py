@@ -136,7 +136,7 @@ def search(
     for name, path, suffix in (("--out", out, ".jsonl"), ("--html", html, ".html")):
         check_output(name, path, [str(file) for file in collection.files], suffix)
     open_model = partial(_open, model, backend, device, allow_unverified)
-    run = SearchRun(collection, top, rerank, images, open_model, allow_unknown)
+    run = SearchRun(collection, top, rerank, images, open_model, allow_unknown or queries is not None)
     found = run(asked)
     if queries is None:
         results = list(found)

@@ -38,13 +38,17 @@ PLACES = {
 }
 
 
+def _removes(call: ast.Attribute) -> bool:
+    return call.attr in REMOVING or (call.attr == "remove" and ast.unparse(call.value) == "os")
+
+
 def removals() -> Iterator[str]:
     for package in ("tcl", "tcl_cli", "export"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(function, ast.FunctionDef):
-                    calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
-                    if any(isinstance(call, ast.Attribute) and call.attr in REMOVING for call in calls):
+                    calls = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
+                    if any(isinstance(call, ast.Attribute) and _removes(call) for call in calls):
                         yield f"{path.relative_to(ROOT)} {function.name}"
 
 

@@ -92,14 +92,19 @@ class UnknownWords:
             self.alone += bool(unknown.all())
         self.texts += 1
 
+    def __add__(self, other: UnknownWords) -> UnknownWords:
+        first, second = (other, self) if other.alone and not self.alone else (self, other)
+        counts = self.texts + other.texts, self.some + other.some, self.alone + other.alone
+        return UnknownWords(*counts, first.example or second.example)
+
     def warning(self) -> str | None:
         """One line that says so; None where all words are known."""
         if not self.some:
             return None
-        alone = f", {self.alone} of them no others" if self.alone else ""
-        holds = "holds" if self.some == 1 else "hold"
+        alone = f", {self.alone} of them nothing else" if self.alone else ""
+        contain = "contains" if self.some == 1 else "contain"
         return (
-            f"{self.some} of {self.texts} texts {holds} words that the model's vocabulary does not know{alone}; "
+            f"{self.some} of {self.texts} texts {contain} words that the model's vocabulary does not know{alone}; "
             f"for example {self.example[:EXAMPLE]!r}"
         )
 

@@ -11,6 +11,7 @@ What a `FileJob` keeps here beside these, its vectors and journals, is explained
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -122,7 +123,7 @@ def lock(folder: Path, out: Path) -> int:
 
 
 def check_own(folder: Path) -> None:
-    """Whatever is in the folder of a job may be removed, so nothing else may be there.
+    """Is what is in the folder of a job its own? Then the job may remove it. Hidden files of others are left alone.
 
     Raises:
         UsageError: it is a link, or holds something else.
@@ -130,14 +131,20 @@ def check_own(folder: Path) -> None:
     if folder.is_symlink():
         raise UsageError(f"{folder}: is a link", hint="remove it, or choose another --out")
     for place in (folder, folder / FINAL):
-        if place.is_symlink() or not place.is_dir():
-            continue
-        foreign = sorted(path.name for path in place.iterdir() if not _is_own(path))
-        if foreign:
-            raise UsageError(
-                f"{place / foreign[0]}: is not of a job of `tcl embed`, which would remove it",
-                hint=f"move it out of {folder}, or choose another --out",
-            )
+        for path in () if place.is_symlink() else _inside(place):
+            if not _is_own(path) and not path.name.startswith(".") and os.path.lexists(path):
+                raise UsageError(
+                    f"{path}: does not belong to a job of `tcl embed`",
+                    hint=f"move it out of {folder}, or choose another --out",
+                )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where it is none, or where another process is just removing it."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _is_own(path: Path) -> bool:
@@ -188,7 +195,7 @@ def clear_final(folder: Path) -> None:
     """Remove the final files of a job that have no names yet."""
     final = folder / FINAL
     (final / COMPLETE).unlink(missing_ok=True)  # first: it speaks for files that are about to go
-    for path in final.iterdir() if final.is_dir() else ():
+    for path in _inside(final):
         if _is_own(path):
             path.unlink()
     with suppress(OSError):
@@ -197,7 +204,7 @@ def clear_final(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove all that a job wrote but the lock; last what tells a later call how far this one came."""
-    for path in folder.iterdir():
+    for path in _inside(folder):
         if path.name not in (_JOB, FINAL, _LOCK) and _is_own(path):
             path.unlink()
     (folder / _JOB).unlink(missing_ok=True)

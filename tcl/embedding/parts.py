@@ -242,7 +242,8 @@ def check_parts_output(folder: Path, restart: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file", hint="choose another name, or one ending in .npy or .parquet")
-    check_own(folder / WORK)
+    for working in (folder / WORK, *folder.glob("part-*.partial")):
+        check_own(working)
     if not is_begun(folder / WORK) and folder.is_dir():
         if (folder / META).exists() and not restart:
             raise UsageError(f"{folder / META}: exists", hint="choose another name, or add --restart to replace it")

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
@@ -187,12 +187,13 @@ class Sink(Protocol):
 
 @dataclass
 class Clock:
-    """Inputs so far, and the busy seconds of each stage, added up over its threads."""
+    """Inputs so far, the busy seconds of each stage, added up over its threads, and what texts held."""
 
     rows: int = 0
     decode: float = 0.0
     encode: float = 0.0
     write: float = 0.0
+    unknown: UnknownWords = field(default_factory=UnknownWords)
 
     def __add__(self, other: Clock) -> Clock:
         return Clock(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
@@ -228,7 +229,7 @@ class Pipeline:
         plan: which inputs share a batch.
         options: how; `keep_tokens` needs a `TokenEncoder`.
         sink: keeps the results; called by one thread.
-        say: told when batches had to be halved, and in the end when texts hold unknown words; each once.
+        say: told, once, when batches had to be halved.
     """
 
     def __init__(
@@ -267,8 +268,7 @@ class Pipeline:
                         self._take(pending, progress)
             while pending:
                 self._take(pending, progress)
-            if warning := reader.unknown.warning():
-                self._say(warning)
+            self.clock.unknown = reader.unknown
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
             lanes.shutdown(cancel_futures=True)

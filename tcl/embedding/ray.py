@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcl.data.inputs.listing import Inputs
+from tcl.data.tokenizer import UnknownWords
 from tcl.embedding.pipeline import Clock, Link
 from tcl.embedding.plan import EncoderFacts
 from tcl.embedding.workers import Failure, MakeEncoder, Task, unequal
@@ -124,7 +125,8 @@ class RayWorkers:
                 for text in row["said"]:
                     say(text)
                 failure = failure if failure.message else Failure(row["kind"], row["message"], row["hint"])
-                clock += Clock(int(row["rows"]), row["decode"], row["encode"], row["write"])
+                unknown = UnknownWords(int(row["texts"]), int(row["some"]), int(row["alone"]), row["example"])
+                clock += Clock(int(row["rows"]), row["decode"], row["encode"], row["write"], unknown)
                 progress(int(row["done"]))
         if failure.message:
             failure.throw()
@@ -173,9 +175,10 @@ class _PartActor:
                 clock = self.task.run(0, self.encoder, self.inputs, work, Link(done.append, said.append))
         except TclError as error:
             failure = Failure.of(error)
-        names = ("rows", "decode", "encode", "write")
-        values = dict(zip(names, astuple(clock), strict=True))
-        return row | values | {"done": sum(done), "said": said, **failure._asdict()}
+        *numbers, unknown = astuple(clock)
+        values = dict(zip(("rows", "decode", "encode", "write"), numbers, strict=True))
+        words = dict(zip(("texts", "some", "alone", "example"), unknown, strict=True))
+        return row | values | words | {"done": sum(done), "said": said, **failure._asdict()}
 
 
 @contextmanager

@@ -78,6 +78,7 @@ def embed(
     restart: bool = False,
     progress: Progress = lambda n: None,
     say: Say = lambda text: None,
+    warn: Say = lambda text: None,
 ) -> EmbedReport:
     """Write the vectors of `inputs` and the files that belong to them, see `tcl.vectors.files`; memory stays flat.
 
@@ -96,6 +97,7 @@ def embed(
         restart: begin anew, and replace what is there.
         progress: called with the number of inputs done since the last call; those of an earlier call come first.
         say: called with what the user may want to know.
+        warn: called when texts hold words that the vocabulary does not know.
 
     Raises:
         UsageError: `out` exists or cannot be written, another process is writing it, or the job that was begun there
@@ -109,7 +111,9 @@ def embed(
         return nullcontext(progress)
 
     options = Options(batch_size, workers, on_error, dtype, keep_tokens)
-    return run_embedding(inputs, Output(out), options, lambda device: encoder, restart=restart, begin=begin, say=say)
+    return run_embedding(
+        inputs, Output(out), options, lambda device: encoder, restart=restart, begin=begin, say=say, warn=warn
+    )
 
 
 Begin = Callable[[EncoderFacts, int, Callable[[], str]], AbstractContextManager[Progress]]
@@ -127,6 +131,7 @@ def run_embedding(
     resume: bool = False,
     begin: Begin,
     say: Say = lambda text: None,
+    warn: Say = lambda text: None,
 ) -> EmbedReport:
     """`embed` for several devices and for folders of parts.
 
@@ -142,6 +147,7 @@ def run_embedding(
         begin: called when the work begins, with the encoder's facts, the number of inputs that are done already, and
             a function that tells how far the job is; inside what it returns, progress is reported.
         say: called with what the user may want to know.
+        warn: called when texts hold words that the vocabulary does not know, of those that this call embeds.
 
     Raises:
         UsageError, DataError, TclError: as `embed`; also when the process of a device died.
@@ -175,6 +181,8 @@ def run_embedding(
                 clock = job.task().run(0, encoder, inputs, job.pending(), Link(progress, say))
             else:
                 clock = workers.run(job.task(), job.share_inputs(), job.pending(), progress, say)
+        if warning := clock.unknown.warning():
+            warn(warning)
         return _report(job.finish(), clock, facts, options, processes, resumed, started)
 
 

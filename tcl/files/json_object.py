@@ -66,13 +66,13 @@ def _mismatch(value: Any, shape: Shape, name: str) -> str | None:
         return problems[0] if all(problems) else None
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{name or 'it'} is no list"
+            return f"{name or 'it'} is not a list"
         problems = [_mismatch(item, shape[0], f"{name}[{place}]") for place, item in enumerate(value)]
         return next(filter(None, problems), None)
     if isinstance(shape, dict):
         return _mismatch_of_object(value, shape, name)
     word, is_good = _KINDS[shape]
-    return None if is_good(value) else f"{name} is no {word}"
+    return None if is_good(value) else f"{name} is not {word}"
 
 
 def _is_count(value: Any) -> bool:
@@ -84,18 +84,18 @@ def _is_number(value: Any) -> bool:
 
 
 _KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
-    str: ("text", lambda value: isinstance(value, str)),
+    str: ("a string", lambda value: isinstance(value, str)),
     bool: ("true or false", lambda value: isinstance(value, bool)),
-    dict: ("object", lambda value: isinstance(value, dict)),
-    list: ("list", lambda value: isinstance(value, list)),
-    int: ("whole number from 0", _is_count),
-    float: ("number", _is_number),
+    dict: ("an object", lambda value: isinstance(value, dict)),
+    list: ("a list", lambda value: isinstance(value, list)),
+    int: ("a whole number from 0", _is_count),
+    float: ("a number", _is_number),
 }
 
 
 def _mismatch_of_object(value: Any, shape: Mapping[str, Shape], name: str) -> str | None:
     if not isinstance(value, dict):
-        return f"{name} is no object" if name else "holds no JSON object"
+        return f"{name} is not an object" if name else "holds no JSON object"
     shape = dict.fromkeys(value, shape["*"]) if "*" in shape else shape
     for key, inner in shape.items():
         member, optional = key.removesuffix("?"), key.endswith("?")

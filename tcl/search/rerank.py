@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl.data.images.decode import ImageError
 from tcl.data.inputs.listing import locate
 from tcl.data.processor import Processor
 from tcl.encoders.base import Matcher
 from tcl.errors import DataError, UsageError
 from tcl.search.exact import Collection, Hit, rerank
 
+MOVED = "re-ranking opens the images again; say where they are now by --images, or embed with --keep-tokens"
 CHUNK = 16  # pairs that pass through the fusion encoder at once
 WORKERS = 4  # threads that decode
 
@@ -75,6 +77,18 @@ class Reranker:
         if len(values) and read == self._pixels:
             values = self.matcher.image_tokens(values)[1]
         return [hit for hit, _ in found], values
+
+    def check(self, hit: Hit) -> None:
+        """Say why a hit is unread.
+
+        Raises:
+            DataError: that, with what to do.
+        """
+        try:
+            if self.collection.tokens([hit]) is None:
+                self._pixels(hit)
+        except ImageError as error:
+            raise DataError(error.message, MOVED) from error
 
     def _kept(self, hit: Hit) -> NDArray[np.float16]:
         tokens = self.collection.tokens([hit])

@@ -46,7 +46,7 @@ def test_a_working_folder_with_foreign_files(tmp_path: Path, images: Path, forei
     file.parent.mkdir(parents=True)
     file.write_text("ten years of work")
     before = contents(tmp_path)
-    with pytest.raises(UsageError, match=r"is not of a job of `tcl embed`") as caught:
+    with pytest.raises(UsageError, match=r"does not belong to a job of `tcl embed`") as caught:
         embed_to(tmp_path / "vecs.npy", images, restart=restart)
     assert "choose another --out" in str(caught.value.hint)
     assert contents(tmp_path) == before
@@ -90,3 +90,23 @@ def test_foreign_files_that_come_while_a_job_runs_stay(
     embed_to(tmp_path / "vecs.npy", images)
     assert (tmp_path / "vecs.npy").is_file()
     assert sorted(contents(tmp_path / "vecs.npy.partial")) == ["final/thesis.txt", "thesis.txt"]
+
+
+def test_the_working_folder_of_a_part_with_foreign_files(tmp_path: Path, images: Path) -> None:
+    embed_to(tmp_path / "vecs", images)
+    file = tmp_path / "vecs" / "part-00007.npy.partial" / "thesis.txt"
+    file.parent.mkdir()
+    file.write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=r"thesis\.txt: does not belong"):
+        embed_to(tmp_path / "vecs", images, restart=True)
+    assert contents(tmp_path) == before
+
+
+def test_hidden_files_of_the_system_are_left_alone(tmp_path: Path, images: Path) -> None:
+    """As a file browser or a network file system leaves them; they stop nothing."""
+    hidden = tmp_path / "vecs.npy.partial" / ".DS_Store"
+    hidden.parent.mkdir()
+    hidden.write_text("system")
+    embed_to(tmp_path / "vecs.npy", images)
+    assert contents(tmp_path / "vecs.npy.partial") == {".DS_Store": b"system"}

@@ -142,13 +142,14 @@ def test_interrupt(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
     assert len(calls) <= 4 and np.load("v.npy").shape == (3, 16)
 
 
-def test_texts_with_unknown_words(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Said once, whatever number of batches; texts without words are listed as ever."""
+@pytest.mark.parametrize("out", [["t.npy"], ["parts/", "--shard-rows", "2"]], ids=["file", "parts"])
+def test_texts_with_unknown_words(workplace: Path, capfd: pytest.CaptureFixture[str], out: list[str]) -> None:
+    """Said once, whatever number of batches and parts; texts without words are listed as ever."""
     Path("texts.txt").write_text("a red circle\n一只 狗\na 狗 dog\n...\na dog\n", encoding="utf-8")
-    assert run(["embed", "texts.txt", "--out", "t.npy", "--batch-size", "2"]) == 0
+    assert run(["embed", "texts.txt", "--batch-size", "2", "--out", *out]) == 0
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Warning")]
     assert said[:-1] == [
-        "Warning: 2 of 4 texts hold words that the model's vocabulary does not know, 1 of them no others; "
+        "Warning: 2 of 4 texts contain words that the model's vocabulary does not know, 1 of them nothing else; "
         "for example '一只 狗'"
     ]
 
