@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
@@ -45,12 +46,12 @@ class Columns:
         """Those that a recipe names."""
         return cls(data.image_column, data.text_column)
 
-    @property
+    @cached_property
     def image_keys(self) -> tuple[str, ...]:
         """Columns of images."""
         return (self.image,) if self.image else IMAGE_COLUMNS
 
-    @property
+    @cached_property
     def text_keys(self) -> tuple[str, ...]:
         """Columns of texts."""
         return (self.text,) if self.text else TEXT_COLUMNS
