@@ -195,7 +195,7 @@ def test_damaged_descriptions_of_graphs(copied: Path, inputs: object) -> None:
     manifest = json.loads((copied / "bundle.json").read_text())
     manifest["graphs"]["text_encoder"]["inputs"] = inputs
     (copied / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"bundle\.json: damaged"):
+    with pytest.raises(CheckpointError, match=r"bundle\.json: cannot be read: "):
         read_graphs(copied)
 
 
