@@ -134,7 +134,7 @@ ResumeOption = Annotated[
     bool,
     option(
         "--resume",
-        help="Continue the run in --out (or runs/latest), or start it when there is none.",
+        help="Continue the run in --out (or the last one), or start it when there is none.",
         panel=OUTPUT_PANEL,
     ),
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from tcl.errors import TclError, UsageError
 
 LOCK_FILE = ".lock"
+BEGUN_FILE = ".recipe.yaml"  # what a run is to train, until its first `config.yaml` says so
 _TRIES = 10
 
 
@@ -82,7 +83,8 @@ def hold_run(run: Path, *, tidy: bool = True) -> Iterator[None]:
 
     Args:
         run: made where it is missing.
-        tidy: at the end, remove what was made here if nothing has been written to it.
+        tidy: at the end, remove what was made here if nothing has been written to it. After an interruption, what a
+            run was to train stays: it can be resumed.
 
     Raises:
         UsageError: another process holds it, or it cannot be written.
@@ -98,6 +100,9 @@ def hold_run(run: Path, *, tidy: bool = True) -> Iterator[None]:
         raise UsageError(f"{run}: cannot be written: {error.strerror}", hint="choose another --out") from error
     try:
         yield
+    except KeyboardInterrupt:
+        tidy = tidy and not (run / BEGUN_FILE).exists()
+        raise
     finally:
         if tidy:
             _remove_unused(run, made)
@@ -105,13 +110,14 @@ def hold_run(run: Path, *, tidy: bool = True) -> Iterator[None]:
 
 
 def is_unused(run: Path) -> bool:
-    """Is there nothing in this folder, but perhaps the lock of a run that was killed as it started?"""
-    return all(path.name == LOCK_FILE for path in run.iterdir())
+    """Is there nothing in this folder, but perhaps the lock and the recipe of a run that was killed as it started?"""
+    return all(path.name in (LOCK_FILE, BEGUN_FILE) for path in run.iterdir())
 
 
 def _remove_unused(run: Path, made: Sequence[Path]) -> None:
     with suppress(OSError):  # another process may have begun to use it
         if is_unused(run):
+            (run / BEGUN_FILE).unlink(missing_ok=True)
             (run / LOCK_FILE).unlink()
             for path in made:
                 path.rmdir()

@@ -19,7 +19,7 @@ from tcl.distributed.share import Share
 from tcl.distributed.world import Agreement
 from tcl.errors import NonFiniteError
 from tcl.files.atomic import write_whole
-from tcl.files.locks import hold_run
+from tcl.files.locks import BEGUN_FILE, hold_run
 from tcl.machine.signals import Stopped, StopRequest
 from tcl.report.page import write_report
 from tcl.report.records import read_records
@@ -130,6 +130,7 @@ class _Fit:
                 for record in read_records(self.run / METRICS_FILE):  # what was said before is not said again
                     monitor.examine(record)
                 write_whole(self.run / "config.yaml", recipe.to_yaml())
+                (self.run / BEGUN_FILE).unlink(missing_ok=True)
                 point_latest_at(self.run)
                 warn = self.reporter.message
                 log.track(open_trackers(self.run, recipe.train.track, recipe.model_dump(), self.training.step, warn))

@@ -26,7 +26,7 @@ from tcl_cli._options import (
     argument,
     option,
 )
-from tcl_cli.train.run_folder import claim_run, recipe_of_run
+from tcl_cli.train.run_folder import claim_run, recipe_of_run, record
 from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
@@ -118,13 +118,17 @@ def finetune(
 
         def plan() -> tuple[Path, Path | None, Recipe]:
             nonlocal held_out
-            folder, checkpoint = claim_run(run, name or task, resume or restarted(), None if dry_run else held)
+            continues = resume or restarted()
+            folder, checkpoint = claim_run(run, name or task, continues, None if dry_run else held)
             if name:  # before a model is looked for
                 named = load_recipe(name, [setting for setting in given if setting.startswith("task=")])
                 check_task(named, (task,), name)
-            recipe = resolve(folder if checkpoint else None, task, name, model, scratch, overrides + given)
+            of_run = recipe_of_run(folder) if continues else None
+            recipe = resolve(of_run, task, name, model, scratch, overrides + given)
             check_task(recipe, (task,), str(folder))
             held_out = read_held_out(recipe, test)
+            if not (dry_run or of_run):
+                record(recipe, folder)
             return folder, checkpoint, recipe
 
         with agree(device, plan) as (world, made):
@@ -145,12 +149,12 @@ def finetune(
 
 
 def resolve(
-    run: Path | None, task: str, name: str | None, model: str | None, scratch: bool, overrides: list[str]
+    of_run: Path | None, task: str, name: str | None, model: str | None, scratch: bool, overrides: list[str]
 ) -> Recipe:
     """The recipe, whose `model` section is that of the model to start from, as far as it has none of its own.
 
     Args:
-        run: that is continued; it is its own model, unless another is named.
+        of_run: the recipe of the run that is continued; it is its own model, unless another is named.
         task: chooses the default recipe.
         name: of the recipe.
         model: to start from.
@@ -167,7 +171,6 @@ def resolve(
 
     if scratch and model:
         raise UsageError("--scratch starts from no model, and --model names one", hint="leave one of them out")
-    of_run = recipe_of_run(run) if run else None
     if of_run and name is None and model is None:
         return load_recipe(of_run, overrides)
     place = name or f"small-{task}"

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from tcl.errors import UsageError
 from tcl_cli._console import out
 from tcl_cli._options import (
     INPUT_PANEL,
@@ -21,7 +22,7 @@ from tcl_cli._options import (
     argument,
     option,
 )
-from tcl_cli.train.run_folder import claim_run, recipe_of_run
+from tcl_cli.train.run_folder import claim_run, recipe_of_run, record
 from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
@@ -99,9 +100,16 @@ def pretrain(
         def plan() -> tuple[Path, Path | None, Recipe]:
             continues = resume or restarted()
             folder, checkpoint = claim_run(run, recipe_name or default, continues, None if dry_run else held)
-            name = recipe_name or (recipe_of_run(folder) if continues else None) or default
-            recipe = load_recipe(name, overrides + given)
+            of_run = recipe_of_run(folder) if continues else None
+            if resume and not (restarted() or recipe_name or data or of_run):  # never the demo instead of something else
+                raise UsageError(
+                    f"{folder} holds no run to resume, and nothing says what to train",
+                    hint=f"tcl pretrain RECIPE --data PAIRS --resume --out {folder}, or `demo` as RECIPE",
+                )
+            recipe = load_recipe(recipe_name or of_run or default, overrides + given)
             check_task(recipe, TASKS, recipe_name or str(folder))
+            if not (dry_run or of_run):
+                record(recipe, folder)
             return folder, checkpoint, recipe
 
         with agree(device, plan) as (world, made):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tcl.distributed.launch import launched
 from tcl.errors import UsageError
-from tcl.files.atomic import try_writing
-from tcl.files.locks import hold_run, is_unused
+from tcl.files.atomic import try_writing, write_whole
+from tcl.files.locks import BEGUN_FILE, hold_run, is_unused
+
+if TYPE_CHECKING:
+    from tcl.config.recipe import Recipe
+
+CONFIG_FILE = "config.yaml"
 
 
 def claim_run(run: Path | None, name: str, resume: bool, held: ExitStack | None) -> tuple[Path, Path | None]:
@@ -34,12 +40,13 @@ def claim_run(run: Path | None, name: str, resume: bool, held: ExitStack | None)
 
 
 def choose_run(run: Path | None, name: str, resume: bool) -> Path:
-    """The run folder: the one given; to resume, the latest; else a new one named after the recipe."""
+    """The run folder: the one given; to resume, the one that was started last; else a new one named after the recipe."""
     if run:
         return run
-    latest = Path("runs/latest")
-    if resume and latest.is_dir():
-        return Path("runs") / latest.resolve().name
+    latest, begun = Path("runs/latest"), list(Path("runs").glob(f"*/{BEGUN_FILE}"))
+    started = [*(path for path in begun if not path.parent.is_symlink()), *latest.glob(CONFIG_FILE)]
+    if resume and started:
+        return Path("runs") / max(started, key=lambda path: path.stat().st_mtime_ns).parent.resolve().name
     first = Path("runs") / Path(name).stem
     if resume:
         return first
@@ -69,7 +76,7 @@ def check_existing(run: Path, resume: bool) -> Path | None:
     """
     if not run.exists() or is_unused(run):
         return None
-    is_run = (run / "config.yaml").is_file()
+    is_run = (run / CONFIG_FILE).is_file()
     if resume and not is_run:
         raise UsageError(f"{run} holds no run to resume (no config.yaml)", hint="choose another --out")
     saved = sorted((run / "checkpoints").glob("step-*"))
@@ -79,6 +86,11 @@ def check_existing(run: Path, resume: bool) -> Path | None:
 
 
 def recipe_of_run(run: Path) -> Path | None:
-    """The recipe that a run was started with."""
-    path = run / "config.yaml"
-    return path if path.is_file() else None
+    """The recipe that a run was started with, however early it was stopped."""
+    paths = (run / name for name in (BEGUN_FILE, CONFIG_FILE))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def record(recipe: Recipe, run: Path) -> None:
+    """Write down what a run is to train, before its data are read: until `config.yaml` is there, that may take long."""
+    write_whole(run / BEGUN_FILE, recipe.to_yaml())

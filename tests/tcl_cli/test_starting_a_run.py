@@ -8,10 +8,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -62,6 +64,56 @@ def test_a_dry_run_does_not_mind_the_run_that_goes_on(recipe: str, tcl: Any) -> 
         result = tcl("pretrain", recipe, "--out", "run", "--dry-run")
     assert result.code == 0, result.stderr
     assert tcl("pretrain", recipe, "--out", "run", "train.steps=1").code == 0  # of a killed start only the lock is left
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("where", ["given", "found"])
+def test_a_run_that_was_stopped_before_its_config_is_resumed_as_what_it_was(
+    recipe: str, tcl: Any, stop: signal.Signals, where: str
+) -> None:
+    """While its data are read, which may take long; `--resume` alone never starts something else."""
+    out = ["--out", "runs/a"] if where == "given" else []
+    name = "a" if where == "given" else "tiny"
+    assert tcl("pretrain", recipe, "--out", "runs/earlier", "train.steps=1").code == 0
+    killed = f"import os, tcl.tasks.build; tcl.tasks.build.build_training = lambda *_: os.kill(os.getpid(), {stop})"
+    command = f"import sys; {killed}; from tcl_cli.main import run; sys.exit(run(sys.argv[1:]))"
+    arguments = ["pretrain", recipe, "--data", "scenes:train:12", *out, "train.steps=3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == (130 if stop == signal.SIGINT else -stop), done.stderr
+    assert not Path("runs", name, "config.yaml").exists()
+    resumed = tcl("pretrain", "--resume", *out)
+    assert resumed.code == 0 and f"Nothing to resume in runs/{name}: starting." in resumed.stderr, resumed.stderr
+    trained = yaml.safe_load(Path("runs", name, "config.yaml").read_text())
+    assert trained["data"]["train"] == ["scenes:train:12"] and trained["train"]["steps"] == 3
+    assert trained["model"]["embed_dim"] == SETTINGS["model"]["embed_dim"]
+    assert not Path("runs", name, ".recipe.yaml").exists()
+
+
+def test_a_fine_tuning_that_was_stopped_early_is_resumed_with_its_own_recipe(workplace: Path, tcl: Any) -> None:
+    write_rows(workplace / "questions.jsonl", [question(number) for number in range(5)])
+    settings = ("train.steps=2", "data.workers=0", "data.batch_size=3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcl.tasks.build.build_training", Mock(side_effect=KeyboardInterrupt))
+        stopped = tcl("finetune", "vqa", "--model", "runs/tiny", "--data", "questions.jsonl", *settings)
+    assert stopped.code == 130
+    resumed = tcl("finetune", "vqa", "--resume")
+    assert resumed.code == 0 and "Nothing to resume in runs/vqa: starting." in resumed.stderr, resumed.stderr
+    assert yaml.safe_load(Path("runs/vqa/config.yaml").read_text())["train"]["steps"] == 2
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_to_resume_nothing_is_not_to_begin_the_demo(recipe: str, tcl: Any, there: bool) -> None:
+    if there:
+        Path("runs/a").mkdir(parents=True)
+    refused = tcl("pretrain", "--resume", "--out", "runs/a")
+    assert refused.code == 2 and "runs/a holds no run to resume, and nothing says what to train" in refused.stderr
+    assert Path("runs/a").exists() == there
+
+
+def test_a_start_that_failed_leaves_nothing(recipe: str, tcl: Any) -> None:
+    assert tcl("pretrain", recipe, "--data", "absent.csv").code == 2
+    assert not Path("runs").exists()
 
 
 def test_many_epochs_are_a_plain_number(recipe: str, tcl: Any) -> None:
