@@ -7,6 +7,7 @@ with the nearest name.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,6 +35,31 @@ class TextEncoderArgs(Section):
     max_position_embeddings: int = Field(512, ge=2, description="longest text the model can represent, tokens")
     dropout: float = Field(0.1, ge=0, lt=1, description="on hidden states and attention, while training")
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of the layer norms")
+
+
+SMALLEST_SIDE, LARGEST_SIDE = 16, 1024  # of an image, pixels
+
+
+def off_grid(image_shape: tuple[int, int], patch: tuple[int, int]) -> str | None:
+    """Why an image size does not suit patches: what is left over beside the last whole one has no effect at all.
+
+    Args:
+        image_shape: (height, width), pixels.
+        patch: (height, width), pixels.
+
+    Returns:
+        what is wrong, with the two nearest sizes that suit; None where nothing is.
+    """
+    for side, step, which in zip(image_shape, patch, ("height", "width"), strict=True):
+        if side % step:
+            below = side // step * step
+            near = [size for size in (below, below + step) if max(step, SMALLEST_SIDE) <= size <= LARGEST_SIDE]
+            name = "image_size" if image_shape[0] == image_shape[1] else f"image_size: {which}"
+            return (
+                f"{name} {side} is no multiple of the patch, {step} pixels: the last {side % step} would be ignored; "
+                f"use {' or '.join(map(str, near))}"
+            )
+    return None
 
 
 EncoderName = Literal["image_encoder", "text_encoder", "fusion_encoder"]
@@ -67,7 +93,7 @@ class ModelConfig(Section):
     @classmethod
     def _sides(cls, value: Any) -> Any:
         sides = list(value) if isinstance(value, list | tuple) else [value, value]
-        if len(sides) != 2 or not all(type(side) is int and 16 <= side <= 1024 for side in sides):
+        if len(sides) != 2 or not all(type(side) is int and SMALLEST_SIDE <= side <= LARGEST_SIDE for side in sides):
             raise ValueError("a side is 16 to 1024 pixels; of another shape than a square, write [height, width]")
         return sides[0] if sides[0] == sides[1] else sides
 
@@ -86,6 +112,10 @@ class ModelConfig(Section):
             raise ValueError(f"hidden_size {text.hidden_size} is no multiple of {text.num_attention_heads} heads")
         if self.max_length > text.max_position_embeddings:
             raise ValueError(f"max_length {self.max_length} exceeds max_position_embeddings")
+        named = re.search(r"patch(\d+)", self.image_encoder)
+        patch = int(self.image_encoder_args.get("patch_size", named[1] if named else 1))
+        if patch > 0 and (problem := off_grid(self.image_shape, (patch, patch))):
+            raise ValueError(problem)
         return self
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tcl.config.recipe import off_grid
 from tcl.errors import ConfigError
 from tcl.models.fused_linear import gelu_linear, norm_linear
 
@@ -49,7 +50,8 @@ def build_vision_encoder(name: str, image_size: int | tuple[int, int], **argumen
         arguments: passed on to timm, e.g. `depth=4, embed_dim=128, num_heads=4, patch_size=8`.
 
     Raises:
-        ConfigError: no such timm model, an argument it does not take, or one that is no ViT with a single class token.
+        ConfigError: no such timm model, an argument it does not take, one that is no ViT with a single class token, or
+            a size that is no multiple of its patch.
     """
     import timm
 
@@ -74,6 +76,9 @@ def build_vision_encoder(name: str, image_size: int | tuple[int, int], **argumen
         raise ConfigError(
             f"model.image_size: {image_size} pixels are less than one patch of {name!r}", hint="make it larger"
         )
+    shape = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if problem := off_grid(shape, vit.patch_embed.patch_size):
+        raise ConfigError(f"model.{problem}")
     with torch.no_grad():
         for module in vit.modules():
             if isinstance(module, nn.Linear):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tcl.config.recipe import ModelConfig, one_line
-from tcl.data.processor import Processor
+from tcl.data.processor import PREPROCESS_FILE, Processor
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.files.atomic import atomic_folder
 from tcl.models.adapters import merged_state_dict
@@ -92,6 +92,12 @@ def load_model_folder(folder: Path) -> TCL:
             f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {reason_of(error)}", hint=AGAIN
         ) from error
     model.processor = Processor.load(folder)
+    if model.processor.image_size != model_config.image_shape:
+        raise CheckpointError(
+            f"{folder / PREPROCESS_FILE}: its image_size {list(model.processor.image_size)} is not that of "
+            f"{CONFIG_FILE}, {list(model_config.image_shape)}",
+            hint=AGAIN,
+        )
     if model.processor.tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{folder / 'tokenizer.json'}: its vocabulary has {model.processor.tokenizer.vocab_size} words, "

@@ -101,7 +101,9 @@ def pretrain(
             continues = resume or restarted()
             folder, checkpoint = claim_run(run, recipe_name or default, continues, None if dry_run else held)
             of_run = recipe_of_run(folder) if continues else None
-            if resume and not (restarted() or recipe_name or data or of_run):  # never the demo instead of something else
+            if resume and not (
+                restarted() or recipe_name or data or of_run
+            ):  # never the demo instead of something else
                 raise UsageError(
                     f"{folder} holds no run to resume, and nothing says what to train",
                     hint=f"tcl pretrain RECIPE --data PAIRS --resume --out {folder}, or `demo` as RECIPE",

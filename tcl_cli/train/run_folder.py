@@ -40,7 +40,7 @@ def claim_run(run: Path | None, name: str, resume: bool, held: ExitStack | None)
 
 
 def choose_run(run: Path | None, name: str, resume: bool) -> Path:
-    """The run folder: the one given; to resume, the one that was started last; else a new one named after the recipe."""
+    """The run folder: the one given; to resume, the last that was started; else a new one named after the recipe."""
     if run:
         return run
     latest, begun = Path("runs/latest"), list(Path("runs").glob(f"*/{BEGUN_FILE}"))

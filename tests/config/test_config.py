@@ -104,6 +104,22 @@ def test_wrong_overrides(override: str, expected: str) -> None:
     assert expected in message(error)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.image_size=100"], "model: image_size 100 is no multiple of the patch, 16 pixels: .* use 96 or 112"),
+        (["model.image_size=[96,100]"], "image_size: width 100 is no multiple of .* the last 4 would be ignored"),
+        (["model.image_encoder_args={patch_size: 14}"], "256 is no multiple of the patch, 14 pixels: .* 252 or 266"),
+        (["model.image_size=1023"], "use 1008 or 1024"),
+        (["model.image_encoder=vit_base_patch32_224", "model.image_size=20"], "the last 20 would be ignored; use 32$"),
+    ],
+)
+def test_image_sizes_that_leave_pixels_over(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_recipe({}, overrides)
+    assert re.search(expected, message(caught), re.MULTILINE)
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     for name, content, expected in (
         ("list.yaml", "- 1\n", "a recipe is a mapping"),

@@ -25,6 +25,19 @@ def test_any_image_size(image_size: int) -> None:
     torch.testing.assert_close(output.image_feat.norm(dim=-1), torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (100, "model.image_size 100 is no multiple of the patch, 8 pixels: the last 4 would be ignored; use 96 or 104"),
+        ((32, 33), "model.image_size: width 33 is no multiple of the patch, 8 pixels: the last 1 would be"),
+    ],
+)
+def test_sizes_that_would_leave_pixels_over_are_refused(size: int | tuple[int, int], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_vision_encoder(TINY["image_encoder"], size, **TINY["image_encoder_args"])
+    assert caught.value.message.startswith(expected)
+
+
 def test_uint8_pixels_are_normalised_as_published(tiny_model: TCL) -> None:
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)

@@ -96,6 +96,14 @@ def test_sizes_that_are_none(workplace: Path, tcl: Any, size: str) -> None:
     assert result.code == 2 and f"--image-size {size}: no size in pixels" in result.stderr
 
 
+def test_a_size_that_would_leave_pixels_over(workplace: Path, tcl: Any) -> None:
+    result = tcl("eval", "retrieval", "--data", "scenes:val:5", "--image-size=24x100")
+    assert result.code == 2 and result.stdout == ""
+    assert (
+        "width 100 is no multiple of the patch, 8 pixels: the last 4 would be ignored; use 96 or 104" in result.stderr
+    )
+
+
 def test_resized_models_keep_what_they_know(tiny_model_folder: Path) -> None:
     from tcl.weights.resize import resize_images
 

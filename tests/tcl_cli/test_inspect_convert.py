@@ -295,6 +295,24 @@ def test_settings_of_a_model_that_are_wrong_are_said_plainly(tcl: Any, workplace
     assert "Value error" not in caught.value.message
 
 
+def test_a_model_folder_whose_image_size_leaves_pixels_over_is_refused(tcl: Any, workplace: Path) -> None:
+    folder = Path("runs/tiny/model")
+    preprocess, config = (json.loads((folder / name).read_text()) for name in ("preprocess.json", "config.json"))
+    (folder / "preprocess.json").write_text(json.dumps(preprocess | {"image_size": [36, 36]}))
+    embed = ("embed", "images", "--out", "vecs.npy")
+    other = tcl(*embed)
+    assert (
+        other.code == 1
+        and "preprocess.json: its image_size [36, 36] is not that of config.json, [32, 32]" in other.stderr
+    )
+    (folder / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"image_size": 36}}))
+    over = tcl(*embed)
+    assert (
+        over.code == 1 and "config.json: " in over.stderr and "the last 4 would be ignored; use 32 or 40" in over.stderr
+    )
+    assert not Path("vecs.npy").exists()
+
+
 def test_convert_warns_of_heads_that_the_format_cannot_say(tcl: Any, published: Path) -> None:
     result = tcl("convert", "runs/tiny", "tiny.pth")
     assert result.code == 0 and Path("tiny.pth").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_a_model_written_in_the_published_format_is_read_as_the_same(tmp_path: P
 def test_a_training_checkpoint_has_everything_the_published_code_goes_on_with(golden: Golden, tmp_path: Path) -> None:
     """The keys, dtypes and shapes are those that the published model has; teacher and queues are ours."""
     model = model_for(golden, "pretrain")
-    model.processor = make_tiny_model().processor
+    model.processor = replace(make_tiny_model().processor, image_size=model.config.image_shape)
     teacher, queue = MomentumTeacher(model), FeatureQueue(16, 16)
     teacher.update(make_like(model), 0.9)
     folder = tmp_path / "step-00000001"
