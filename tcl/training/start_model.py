@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tcl.config.recipe import ModelConfig, Recipe
 from tcl.data.processor import Processor
-from tcl.data.tokenizer import CaptionTokenizer
+from tcl.data.tokenizer import VOCABULARY_FILES, CaptionTokenizer
 from tcl.errors import UsageError
 from tcl.models.adapters import adapt, compile_layers
 from tcl.models.build import attach_head
@@ -55,14 +55,7 @@ def start_model(
     """
     config = recipe.model
     weights = open_weights(config.init) if config.init and not checkpoint else None
-    if checkpoint:
-        tokenizer = CaptionTokenizer.load(checkpoint)
-    elif config.tokenizer != TRAIN:
-        tokenizer = CaptionTokenizer.load(config.tokenizer)
-    elif weights and weights.tokenizer:  # weights know words by their numbers: a new vocabulary would make them useless
-        tokenizer = weights.tokenizer
-    else:
-        tokenizer = CaptionTokenizer.train(captions, config.vocab_size)
+    tokenizer = CaptionTokenizer.load(checkpoint) if checkpoint else _vocabulary(config, weights, captions)
     model = TCL.from_config(config, tokenizer.vocab_size, recipe.loss.temperature)
     known = read_head(read_json(checkpoint / CONFIG_FILE)) if checkpoint else weights.head if weights else None
     head = choose_head(known) if choose_head else None
@@ -79,6 +72,33 @@ def start_model(
     adapt(model, recipe.train)
     model.processor = Processor(tokenizer, config.image_shape, config.max_length)
     return model
+
+
+def _vocabulary(config: ModelConfig, weights: Weights | None, captions: Iterable[str]) -> CaptionTokenizer:
+    """That of the weights, which know words by their numbers, unless another is named; else as the recipe says.
+
+    `bert-base-uncased`, the default, is no other name for it: weights that bring a vocabulary mean that one.
+    """
+    named = config.tokenizer
+    if weights and weights.tokenizer and named in (TRAIN, BERT):
+        return weights.tokenizer
+    if named == TRAIN:
+        return CaptionTokenizer.train(captions, config.vocab_size)
+    encoder = Path(config.text_encoder)
+    if (
+        named == BERT
+        and not weights
+        and config.pretrained
+        and any((encoder / name).is_file() for name in VOCABULARY_FILES)
+    ):
+        return CaptionTokenizer.load(encoder)
+    try:
+        return CaptionTokenizer.load(named)
+    except UsageError as error:
+        beside = f"put the vocab.txt of BERT beside {weights.place}, or " if weights and named == BERT else ""
+        raise UsageError(
+            f"model.tokenizer: {error.message}", hint=f"{beside}name a vocabulary that is here: model.tokenizer=PATH"
+        ) from error
 
 
 def start_teacher(model: TCL, recipe: Recipe) -> MomentumTeacher:

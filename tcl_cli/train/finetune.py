@@ -26,7 +26,7 @@ from tcl_cli._options import (
     argument,
     option,
 )
-from tcl_cli.train.run_folder import claim_run, recipe_of_run, record
+from tcl_cli.train.run_folder import claim_run, recipe_of_run, record, vocabulary_of_run
 from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def finetune(
                 named = load_recipe(name, [setting for setting in given if setting.startswith("task=")])
                 check_task(named, (task,), name)
             of_run = recipe_of_run(folder) if continues else None
-            recipe = resolve(of_run, task, name, model, scratch, overrides + given)
+            recipe = resolve(of_run, task, name, model, scratch, vocabulary_of_run(of_run) + overrides + given)
             check_task(recipe, (task,), str(folder))
             held_out = read_held_out(recipe, test)
             if not (dry_run or of_run):

@@ -22,7 +22,7 @@ from tcl_cli._options import (
     argument,
     option,
 )
-from tcl_cli.train.run_folder import claim_run, recipe_of_run, record
+from tcl_cli.train.run_folder import claim_run, recipe_of_run, record, vocabulary_of_run
 from tcl_cli.train.training import AUTO, agree, check_task, settings_of, split_arguments, train
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def pretrain(
                     f"{folder} holds no run to resume, and nothing says what to train",
                     hint=f"tcl pretrain RECIPE --data PAIRS --resume --out {folder}, or `demo` as RECIPE",
                 )
-            recipe = load_recipe(recipe_name or of_run or default, overrides + given)
+            recipe = load_recipe(recipe_name or of_run or default, vocabulary_of_run(of_run) + overrides + given)
             check_task(recipe, TASKS, recipe_name or str(folder))
             if not (dry_run or of_run):
                 record(recipe, folder)

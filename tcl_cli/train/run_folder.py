@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,15 @@ def recipe_of_run(run: Path) -> Path | None:
     """The recipe that a run was started with, however early it was stopped."""
     paths = (run / name for name in (BEGUN_FILE, CONFIG_FILE))
     return next((path for path in paths if path.is_file()), None)
+
+
+def vocabulary_of_run(of_run: Path | None) -> list[str]:
+    """The vocabulary of a run that goes on, as a setting: the run keeps it, whether or not it is named again."""
+    if of_run is None:
+        return []
+    from tcl.config.recipe import load_recipe
+
+    return [f"model.tokenizer={json.dumps(load_recipe(of_run).model.tokenizer, ensure_ascii=False)}"]
 
 
 def record(recipe: Recipe, run: Path) -> None:

@@ -200,3 +200,44 @@ def test_the_time_is_told_in_the_words_of_the_task(workplace: Path, tcl: Any) ->
     result = tcl("finetune", "vqa", "--model", "runs/tiny", "--data", "questions.jsonl", *settings)
     assert result.code == 0, result.stderr
     assert " questions/s measured at batch 3: " in result.stderr and "for an epoch of 3 questions" in result.stderr
+
+
+@pytest.fixture
+def unnamed(workplace: Path) -> str:
+    """A recipe for weights of `runs/tiny`, whose vocabulary is the default: BERT's, from the hub."""
+    model = {key: value for key, value in SETTINGS["model"].items() if key != "tokenizer"}
+    Path("bert.yaml").write_text(yaml.safe_dump(SETTINGS | {"model": model}))
+    return "bert.yaml"
+
+
+def test_a_model_to_start_from_brings_its_vocabulary(unnamed: str, tcl: Any) -> None:
+    started = tcl("pretrain", unnamed, "--init", "runs/tiny", "--out", "runs/a", "train.steps=1")
+    assert started.code == 0, started.stderr
+    assert Path("runs/a/model/tokenizer.json").read_bytes() == Path("runs/tiny/model/tokenizer.json").read_bytes()
+
+
+def test_a_text_encoder_brings_its_vocabulary(unnamed: str, tcl: Any) -> None:
+    """Offline, so the vocabulary that is asked of the hub cannot be had."""
+    shutil.copytree("runs/tiny/model", "encoder")
+    started = tcl("pretrain", unnamed, "model.pretrained=true", "model.text_encoder=encoder", "--dry-run")
+    assert started.code == 2 and "model.tokenizer" not in started.stderr and "model.image_encoder" in started.stderr
+
+
+def test_a_published_checkpoint_without_a_vocabulary_or_network(unnamed: str, tcl: Any) -> None:
+    assert tcl("convert", "runs/tiny", "TCL_4M.pth").code == 0
+    heads = ("model.image_encoder_args.num_heads=1", "model.text_encoder_args.num_attention_heads=1")
+    command = ("pretrain", unnamed, *heads, "--init", "TCL_4M.pth", "--out", "runs/a")
+    refused = tcl(*command)
+    assert refused.code == 2 and "Error: model.tokenizer: cannot get the tokenizer bert-base-uncased" in refused.stderr
+    assert "put the vocab.txt of BERT beside TCL_4M.pth, or name a vocabulary that is here: model.tokenizer=PATH" in (
+        refused.stderr
+    )
+    Path("words").mkdir()
+    shutil.copy("runs/tiny/model/tokenizer.json", "words")
+    named = tcl(*command, "model.tokenizer=words/tokenizer.json", "train.steps=2")
+    assert named.code == 0, named.stderr
+    shutil.rmtree("words")
+    resumed = tcl(*command, "--resume")  # without naming it again
+    assert resumed.code == 0 and "Continuing runs/a at step 2" in resumed.stderr, resumed.stderr
+    recorded = yaml.safe_load(Path("runs/a/config.yaml").read_text())
+    assert recorded["model"]["tokenizer"] == "words/tokenizer.json"
