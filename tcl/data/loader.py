@@ -14,6 +14,7 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -157,6 +158,15 @@ class TrainLoader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+    def one_by_one(self, epoch: int, step: int) -> Iterator[Any]:
+        """The samples of this process in a step, each as a batch of its own, read in this process."""
+        self._plan.epoch, self._plan.start = epoch, step
+        draw, collate = _Drawn(self.samples, self._plan.seed), _Collate(self.samples)
+        for position in chain.from_iterable(islice(self._plan, len(self._plan.own))):
+            batch = collate([draw[position]])
+            if isinstance(batch, Batch):
+                yield batch
 
     def close(self) -> None:
         """Stop the workers; they also stop when the process ends. Asking for batches again starts new ones."""

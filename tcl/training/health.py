@@ -28,6 +28,8 @@ CALM = 10  # records without a finding before it is told again
 BAND = 0.02  # relative distance at which a loss counts as being at a value
 SPREAD = "_feat_std"  # how the keys of feature spreads end
 COLLAPSED = 0.1  # feature spread; below it the mean cosine of two inputs is above 0.99
+ONCE_SPREAD = 3 * COLLAPSED  # features that were told apart
+MANY_LINES = 15  # records that need not be many steps
 STARVED = 0.3  # share of the time spent waiting for data
 MANY_DUPLICATES = 0.05  # share of the negatives
 EXPLODED = 20  # times the running median of the gradient norm
@@ -165,7 +167,7 @@ class HealthMonitor:
 
     def _collapse(self) -> Iterator[Finding]:
         for key in self._series:
-            recent = self._recent(key, lambda spread: spread < COLLAPSED, 5, 100) if key.endswith(SPREAD) else None
+            recent = self._collapsed(key) if key.endswith(SPREAD) else None
             if recent:
                 kind = key.removesuffix(SPREAD)
                 yield (
@@ -173,6 +175,16 @@ class HealthMonitor:
                     f"the {kind} encoder has collapsed: since step {recent.since:,} the spread of its features is "
                     f"{fmean(recent.values):.3f} (1: all over, 0: every {kind} gets the same vector)",
                 )
+
+    def _collapsed(self, key: str) -> _Stretch | None:
+        """A spread that stays low: after the warm-up, or before, where it has been higher. A new model starts low."""
+
+        def low(spread: float) -> bool:
+            return spread < COLLAPSED
+
+        after = self._recent(key, low, 5, 100) or self._recent(key, low, MANY_LINES, 1)
+        was_spread = any(spread > ONCE_SPREAD for _, spread in self._series[key])
+        return after or (self._recent(key, low, MANY_LINES) if was_spread else None)
 
     def _itm(self) -> Iterator[Finding]:
         for chance, meaning in CHANCE_ITM.items():
@@ -196,12 +208,10 @@ class HealthMonitor:
 
     def _temperature(self) -> Iterator[Finding]:
         low, high = TEMPERATURE_RANGE
-        if self._recent("temperature", lambda value: value <= low * 1.001, 3):
-            text = f"the temperature is at its lower bound {low:g}: the contrast cannot get sharper"
-            yield "temperature_low", text
-        if self._recent("temperature", lambda value: value >= high * 0.999, 3):
-            text = f"the temperature is at its upper bound {high:g}: the model cannot tell pairs apart"
-            yield "temperature_high", text
+        if recent := self._recent("temperature", lambda value: value <= low * 1.001, 3):
+            yield "temperature_low", f"{_at(recent, 'lower', low)}: the contrast cannot get sharper"
+        if recent := self._recent("temperature", lambda value: value >= high * 0.999, 3):
+            yield "temperature_high", f"{_at(recent, 'upper', high)}: the model cannot tell pairs apart"
 
     def _loader(self) -> Iterator[Finding]:
         recent = self._recent("loader_wait", lambda share: share > STARVED, 3)
@@ -232,6 +242,14 @@ class HealthMonitor:
         noise = median(abs(loss - usual) for loss in losses)
         if min(now) > max(SPIKE * usual, usual + 8 * noise):
             yield "spike", f"the loss has jumped to {now[0]:.3g}; its running median is {usual:.3g}"
+
+
+def _at(recent: _Stretch, which: str, bound: float) -> str:
+    """Where the temperature is; only pre-training keeps it within its bounds."""
+    value = recent.values[0]
+    if abs(value - bound) <= 0.001 * bound:
+        return f"the temperature is at its {which} bound {bound:g}"
+    return f"the temperature is {value:.3g}, {'below' if value < bound else 'above'} its {which} bound {bound:g}"
 
 
 SAME = 0.999  # cosine from which two features count as those of the same input

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from tcl.distributed.share import Share
 from tcl.distributed.world import Agreement
-from tcl.errors import NonFiniteError
+from tcl.errors import NonFiniteError, TclError
 from tcl.files.atomic import write_whole
 from tcl.files.locks import BEGUN_FILE, hold_run
 from tcl.machine.signals import Stopped, StopRequest
 from tcl.report.page import write_report
 from tcl.report.records import read_records
 from tcl.training.checkpoint import prune_checkpoints
+from tcl.training.diagnosis import USUAL_LR, Cause, find_cause, lr_is_far_off
 from tcl.training.health import HealthMonitor
 from tcl.training.preflight import BEST_FILE, BEST_FOLDER, METRICS_FILE, count_stale, read_best
 from tcl.training.runlog import RunLog, point_latest_at
@@ -204,20 +205,32 @@ class _Fit:
         self.runlog.training(record, self.waited)
 
     def raise_if_nonfinite(self) -> None:
-        """Stop the run when an update had to be withheld, and name the samples."""
+        """Stop the run when an update had to be withheld, and name what is not finite, and the samples."""
         found = self.training.nonfinite_steps()
         if found is None:
             return
         step, place = self.training.step, self.run / "nonfinite_samples.json"
         samples = [sample for of_one in self.world.collect(found.samples) for sample in of_one]
+        try:
+            cause = find_cause(self.training, range(found.first - 1, step))
+        except (RuntimeError, TclError):  # what is wrong already may be why; it must not hide it
+            cause = Cause()
+        causes = self.world.collect(cause)
+        cause = next((each for each in causes if each.term or each.layer), cause)
+        alone = [sample for each in causes for sample in each.samples]
         if self.world.is_main:
-            text = json.dumps({"step": step, "samples": samples}, indent=2)
+            findings = {"term": cause.term, "layer": cause.layer, "alone": alone}
+            text = json.dumps({"step": step, **findings, "samples": samples}, indent=2)
             place.write_text(text + "\n", encoding="utf-8")
         when = f"at step {step}" if found.first == step else f"between steps {found.first} and {step}"
+        lr, (low, high) = self.training.recipe.optim.lr, USUAL_LR
+        advice = "look at these samples, or lower optim.lr"
+        if lr_is_far_off(lr):
+            advice = f"likely because optim.lr={lr:g} is far above the usual {low:g} to {high:g}: lower it"
         raise NonFiniteError(
-            f"the loss or its gradient is not finite {when}; the update was not applied. "
+            f"the loss or its gradient is not finite {when}; the update was not applied. {cause.describe()}"
             f"Samples: {', '.join(samples[:3])}{', ...' if len(samples) > 3 else ''} (all in {place})",
-            hint=f"look at these samples, or lower optim.lr, then continue with --resume --out {self.run}",
+            hint=f"{advice}, then continue with --resume --out {self.run}",
         )
 
     def save(self) -> None:

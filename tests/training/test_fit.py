@@ -307,8 +307,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path, precision: s
     with torch.no_grad():  # a gradient that is infinite whatever the scale, of a loss that is finite
         training.model.temp.register_hook(lambda grad: torch.full_like(grad, math.inf))
     before = training.model.vision_proj.weight.clone()
-    with pytest.raises(NonFiniteError, match=f"the loss or its gradient is not finite at step {step};"):
+    with pytest.raises(NonFiniteError, match=f"the loss or its gradient is not finite at step {step};") as caught:
         fit(training, tmp_path / "run")
+    assert "The first that is not finite: the gradient of temp. " in caught.value.message
     assert torch.equal(training.model.vision_proj.weight, before)
 
 

@@ -198,3 +198,20 @@ def test_odd_records_do_no_harm() -> None:
         {"step": 2, "val_r_mean": 3.0},
     ]
     assert [monitor.examine(record) for record in odd] == [[]] * len(odd)
+
+
+def test_a_collapse_is_said_within_twenty_lines_however_often_they_come() -> None:
+    said = examine(HealthMonitor(CANDIDATES, warmup_steps=10), 20, first=11, every=1, image_feat_std=0.01)
+    only(said, "image encoder has collapsed")
+
+
+def test_a_collapse_in_the_warm_up_is_said_where_features_were_spread_before() -> None:
+    monitor = HealthMonitor(CANDIDATES, warmup_steps=10_000)
+    assert examine(monitor, 30, first=1, every=1, image_feat_std=0.01) == []  # as a new model starts
+    assert examine(monitor, 5, first=31, every=1, image_feat_std=0.8) == []
+    only(examine(monitor, 20, first=36, every=1, image_feat_std=0.01), "image encoder has collapsed: since step 36")
+
+
+@pytest.mark.parametrize(("value", "where"), [(-0.2, "below its lower"), (0.0005, "below"), (0.9, "above its upper")])
+def test_a_temperature_outside_its_range_is_said(value: float, where: str) -> None:
+    only(examine(HealthMonitor(CANDIDATES), 3, temperature=value), f"the temperature is {value:g}, {where}")

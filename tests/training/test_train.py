@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -176,8 +177,10 @@ def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(
         training.model.get_parameter(weight)[0, 0] = float("inf")
     before = {name: p.clone() for name, p in training.model.named_parameters()}
     run = tmp_path / "run"
-    with pytest.raises(NonFiniteError, match=r"not finite between steps 1 and 2; .*scenes:train:0:\d+"):
+    with pytest.raises(NonFiniteError, match=r"not finite between steps 1 and 2; .*scenes:train:0:\d+") as caught:
         fit(training, run)
+    layer = weight.removesuffix(".weight").removesuffix(".mlp.fc1")  # a block computes its own feed-forward half
+    assert f"the layer {layer}. Every sample of the batch does it" in caught.value.message
     for name, parameter in training.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
     named = (run / "nonfinite_samples.json").read_text()
@@ -185,6 +188,34 @@ def test_nonfinite_loss_stops_before_the_update_and_names_the_samples(
     assert json.loads(named)["step"] == 2 and '\n  "samples": [' in named  # for people
     assert len(samples) >= 4 and all(sample.startswith("scenes:train:0:") for sample in samples)
     assert not checkpoints(run)
+
+
+def test_a_single_sample_that_makes_the_loss_infinite_is_named(tmp_path: Path) -> None:
+    """With the layer where it begins, the first loss term it reaches, and its name alone among those of the batch."""
+    training = build_training(tiny_recipe(), CPU)
+    batch = next(training.loader.batches(0))
+    bad, marked = batch.sample_ids[2], batch.images[2].clone()
+
+    def poison(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        pixels = training.model.normalise_pixels(marked)
+        same = (inputs[0] - pixels).abs().amax((1, 2, 3)) == 0
+        return torch.where(same[:, None, None], math.inf, output)
+
+    training.model.visual_encoder.patch_embed.register_forward_hook(poison)
+    with pytest.raises(NonFiniteError) as caught:
+        fit(training, tmp_path / "run")
+    assert "not finite: the loss term cma_i2t and the layer visual_encoder.patch_embed" in caught.value.message
+    assert f"It comes of {bad}. Samples: " in caught.value.message
+    written = json.loads((tmp_path / "run" / "nonfinite_samples.json").read_text())
+    assert written["alone"] == [bad] and written["term"] == "cma_i2t" and len(written["samples"]) == 4
+
+
+def test_a_learning_rate_far_above_the_usual_is_said_as_the_cause(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    optim = recipe.optim.model_copy(update={"lr": 1e30, "warmup_steps": 0, "clip_norm": None})
+    with pytest.raises(NonFiniteError) as caught:
+        fit(build_training(recipe.model_copy(update={"optim": optim}), CPU), tmp_path / "run")
+    assert str(caught.value.hint).startswith("likely because optim.lr=1e+30 is far above the usual 1e-05 to 0.001")
 
 
 def test_settings_that_may_change_on_resume_do(uninterrupted: Path) -> None:
