@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -35,11 +35,13 @@ class Finetuning:
         objective: model, teacher and losses in one module, for DDP to wrap.
         loader: batches of training rows.
         validation: rows to validate on, where there are any; of the subclass.
+        classes: training rows of each class, where the task learns labels.
     """
 
     best_by = "accuracy"
     candidates: int | None = None
     validation: Any
+    classes: Mapping[str, int] = {}
 
     def __init__(
         self,

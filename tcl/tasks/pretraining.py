@@ -95,6 +95,11 @@ class Pretraining:
         return self.index.fingerprint
 
     @property
+    def classes(self) -> dict[str, int]:
+        """None: pairs have no labels."""
+        return {}
+
+    @property
     def candidates(self) -> int:
         """Features that each sample is contrasted with: those of its batch and the queue."""
         return self.loader.batch_size + self.recipe.loss.queue_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from tcl.config.recipe import Recipe
+from tcl.data.labels.classes import spelling_warning
 from tcl.data.labels.samples import StatementBatch, StatementSamples
 from tcl.data.labels.statements import Statement, StatementTask, label_set, read_statements
 from tcl.data.sources.columns import Columns
@@ -47,7 +49,10 @@ class StatementTraining(Finetuning):
             columns = Columns.of(recipe.data)
             statements = list(read_statements(self.task, recipe.data.train, recipe.data.images, columns))
         self.validation: list[Statement] = []
-        found = {str(statement.label) for statement in statements}
+        counts = Counter(str(statement.label) for statement in statements)
+        found = counts.keys()
+        if warning := spelling_warning(counts, "labels"):
+            reporter.message(warning)
 
         def choose_head(known: HeadConfig | None) -> HeadConfig:
             labels = label_set(self.task, found)
@@ -59,6 +64,7 @@ class StatementTraining(Finetuning):
 
         texts = (statement.text for statement in statements)
         model = cast(Classifier, start_model(recipe, texts, checkpoint, reporter, choose_head))
+        self.classes = {label: counts[label] for label in model.head.labels}
         samples = StatementSamples(
             statements,
             model.head.labels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from tcl.config.recipe import Recipe
+from tcl.data.labels.classes import spelling_warning
 from tcl.data.labels.questions import Question, answer_list, read_answer_list, read_questions
 from tcl.data.labels.samples import QuestionBatch, QuestionSamples
 from tcl.data.sources.columns import Columns
@@ -50,6 +52,10 @@ class VqaTraining(Finetuning):
             self.validation = list(read_questions(data.val, data.images, columns)) if data.val else []
             answers = read_answer_list(Path(data.answers)) if data.answers else answer_list(questions, data.max_answers)
             _check_answers(questions, answers, reporter)
+            counts = Counter(answer for question in questions for answer in set(question.answers))
+            self.classes = {answer: counts[answer] for answer in answers}
+            if warning := spelling_warning(self.classes, "answers"):
+                reporter.message(warning)
             if self.validation:
                 check_readable(question.image for question in self.validation)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -51,6 +51,10 @@ class Task(Protocol):
     @property
     def fingerprint(self) -> str:
         """Identifies the training rows and their order."""
+
+    @property
+    def classes(self) -> Mapping[str, int]:
+        """Training rows of each class, where the task has classes."""
 
     @property
     def candidates(self) -> int | None:

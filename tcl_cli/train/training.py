@@ -85,6 +85,7 @@ def _with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 
 
 INTERRUPTED = 130
+CLASSES_SHOWN = 12
 ROWS = {"vqa": "questions", "entailment": "statements", "nlvr2": "statements"}  # what a task learns from, if not pairs
 
 
@@ -250,6 +251,10 @@ def describe(training: Training, footprint: Footprint) -> None:
     out.message(f"Model      {total / 1e6:.1f} M parameters{some}, {size} px, {training.precision}, {where}")
     steps, samples = loader.steps_per_epoch, loader.samples_per_step
     out.message(f"Data       {training.task.rows} {rows}, {steps} steps of {samples} per epoch")
+    if classes := training.task.classes:
+        shown = [f"{label} {count}" for label, count in list(classes.items())[:CLASSES_SHOWN]]
+        more = f", and {len(classes) - len(shown)} more" if len(classes) > len(shown) else ""
+        out.message(f"Classes    {len(classes)}: {', '.join(shown)}{more}")
     for line in footprint.describe(loader.batch_size, steps * samples, world.size, rows):
         out.message(line)
     out.message(f"Training   {counted(training.total_steps, 'steps')} ({_epochs(training.total_steps / steps)})")

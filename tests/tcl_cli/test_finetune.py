@@ -52,6 +52,30 @@ def test_train_validate_test_and_use(place: Path, tcl: Any) -> None:
     assert exported.code == 0, exported.stderr
 
 
+def test_labels_that_differ_in_spelling_only_are_shown_before_training(place: Path, tcl: Any) -> None:
+    rows = [statement("entailment", number, label) for number, label in enumerate(["Yes", "yes", "no ", "no"] * 3)]
+    write_rows(place / "spelt.jsonl", rows)
+    result = tcl("finetune", "entailment", "--data", "spelt.jsonl", *QUICK, "--dry-run")
+    assert result.code == 0, result.stderr
+    assert "Classes    3: no 6, Yes 3, yes 3\n" in result.stderr
+    assert (
+        "Warning: labels that differ in case or spaces only are learned as different ones: 'Yes' (3) and 'yes' (3)\n"
+    ) in result.stderr
+    write_rows(place / "right.jsonl", [row | {"label": row["label"].strip().lower()} for row in rows])
+    right = tcl("finetune", "entailment", "--data", "right.jsonl", *QUICK, "--dry-run")
+    assert "Classes    2: no 6, yes 6\n" in right.stderr and "Warning: labels" not in right.stderr
+
+
+def test_answers_are_counted_and_compared_too(place: Path, tcl: Any) -> None:
+    rows = [question(number, answers=[answer]) for number, answer in enumerate(["Dog", "dog", "big cat", "big  cat"])]
+    write_rows(place / "spelt.jsonl", rows)
+    result = tcl("finetune", "vqa", "--data", "spelt.jsonl", *QUICK, "--dry-run")
+    assert result.code == 0, result.stderr
+    assert "Classes    4: Dog 1, big  cat 1, big cat 1, dog 1\n" in result.stderr
+    assert "Warning: answers that differ in case or spaces only are learned as different ones: " in result.stderr
+    assert "'Dog' (1) and 'dog' (1); 1 more such groups" in result.stderr
+
+
 def test_a_model_for_two_images_embeds_and_exports(place: Path, tcl: Any) -> None:
     write_rows(
         place / "pairs.jsonl", [statement("nlvr2", number, ("True", "False")[number % 2]) for number in range(4)]
