@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
 from tcl.files.names import on_one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Task
+    from rich.text import Text
 
 PLAIN_INTERVAL = 5.0  # seconds between progress lines when stderr is no terminal
 
@@ -26,7 +31,23 @@ class Advance(Protocol):
 
 
 class Console:
-    """What commands write with."""
+    """What commands write with. While a bar is shown, what goes to stderr is printed above it."""
+
+    def __init__(self) -> None:
+        self._above: RichConsole | None = None  # of the bar that is shown
+
+    def _say(self, *parts: tuple[str, str]) -> None:
+        """A line on stderr, of texts with a style of rich's or none."""
+        if self._above:
+            from rich.text import Text
+
+            self._above.print(Text.assemble(*parts), soft_wrap=True)
+            return
+        for text, style in parts:
+            colours = [word for word in style.split() if word not in ("bold", "dim")]
+            fg = colours[0] if colours else None
+            typer.secho(text, err=True, nl=False, fg=fg, bold="bold" in style or None, dim="dim" in style or None)
+        typer.echo(err=True)
 
     def data(self, text: str) -> None:
         """A line of the command's result, on stdout."""
@@ -55,20 +76,19 @@ class Console:
 
     def message(self, text: str) -> None:
         """What the command did or is doing, on stderr."""
-        typer.echo(_lines(text), err=True)
+        self._say((_lines(text), ""))
 
     def hint(self, text: str) -> None:
         """What the user can do next, on stderr."""
-        typer.secho(f"  -> {_lines(text)}", err=True, dim=True)
+        self._say((f"  -> {_lines(text)}", "dim"))
 
     def warning(self, text: str) -> None:
         """Something the user should know about, on stderr."""
-        typer.secho(f"Warning: {_lines(text)}", err=True, fg="yellow")
+        self._say((f"Warning: {_lines(text)}", "yellow"))
 
     def error(self, message: str, hint: str | None = None) -> None:
         """Why the command failed and what to do next, on stderr."""
-        typer.secho("Error: ", err=True, fg="red", bold=True, nl=False)
-        typer.echo(_lines(message), err=True)
+        self._say(("Error: ", "bold red"), (_lines(message), ""))
         if hint:
             self.hint(hint)
 
@@ -84,9 +104,15 @@ class Console:
         Yields:
             `advance(n, **info)`.
         """
-        if sys.stderr.isatty():
-            with _bar(description, total, initial) as advance:
-                yield advance
+        if sys.stderr.isatty() and self._above is None:
+            from rich.console import Console as RichConsole
+
+            self._above = RichConsole(stderr=True, markup=False, emoji=False, highlight=False)
+            try:
+                with _bar(self._above, description, total, initial) as advance:
+                    yield advance
+            finally:
+                self._above = None
         else:
             lines = _PlainProgress(description, total, initial)
             yield lines.advance
@@ -156,33 +182,45 @@ class _PlainProgress:
         typer.echo("  ".join(parts), err=True)
 
 
-@contextmanager
-def _bar(description: str, total: int | None, initial: int) -> Iterator[Advance]:
-    from rich.console import Console as RichConsole
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _count_of(task: Task) -> str:
+    """`12/30`; without a total, the count and the speed."""
+    if task.total is not None:
+        return f"{task.completed:.0f}/{task.total:.0f}"
+    return f"{task.completed:.0f}" + (f"  {task.speed:.1f}/s" if task.speed else "")
 
-    console = RichConsole(stderr=True, markup=False, emoji=False)
+
+def _rest_of(task: Task) -> str:
+    """How long it will take, where that is known."""
+    return "" if task.time_remaining is None else f"ETA {format_seconds(task.time_remaining)}"
+
+
+@contextmanager
+def _bar(console: RichConsole, description: str, total: int | None, initial: int) -> Iterator[Advance]:
+    """A bar that goes when it is done: what is worth keeping is said in a line."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class Told(ProgressColumn):
+        def __init__(self, tell: Callable[[Task], str], style: str) -> None:
+            super().__init__()
+            self.tell, self.style = tell, style
+
+        def render(self, task: Task) -> Text:
+            return Text(self.tell(task), style=self.style)
+
     bar_width = 24 if console.width >= 120 else 6
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=bar_width),
-        MofNCompleteColumn(),
+        Told(_count_of, "progress.download"),
         TextColumn("{task.fields[info]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
+        Told(_rest_of, "progress.remaining"),
     ]
     # What does not fit beside bar, counts and times on a narrow terminal is left out, rather than squeezing those.
     fixed = len(description) + bar_width + 2 * len(str(total or 10**6)) + 1 + len("0:00:00 ETA 0:00:00") + len(columns)
     shown: dict[str, object] = {}
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total, completed=initial, info="")
 
         def advance(n: int = 1, *, total: int | None = None, **info: object) -> None:
