@@ -44,9 +44,28 @@ def option(*names: str, help: str, panel: str | None = None, **settings: Any) ->
     return typer.Option(*names, help=_as_written(help), rich_help_panel=panel, **settings)
 
 
-def argument(*, metavar: str, help: str) -> Any:
+def argument(*, metavar: str, help: str, **settings: Any) -> Any:
     """An argument."""
-    return typer.Argument(metavar=metavar, help=_as_written(help))
+    return typer.Argument(metavar=metavar, help=_as_written(help), **settings)
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the shell's completion."""
+    from tcl.config.files import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """Settings of a recipe as `key=`."""
+    from tcl.config.recipe import settings
+
+    return [f"{key}=" for key, _ in settings() if key.startswith(incomplete)]
+
+
+def complete_recipe_or_setting(incomplete: str) -> list[str]:
+    """Either, where both may stand."""
+    return complete_recipe(incomplete) + complete_setting(incomplete)
 
 
 def _as_written(text: str) -> str:

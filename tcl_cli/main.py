@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from tcl.errors import MissingExtraError, TclError
 from tcl.version import __version__
 from tcl_cli._commands import Commands, add_commands
 from tcl_cli._console import out
+from tcl_cli._mistakes import hint_for, neighbour
 
 STDOUT, STDERR = 1, 2
 INTERRUPTED = 130
@@ -110,8 +112,9 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False, prog_name="tcl")
     except typer.TyperException as error:  # wrong options and arguments, found by typer
         if type(error).__name__ != "NoArgsIsHelpError":  # that one has printed the help already
-            message = error.format_message().replace(": Value error, ", ": ")  # pydantic's, before a wrong choice
-            out.error(message, hint=_help_hint(error))
+            # pydantic's words before a wrong choice, and the line breaks between the choices
+            message = error.format_message().replace(": Value error, ", ": ").replace("\n\t", " ")
+            out.error(message, hint=hint_for(error, arguments))
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -123,24 +126,20 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _report(error)
+        return _report(error, arguments)
     if code == INTERRUPTED:
         out.message("Interrupted.")
     return code if isinstance(code, int) else 0
 
 
-def _help_hint(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'tcl'} --help"
-
-
-def _report(error: Exception) -> int:
+def _report(error: Exception, arguments: Sequence[str] = ()) -> int:
     """Print an error for people, and return the exit code."""
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRA_OF:
         package = error.name.partition(".")[0]
         error = MissingExtraError(package, EXTRA_OF[package])
     if isinstance(error, TclError):
-        out.error(error.message, error.hint)
+        near = neighbour(error.message, arguments)
+        out.error(error.message, f"did you mean {near}?" if near else error.hint)
         return error.exit_code
     if isinstance(error, OSError):
         if error.errno == errno.EPIPE and _reader_is_gone():

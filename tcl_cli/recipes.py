@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from tcl_cli._console import out as console
-from tcl_cli._options import OUTPUT_PANEL, App, JsonOption, argument, option
+from tcl_cli._options import OUTPUT_PANEL, App, JsonOption, argument, complete_recipe, complete_setting, option
 
 EPILOG = """\
 [bold]Examples[/]
@@ -19,9 +19,15 @@ EPILOG = """\
 
 app = App(help="Find, read, copy and check training recipes.", no_args_is_help=True, epilog=EPILOG)
 
-RecipeArgument = Annotated[str, argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.")]
+RecipeArgument = Annotated[
+    str,
+    argument(metavar="RECIPE", help="The name of a shipped recipe, or a path.", autocompletion=complete_recipe),
+]
 OverridesArgument = Annotated[
-    list[str] | None, argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. optim.lr=2.0e-4")
+    list[str] | None,
+    argument(
+        metavar="[KEY=VALUE]...", help="Settings to change, e.g. optim.lr=2.0e-4", autocompletion=complete_setting
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -36,6 +37,26 @@ class TextEncoderArgs(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="on hidden states and attention, while training")
     layer_norm_eps: float = Field(1e-12, gt=0, description="epsilon of the layer norms")
 
+
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "learningrate", "peak_lr", "max_lr"), "optim.lr"),
+    **dict.fromkeys(("epoch", "num_epochs", "n_epochs", "num_train_epochs", "max_epochs"), "train.epochs"),
+    **dict.fromkeys(("batch", "batchsize", "bs", "train_batch_size", "per_device_train_batch_size"), "data.batch_size"),
+    **dict.fromkeys(("wd", "decay"), "optim.weight_decay"),
+    **dict.fromkeys(("warmup", "num_warmup_steps"), "optim.warmup_steps"),
+    **dict.fromkeys(("clip", "grad_clip", "clip_grad", "max_grad_norm", "gradient_clip_val"), "optim.clip_norm"),
+    **dict.fromkeys(("dim", "embedding_dim", "projection_dim"), "model.embed_dim"),
+    **dict.fromkeys(("img_size", "image_res", "resolution", "size"), "model.image_size"),
+    **dict.fromkeys(("backbone", "vision_encoder", "visual_encoder"), "model.image_encoder"),
+    **dict.fromkeys(("max_steps", "num_steps", "iterations"), "train.steps"),
+    **dict.fromkeys(("random_seed", "rng_seed"), "train.seed"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), "train.precision"),
+    **dict.fromkeys(("grad_accum", "accum", "accumulation", "gradient_accumulation_steps"), "train.accumulate"),
+    **dict.fromkeys(("num_workers", "n_workers", "dataloader_num_workers"), "data.workers"),
+    **dict.fromkeys(("temp", "tau"), "loss.temperature"),
+    **dict.fromkeys(("queue", "queue_len"), "loss.queue_size"),
+}
+"""What people type for a setting, where other tools have another name for it."""
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 1024  # of an image, pixels
 
@@ -261,28 +282,47 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), model: ModelC
 
 
 def build_recipe(values: dict[str, Any], overrides: Sequence[str] = (), place: str = "recipe") -> Recipe:
-    """Validate a nested mapping with overrides applied."""
+    """Validate a nested mapping with overrides applied; where it is valid without them, they are what is wrong."""
+    own = deepcopy(values)
     for override in overrides:
         apply_override(values, override)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
+        if overrides and _is_valid(own):
+            place = "the settings given"
         raise ConfigError(
             "\n".join([f"{place}: {len(lines)} wrong setting{'s' * (len(lines) > 1)}", *lines]),
             hint="tcl recipes show demo --keys lists every setting with its meaning",
         ) from error
 
 
+def _is_valid(values: dict[str, Any]) -> bool:
+    try:
+        Recipe.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+def nearest_setting(key: str) -> str | None:
+    """The setting that was probably meant by a key that is none."""
+    names = [name for name, _ in settings()]
+    last = key.rpartition(".")[2].lower().replace("-", "_")
+    same = [name for name in names if name.rpartition(".")[2] == last]
+    if same or last in SYNONYMS:
+        return same[0] if same else SYNONYMS[last]
+    close = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(last, SYNONYMS, n=1, cutoff=0.85)
+    return SYNONYMS.get(close[0], close[0]) if close else None
+
+
 def _explain(item: Any) -> str:
     """One line for one pydantic error: key, what is wrong, what was given."""
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        names = [name for name, _ in settings()]
-        close = difflib.get_close_matches(key, names, n=1) or [
-            name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]
-        ]
-        return f"  {key}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
+        meant = nearest_setting(key)
+        return f"  {key}: no such setting" + (f"; did you mean {meant}?" if meant else "")
     message = item["msg"].removeprefix("Value error, ")  # pydantic's, before what a validator of ours says
     given = "" if isinstance(item["input"], dict | BaseModel) else f", not {item['input']!r}"
     return f"  {key}: {message[0].lower()}{message[1:]}{given}"

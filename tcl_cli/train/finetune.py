@@ -24,6 +24,7 @@ from tcl_cli._options import (
     RunOption,
     TrainingBatchOption,
     argument,
+    complete_recipe_or_setting,
     option,
 )
 from tcl_cli.train.run_folder import claim_run, recipe_of_run, record, vocabulary_of_run
@@ -64,6 +65,7 @@ def finetune(
         list[str] | None,
         argument(
             metavar="RECIPE|KEY=VALUE",
+            autocompletion=complete_recipe_or_setting,
             help="A recipe of the task, a file or the name of a shipped one (`tcl recipes ls`), and settings that "
             "replace its own. Default: `small-<task>`.",
         ),

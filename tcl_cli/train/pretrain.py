@@ -20,6 +20,7 @@ from tcl_cli._options import (
     RunOption,
     TrainingBatchOption,
     argument,
+    complete_recipe_or_setting,
     option,
 )
 from tcl_cli.train.run_folder import claim_run, recipe_of_run, record, vocabulary_of_run
@@ -54,6 +55,7 @@ def pretrain(
         list[str] | None,
         argument(
             metavar="RECIPE|KEY=VALUE",
+            autocompletion=complete_recipe_or_setting,
             help="A recipe file or the name of a shipped one (`tcl recipes ls`), and settings that replace its own. "
             "Default: `demo`, or `small` when there is --data.",
         ),

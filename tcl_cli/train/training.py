@@ -119,7 +119,6 @@ def _settle(plan: Callable[[], Choice]) -> RunPlan:
     from tcl.training.preflight import is_finished
 
     run, checkpoint, recipe = plan()
-    out.message(f"Run        {run}")
     finished = checkpoint is not None and is_finished(run, checkpoint, recipe)
     if finished:
         out.message(f"{run} is finished, there is nothing left to do. Its model: {run / 'model'}")
@@ -178,6 +177,7 @@ def train(
         check(training.model)
         footprint = reporter.measure(training)
         if world.is_main:
+            out.message(f"Run        {run}")
             describe(training, footprint)
             if resume or checkpoint:
                 continues = f"Continuing {run} at step {training.step}."
