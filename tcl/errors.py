@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST = 900  # characters of a line
+
 
 class TclError(Exception):
     """Something failed at run time.
@@ -14,6 +16,8 @@ class TclError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        # A damaged file may hold a text of any length where a name is expected.
+        message = "\n".join(line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.split("\n"))
         super().__init__(message)
         self.message = message
         self.hint = hint

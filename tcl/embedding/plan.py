@@ -180,12 +180,13 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if before.get(name) == now[name]:
             continue
         if name == "inputs":
-            counts = [values[0] if isinstance(values, list) else "?" for values in (before.get(name), now[name])]
+            known = before.get(name)
+            counts = [str(known[0])[:40] if isinstance(known, list) and known else "?", str(now[name][0])]
             found.append("inputs" if counts[0] == counts[1] else f"inputs ({counts[0]} then, {counts[1]} now)")
         elif name == "model":
             found.append(f"model ({str(before.get(name))[:12]} then, {now[name][:12]} now)")
         elif name in ("preprocessing", "token_shape"):
             found.append("preprocessing" if name == "preprocessing" else "--keep-tokens")
         else:
-            found.append(f"{name.replace('_', ' ')} ({before.get(name)} then, {now[name]} now)")
+            found.append(f"{name.replace('_', ' ')} ({str(before.get(name))[:40]} then, {now[name]} now)")
     return found

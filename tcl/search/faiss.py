@@ -49,6 +49,7 @@ class IndexReport:
     queries: int
 
 
+LONGEST_NAME = 1000  # characters of a path
 REPORT = {
     "kind": str,
     "vectors": str,
@@ -124,6 +125,8 @@ def read_report(path: Path) -> IndexReport:
             raise UsageError(f"{file}: no such file", hint="make it with `tcl index VECTORS`")
     try:
         values = read_object(report_file(path), REPORT)
+        if not 0 < len(values["vectors"]) < LONGEST_NAME or "\0" in values["vectors"]:
+            raise Malformed("vectors is not the name of a file")
         return IndexReport(**{name: values[name] for name in REPORT})
     except Malformed as error:
         raise DataError(f"{report_file(path)}: damaged: {error}", hint="run `tcl index` again") from error

@@ -100,7 +100,6 @@ class ParquetPart:
     """Vectors with their ids in a Parquet file, read by row group."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow as pa
         from pyarrow import parquet
 
         self.path = path
@@ -109,12 +108,12 @@ class ParquetPart:
             kind = self.file.schema_arrow.field("vector").type
             self.width, self.dtype = int(kind.list_size), np.dtype(kind.value_type.to_pandas_dtype())
             self.file.schema_arrow.field("id")
-        except (pa.ArrowException, OSError, KeyError, AttributeError, NotImplementedError) as error:
+            self._columns = [name for name in RECORD if name in self.file.schema_arrow.names]
+        except Exception as error:  # a damaged schema makes pyarrow raise a dozen kinds
             raise DataError(f"{path}: not vectors of `tcl embed`: {reason_of(error)}") from error
         metadata = self.file.metadata
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *counts])
-        self._columns = [name for name in RECORD if name in self.file.schema_arrow.names]
         self._vectors = lru_cache(_ROW_GROUPS)(self._read_vectors)
         self._records = lru_cache(_ROW_GROUPS)(self._read_records)
         self._checksums = lru_cache(_ROW_GROUPS)(self._read_checksums)
@@ -139,7 +138,10 @@ class ParquetPart:
     def record(self, row: int) -> dict[str, Any]:
         group, place = self._find(row)
         table = self._records(group)
-        values = {name: table[name][place].as_py() for name in self._columns}
+        try:
+            values = {name: table[name][place].as_py() for name in self._columns}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: damaged: row {row} is not UTF-8 text", hint=AGAIN) from error
         record = {name: from_unicode(value) if isinstance(value, str) else value for name, value in values.items()}
         if record.get("path") == record["id"]:
             del record["path"]  # said once, as in the JSONL
@@ -159,6 +161,8 @@ class ParquetPart:
 
     def _read_vectors(self, group: int) -> NDArray[Any]:
         column = self._read(group, ["vector"])["vector"]
+        if len(column) != self._starts[group + 1] - self._starts[group]:
+            raise DataError(f"{self.path}: damaged: row group {group} has {len(column)} rows", hint=AGAIN)
         if column.null_count:
             raise DataError(f"{self.path}: row group {group} has rows without a vector", hint=AGAIN)
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -176,7 +180,7 @@ class ParquetPart:
 
         try:
             return self.file.read_row_group(group, columns=columns)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path}: damaged or cut off: {reason_of(error)}", hint=AGAIN) from error
 
 
