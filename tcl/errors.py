@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 900  # characters of a line
+_HIDDEN = "***"
+_USER = re.compile(r"(https?://)[^/\s?#]*@|(://[^/\s:@?#]*:)[^/\s?#]*(?=@)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"([?&;](?:x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|(?:[a-z0-9]+[_-])*"
+    r"(?:[a-z]*token|key|apikey|accesskey|sig|signature|secret|password|passwd|pwd|auth|authorization|credentials?))=)"
+    r"[^&#\s!\"'<>]*?(?=[:,;.)\]]*(?:[&#\s!\"'<>]|$))",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text with the credentials of its URLs as `***`: `user:password@`, `?token=`, `X-Amz-...=`, `sig=`, `key=`.
+
+    What shows or stores a URL for people does so by this; errors do it themselves.
+    """
+    before, mark, url = text.partition("://")
+    if not mark:
+        return text
+    text = before + _SECRET.sub(rf"\1{_HIDDEN}", mark + url)
+    return _USER.sub(lambda found: f"{found[1]}{_HIDDEN}@" if found[1] else f"{found[2]}{_HIDDEN}", text)
 
 
 class TclError(Exception):
@@ -17,10 +39,10 @@ class TclError(Exception):
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         # A damaged file may hold a text of any length where a name is expected.
-        message = "\n".join(line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.split("\n"))
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        lines = [line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.split("\n")]
+        self.message = without_secrets("\n".join(lines))
+        self.hint = hint and without_secrets(hint)
+        super().__init__(self.message)
 
 
 class UsageError(TclError):

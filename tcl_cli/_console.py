@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from tcl.errors import without_secrets
 from tcl.files.names import on_one_line
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _cell(value: object) -> str:
 
 def _lines(text: str) -> str:
     """Text whose line breaks are its own; the names in it send nothing else to the terminal."""
-    return "\n".join(map(on_one_line, text.split("\n")))
+    return "\n".join(map(on_one_line, without_secrets(text).split("\n")))
 
 
 def format_value(value: object) -> str:

@@ -60,12 +60,17 @@ def parse_query(text: str) -> Query:
         UsageError: it holds no words, or names an image or a file of vectors that is not there.
         DataError: it is a file of vectors that holds none, or several.
     """
+    from tcl.files.named import allow
+    from tcl.files.remote import is_url
+
     if text.endswith(".npy") and os.path.isfile(text):
         count = len(_open_vectors(Path(text)))
         if count != 1:
             raise UsageError(f"{text}: holds {count} vectors", hint=f"search for all of them: --queries {text}")
         return next(_vectors(Path(text)))
-    return _text_or_image(text)
+    if is_url(text):
+        allow(text)
+    return _text_or_image(text.removeprefix("file://"))
 
 
 def read_queries(path: Path) -> Iterator[Query]:

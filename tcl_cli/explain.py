@@ -57,11 +57,15 @@ def explain(
     from tcl.explain.gradcam import explain as explain_caption
     from tcl.explain.gradcam import fusion_layers
     from tcl.files.atomic import atomic_file
+    from tcl.files.named import allow
+    from tcl.files.remote import is_url
 
     _check_output(out, image)
     if not clean_caption(caption).strip():
         raise UsageError(f"the caption {caption!r} holds no words", hint="describe the image")
-    picture = decode(image)
+    if is_url(image):
+        allow(image)
+    picture = decode(image.removeprefix("file://"))
     source, loaded = _load(model, device)
     found = explain_caption(loaded, picture, caption, layer)
     size = picture.height, picture.width

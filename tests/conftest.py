@@ -25,6 +25,13 @@ from tcl.weights.files import hash_model
 
 pytest_plugins = ["tests.bundles"]
 
+
+@pytest.fixture(autouse=True)
+def urls_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the files of a test may name beside URLs of the web and of object stores: files in memory."""
+    monkeypatch.setenv("TCL_URLS", "memory unsteady")
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # The same examples in every run: a test that fails does so for everyone.

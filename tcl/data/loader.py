@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tcl.data.images.decode import ImageError
 from tcl.data.sources.find import SourceRows
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, UsageError, without_secrets
 from tcl.machine.seeding import mix, seeded
 
 _TRIES = 20
@@ -254,7 +254,7 @@ class _Drawn(Dataset[_Loaded | DataError]):
         seed = mix(self.seed, draw.epoch, draw.position)
         bad: list[dict[str, str]] = []
         for row in self._candidates(draw.row, seed):
-            name = self.samples.name(row)
+            name = without_secrets(self.samples.name(row))  # for logs and lists
             try:
                 with seeded(seed):
                     return _Loaded(self.samples.load(row), name, bad)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tcl.data.images.decode import ImageError
 from tcl.data.images.thumbnail import thumbnail
 from tcl.data.inputs.listing import locate
-from tcl.errors import UsageError
+from tcl.errors import UsageError, without_secrets
 from tcl.files.atomic import atomic_file
 from tcl.files.names import on_one_line
 from tcl.files.pages import page
@@ -59,7 +59,7 @@ def write_page(path: Path, title: str, note: str, sections: Iterable[Section], k
                 kind=kind,
                 shown=SHOWN,
                 locate=lambda hit: locate(hit.path or hit.id, root),
-                name=lambda hit: on_one_line(hit.path or hit.id),
+                name=lambda hit: on_one_line(without_secrets(hit.path or hit.id)),
                 picture_of=_picture,
             )
             file.writelines(content)

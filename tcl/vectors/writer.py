@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl.errors import without_secrets
 from tcl.files.atomic import write_whole
 from tcl.files.names import to_unicode
 from tcl.vectors.dtypes import quantise, stored_type, stored_width
@@ -74,6 +75,8 @@ class VectorWriter:
         tokens = None if tokens is None else np.asarray(tokens, np.float16)
         checksums = None if tokens is None else list(map(tokens_checksum, stored, tokens))
         self.count += len(ids)
+        if self._value_name == "path":
+            values = list(map(without_secrets, values))
         arrays = iter(self._arrays)
         if self._rows is not None:
             self._rows.append(ids, values, stored, checksums)

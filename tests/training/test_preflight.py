@@ -100,7 +100,7 @@ def test_remote_images_are_asked_for_and_remote_shards_are_not_downloaded(monkey
     def fetch(url: str) -> Path:
         raise AssertionError(url)
 
-    monkeypatch.setattr(storage, "fetch", fetch)
+    monkeypatch.setattr(storage, "fetch_named", fetch)
     assert look_at("memory://looked-at/shard.tar!a.png@512+100") == []
     with pytest.raises(UsageError, match="nosuch"):
         monkeypatch.undo()

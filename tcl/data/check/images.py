@@ -17,6 +17,7 @@ import numpy as np
 from tcl.data.check.figures import SHOWN, Listing, digest, most_common, percent, share, summary
 from tcl.data.images.decode import ImageError
 from tcl.data.images.original import MISSING, read_original
+from tcl.errors import without_secrets
 from tcl.machine.processes import ordered_map
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def check_images(
             if seen.reason:
                 problem = {
                     "row": row,
-                    "image": reference,
+                    "image": without_secrets(reference),
                     "problem": "missing" if seen.reason == MISSING else "unreadable",
                     "reason": seen.reason,
                 }
@@ -200,4 +201,5 @@ def _count_copies(
         return
     for position in np.flatnonzero(first[same] != np.arange(len(contents))):
         row, original = int(owners[position]), int(owners[first[same[position]]])
-        listing({"row": row, "image": index[row].image, "problem": "copy", "of": index[original].image})
+        image, copied = (without_secrets(index[number].image) for number in (row, original))
+        listing({"row": row, "image": image, "problem": "copy", "of": copied})

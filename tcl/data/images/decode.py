@@ -22,7 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from tcl.data.scenes import scenes
 from tcl.data.storage.open import NOT_A_FILE, blocks
 from tcl.data.storage.parquet_cells import open_image
-from tcl.errors import DataError, UsageError, reason_of
+from tcl.errors import DataError, UsageError, reason_of, without_secrets
 from tcl.files.cache import CacheError
 
 
@@ -126,7 +126,7 @@ class ImageError(DataError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"cannot read image {name}: {reason}")
-        self.reason = reason
+        self.reason = without_secrets(reason)
 
 
 def decode(source: Source, at_least: tuple[int, int] | None = None) -> Image.Image:

@@ -44,7 +44,8 @@ from tcl.data.sources.records import has_texts
 from tcl.data.storage.tar import unpack_command
 from tcl.data.strings import Strings
 from tcl.data.tables.formats import READERS, numbered_lines
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, UsageError, without_secrets
+from tcl.files.named import allow
 from tcl.files.names import natural_key
 from tcl.files.remote import fetch, find, is_url, stamp, url_path
 
@@ -86,6 +87,8 @@ def list_inputs(
     if images is not None and not is_url(images) and not Path(images).is_dir():
         raise UsageError(f"{images}: no such folder", hint="say by --images where the images are")
     columns = Columns(image_column, text_column, id_column)
+    for url in filter(is_url, (source, images or "")):
+        allow(url)  # and what is beside it, which the source then names
     asked = _Asked(source.removeprefix("file://"), kind, columns, images, progress)
     try:
         inputs = _list(asked, stdin)
@@ -214,7 +217,8 @@ def _lines(asked: _Asked, path: Path, root: Path, base: str) -> Inputs:
     if kind == "text":
         return Inputs("text", *gather((InputRow(str(number), line) for number, line in lines), asked.progress), root)
     start = asked.images and (asked.images if is_url(asked.images) else os.path.abspath(asked.images))
-    ids, values = gather((InputRow(line, resolve(line, start or base)) for _, line in lines), asked.progress)
+    rows = (InputRow(without_secrets(line), resolve(line, start or base)) for _, line in lines)
+    ids, values = gather(rows, asked.progress)
     return Inputs("image", numbered(ids), values, root)
 
 
@@ -242,7 +246,7 @@ def _remote(asked: _Asked) -> Inputs:
         _without_columns(_only_images(asked))
         patterns = without_braces(url)
         if len(patterns) == 1 and not wildcard and (web or suffix in IMAGE_SUFFIXES):
-            ids = Strings.of([PurePosixPath(url_path(url)).name or url])
+            ids = Strings.of([PurePosixPath(url_path(url)).name or without_secrets(url)])
             return Inputs("image", ids, Strings.of([url]), Path())
         if wildcard or len(patterns) > 1:
             return _remote_images(patterns, asked.progress)
@@ -255,11 +259,13 @@ def _remote_images(patterns: Sequence[str], progress: Progress) -> Inputs:
     """Images behind URLs that match a glob; their ids are relative to the folder before its first wildcard."""
     found = {url: current for pattern in patterns for url, current in find(pattern) if is_image(url_path(url))}
     urls = sorted(found, key=natural_key)
-    fixed = [re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] for pattern in patterns]
+    fixed = [
+        re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] for pattern in map(without_secrets, patterns)
+    ]
     root = os.path.commonpath(fixed).partition(":/")[2].strip("/")
     rows = []
     for url in urls:
-        name = url.partition("://")[2].strip("/")
+        name = without_secrets(url).partition("://")[2].strip("/")
         rows.append(InputRow(name.removeprefix(f"{root}/") if root else name, url))
     ids, values = gather(rows, progress)
     origin = "\n".join(f"{url} {found[url]}" for url in urls)

@@ -17,7 +17,7 @@ from tcl.data.sources.folders import Progress
 from tcl.data.sources.record import Record, Skipped, Stored, first_value, resolve
 from tcl.data.sources.records import read_table, records
 from tcl.data.tables.parquet import parquet_columns
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, UsageError, without_secrets
 from tcl.files.remote import is_url
 
 WARNINGS_KEPT = 20
@@ -77,7 +77,7 @@ def _inputs(record: Record, kind: Kind, columns: Columns) -> Iterator[InputRow]:
                 )
             return
         names = [str(name) for name in images]
-        row_id = given or (names[0] if len(names) == 1 else record.key)
+        row_id = given or (without_secrets(names[0]) if len(names) == 1 else record.key)
         values = [resolve(name, record.base) for name in names] or [""]
     for number, value in enumerate(values, 1):
         yield InputRow(row_id if len(values) == 1 else f"{row_id}#{number}", value, where, given is not None)
@@ -127,6 +127,6 @@ def _check_columns_apply(source: str, kind: str, columns: Columns, shard: bool) 
 
 def warnings_of(skipped: Sequence[Skipped]) -> tuple[str, ...]:
     """The first of what was left out, one line each."""
-    lines = [f"{place}: {reason}" for place, reason in skipped[:WARNINGS_KEPT]]
+    lines = [without_secrets(f"{place}: {reason}") for place, reason in skipped[:WARNINGS_KEPT]]
     more = len(skipped) - WARNINGS_KEPT
     return (*lines, f"and {more} more such places") if more > 0 else tuple(lines)

@@ -36,8 +36,9 @@ from tcl.data.sources.columns import USUAL, Columns
 from tcl.data.sources.find import Source, SourceRows, find_source
 from tcl.data.sources.record import Skipped
 from tcl.data.tokenizer import readable
-from tcl.errors import DataError, UsageError
+from tcl.errors import DataError, UsageError, without_secrets
 from tcl.files.cache import locked
+from tcl.files.named import allow
 from tcl.files.remote import is_url
 
 _SCHEMA = pa.schema(
@@ -139,6 +140,8 @@ def read_pairs(
     images = images and images.removeprefix("file://")
     if images is not None and not is_url(images) and not os.path.isdir(images):
         raise UsageError(f"no such folder of images: {images}")
+    if images is not None and is_url(images):
+        allow(images)
     found = [find_source(source) for source in sources]
     key = _key(found, images, columns) if cache else None
     if key and (file := open_cached(key)):
@@ -202,7 +205,7 @@ class _Reading:
                 unreported = 0
             if isinstance(row, Skipped):
                 skipped += 1
-                reason = readable(f"{row.place}: {row.reason}")
+                reason = readable(without_secrets(f"{row.place}: {row.reason}"))
                 first_reason = first_reason or reason
                 if len(self._reasons) < _REASONS_KEPT:
                     self._reasons.append(reason)

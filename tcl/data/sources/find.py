@@ -28,6 +28,7 @@ from tcl.data.storage.tar import unpack_command
 from tcl.data.tables.formats import READERS
 from tcl.errors import UsageError
 from tcl.files import remote
+from tcl.files.named import allow
 from tcl.files.names import natural_key
 
 _WEIGHT = re.compile(r"@([0-9]*\.?[0-9]+(?:[eE]-?[0-9]+)?)")
@@ -175,7 +176,9 @@ def names_tables(source: str) -> bool:
 
 
 def _find_remote(patterns: list[str]) -> dict[str, str]:
-    """URLs and stamps of files."""
+    """URLs and stamps of files; what these name may be beside them."""
+    for pattern in patterns:
+        allow(pattern)
     single = [pattern for pattern in patterns if not _has_wildcard(pattern)]
     with ThreadPoolExecutor(_REMOTE_LOOKS) as pool:
         found = dict(zip(single, pool.map(remote.stamp, single), strict=True))

@@ -92,7 +92,6 @@ def unreadable(name: str, error: OSError) -> DataError:
 
 def resolve(image: str, base: str) -> str:
     """An image as a file in `base` names it: below the base, absolute, a URL or a reference."""
-    image = image.removeprefix("file://")
     if not image or not base or image.startswith(scenes.PREFIX) or is_url(image):
         return image
     if is_url(base) and not image.startswith("/"):

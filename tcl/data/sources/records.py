@@ -29,6 +29,7 @@ from tcl.data.storage.parquet_cells import cell_reference
 from tcl.data.tables.formats import READERS, Row, numbered_lines, read_csv
 from tcl.data.tables.parquet import parquet_columns, read_parquet
 from tcl.errors import DataError
+from tcl.files.named import allow
 from tcl.files.remote import is_url, url_path
 
 RowReader = Callable[[DataFile], Iterator[Row]]
@@ -61,6 +62,8 @@ def records(
         DataError: a file is malformed or cannot be read, or no row meets the condition.
     """
     columns = replace(columns, condition=source.condition)
+    if images is not None and is_url(images):
+        allow(images)
     found = chain.from_iterable(_file_records(file, columns, images, root, read) for file in source.files)
     return _select(found, source.text, *source.condition) if source.condition else found
 

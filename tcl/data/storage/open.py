@@ -7,6 +7,7 @@ ends the shard's name.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -14,8 +15,9 @@ from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO
 
+from tcl.errors import without_secrets
 from tcl.files.cache import touch
-from tcl.files.remote import fetch, is_url, local_copy
+from tcl.files.remote import MOST_BYTES, fetch_named, is_url, local_copy
 
 _MEMBER = re.compile(r"(.+)!([^!]*)@([0-9]+)\+([0-9]+)", re.DOTALL)
 _SPECIAL = re.compile(r"[!%\x00-\x1f\x7f]")
@@ -54,7 +56,8 @@ def blocks(path: str) -> bool:
 def open_binary(reference: str) -> BinaryIO:
     """Open what an image reference names, for reading, seekable.
 
-    A remote file is copied to the cache folder first.
+    A remote file is copied to the cache folder first. References come from files of data, so a URL is one that these
+    may name, see `tcl.files.named`.
 
     Args:
         reference: a path, a URL, or a member of a tar shard.
@@ -66,7 +69,7 @@ def open_binary(reference: str) -> BinaryIO:
     if member := _MEMBER.fullmatch(reference):
         return BytesIO(_read_member(member[1], int(member[3]), int(member[4])))
     if is_url(reference):
-        return os.fdopen(_open_copy(reference), "rb")
+        return os.fdopen(_open_copy(reference, MOST_BYTES), "rb")
     return open(reference, "rb")
 
 
@@ -116,12 +119,14 @@ def _read_member(name: str, offset: int, size: int) -> bytes:
     return shard.read(offset, size)
 
 
-def _open_copy(url: str) -> int:
+def _open_copy(url: str, most: float = math.inf) -> int:
     """Open the local copy of a remote file; one that was removed to make room is fetched again."""
     for _ in range(2):
         try:
-            return os.open(fetch(url), os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(fetch_named(url, most), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             if error.filename == url:  # it is the remote that does not have it
                 raise
-    raise OSError(f"{url}: its copy is removed from the cache folder at once; TCL_CACHE_GB may be too small")
+    raise OSError(
+        f"{without_secrets(url)}: its copy is removed from the cache folder at once; TCL_CACHE_GB may be too small"
+    )

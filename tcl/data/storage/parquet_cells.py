@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from tcl.data.storage.open import NOT_A_FILE, blocks, open_binary, shard_of
-from tcl.files.remote import fetch, is_url, url_path
+from tcl.files.remote import fetch_named, is_url, url_path
 
 _CELL = re.compile(r"(.+\.parquet(?:\?[^!]*)?)!([^!]*)\[([0-9]+)\]", re.DOTALL | re.IGNORECASE)
 _SPECIAL = re.compile(r"[!%\x00-\x1f\x7f]")
@@ -60,7 +60,7 @@ def open_image(reference: str) -> BinaryIO:
     if cell is None:
         return open_binary(reference)
     file = cell[1]
-    path = str(fetch(file)) if is_url(file) else file
+    path = str(fetch_named(file)) if is_url(file) else file
     status = os.stat(path)
     if blocks(path):
         raise OSError(f"{file} is {NOT_A_FILE}")

@@ -85,13 +85,13 @@ def _jsonl(folder: Path) -> str:
 
 @source("URL and TEXT of LAION")
 def _laion(folder: Path) -> str:
-    names = [f"file://{folder}/{name}" for name in images(folder)]
+    names = [f"{folder}/{name}" for name in images(folder)]
     return parquet(folder / "laion.parquet", URL=names, TEXT=TEXTS)
 
 
 @source("metadata of img2dataset")
 def _downloaded(folder: Path) -> str:
-    names = [f"file://{folder}/{name}" for name in images(folder)]
+    names = [f"{folder}/{name}" for name in images(folder)]
     return parquet(folder / "00000.parquet", key=["0", "1", "2"], url=names, caption=TEXTS)
 
 

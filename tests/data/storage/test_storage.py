@@ -23,7 +23,7 @@ from tcl.data.inputs.listing import list_inputs
 from tcl.data.pairs.table import Pair, read_pairs
 from tcl.data.storage.open import member_reference, open_binary
 from tcl.errors import DataError, TclError, UsageError
-from tcl.files import cache, remote
+from tcl.files import cache, named, remote
 from tcl.files.cache import CacheError
 from tests.data.sources.test_tar import jpeg, pack
 
@@ -286,9 +286,10 @@ def test_an_index_of_urls_can_be_sent_to_another_process(bucket: fsspec.Abstract
 def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(remote, "_READ_SECONDS", 0.2)
-    monkeypatch.setattr(remote, "_PAUSES", ())
+    monkeypatch.setattr(remote, "_PAUSES", (60.0, 60.0))  # it is waited for once
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken, and never answered
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/cat.jpg"
+        named.allow(url)
         with pytest.raises(ImageError, match=f"{url}: timed out"):
             decode(url)
 
