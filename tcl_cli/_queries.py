@@ -80,8 +80,11 @@ def read_queries(path: Path) -> Iterator[Query]:
         UsageError: no such file, another suffix, or a query that `parse_query` refuses.
         DataError: malformed, or empty.
     """
+    from tcl.data.storage.open import check_regular
+
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: queries are read from {', '.join(SUFFIXES)}", hint="see `tcl search --help`")
+    check_regular(str(path))
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="check --queries")
     read = {".txt": _lines, ".jsonl": _objects, ".npy": _vectors}[path.suffix]

@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,7 +43,20 @@ class CacheError(DataError):
 
 
 def cache_folder() -> Path:
-    """The folder; it need not exist."""
+    """The folder; it need not exist.
+
+    Raises:
+        CacheError: it is below a folder that everybody may write to, as `/tmp`, and another user (who is not root) has made it.
+    """
+    folder = _named_folder()
+    for place in (folder, *folder.parents[:-1]):
+        if _is_shared(place.parent) and (owner := _owner(place)) not in (None, 0, os.getuid()):
+            hint = "name a folder of your own: TCL_CACHE=/large/disk/tcl"
+            raise CacheError(f"the cache folder {folder}: {place} belongs to another user ({owner})", hint)
+    return folder
+
+
+def _named_folder() -> Path:
     if folder := os.environ.get("TCL_CACHE"):
         return Path(os.path.abspath(folder))
     if folder := os.environ.get("XDG_CACHE_HOME"):
@@ -51,6 +65,22 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "tcl"
     except RuntimeError:  # an account without a home folder
         return Path(tempfile.gettempdir(), f"tcl-cache-{os.getuid()}")
+
+
+def _is_shared(folder: Path) -> bool:
+    """Whether everybody may make files in a folder."""
+    try:
+        return bool(folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
+
+
+def _owner(path: Path) -> int | None:
+    """Of a file, folder or link; None where there is none."""
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return None
 
 
 def size_limit() -> float:

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tcl.errors import CheckpointError, TclError, UsageError, reason_of
 from tcl.files.atomic import atomic_file, atomic_folder
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
-from tcl.weights.files import STATE_FILE, read_tensors
+from tcl.weights.files import STATE_FILE, read_tensors, save_tensors
 from tcl.weights.keyreport import KeyReport
 from tcl.weights.layouts import Layout, tied_to
 from tcl.weights.model_folder import load_model_folder, write_model
@@ -70,7 +69,7 @@ def _write(
         with atomic_folder(folder) as temporary:
             write_model(model, temporary)
             if extra is not None:
-                save_file(extra, temporary / EXTRA_FILE, metadata)
+                save_tensors(extra, temporary / EXTRA_FILE, metadata)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _cannot_write(folder, error) from error
 

@@ -11,12 +11,15 @@ import json
 import os
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tcl.errors import CheckpointError
 from tcl.models.adapters import merged_state_dict
@@ -114,6 +117,19 @@ def hash_model(model: TCL) -> str:
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """`safetensors.torch.save_file`, but readable for whom the umask lets read: the library writes for the owner alone.
+
+    Raises:
+        OSError: the file cannot be made.
+        SafetensorError: it cannot be written.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def read_tensors(path: Path, lazily: bool = False, hint: str = COPY_AGAIN) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tcl.config.recipe import ModelConfig, one_line
 from tcl.data.processor import PREPROCESS_FILE, Processor
@@ -25,7 +25,7 @@ from tcl.models.heads import HeadConfig
 from tcl.models.task_model import TaskModel
 from tcl.models.tcl import TCL
 from tcl.version import __version__
-from tcl.weights.files import AGAIN, hash_model, weights_error
+from tcl.weights.files import AGAIN, hash_model, save_tensors, weights_error
 from tcl.weights.find import CONFIG_FILE, WEIGHTS_FILE, read_json
 from tcl.weights.untrained import lacking, read_untrained
 
@@ -52,7 +52,7 @@ def save_model(model: TCL, folder: str | Path) -> None:
 def write_model(model: TCL, folder: Path) -> None:
     """Write the files of a model folder into an existing folder."""
     weights = merged_state_dict(model)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
+    save_tensors({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
     model.processor.save(folder)
     model.model_hash = hash_model(model)
     config = {

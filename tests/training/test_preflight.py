@@ -104,6 +104,7 @@ def test_remote_images_are_asked_for_and_remote_shards_are_not_downloaded(monkey
     assert look_at("memory://looked-at/shard.tar!a.png@512+100") == []
     with pytest.raises(UsageError, match="nosuch"):
         monkeypatch.undo()
+        monkeypatch.setenv("TCL_URLS", "nosuch")
         look_at("nosuch://bucket/a.png")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from tcl.data.images.in_flight import LARGE, room
 from tcl.data.scenes import scenes
 from tcl.data.storage.open import NOT_A_FILE, blocks
 from tcl.data.storage.parquet_cells import open_image
@@ -151,7 +152,7 @@ def decode(source: Source, at_least: tuple[int, int] | None = None) -> Image.Ima
         if at_least is not None and image is not source and isinstance(image, JpegImageFile):
             height, width = at_least[::-1] if orientation_of(image) in _SIDEWAYS else at_least
             _reduce(image, min(image.height / height, image.width / width))
-        return _load(image)
+        return _load(image, image is not source)
 
 
 def decode_crops(
@@ -185,7 +186,7 @@ def decode_crops(
         if image is not source:  # an open image stays as its owner has it
             surplus = min(min((right - left) / size[1], (low - up) / size[0]) for left, up, right, low in crops)
             _reduce(image, surplus / _SURPLUS)
-        image = _load(image)
+        image = _load(image, image is not source)
     x, y = image.width / width, image.height / height
     return image, [(left * x, upper * y, right * x, lower * y) for left, upper, right, lower in crops]
 
@@ -327,13 +328,29 @@ def _reduce(image: Image.Image, factor: float) -> None:
         image.draft(None, (image.width // reduction, image.height // reduction))
 
 
-def _load(image: Image.Image) -> Image.Image:
+def _load(image: Image.Image, own: bool) -> Image.Image:
+    """The pixels of an image as upright RGB; `own` where nobody else has the image."""
+    pixels = image.width * image.height
+    if pixels < LARGE:
+        return _upright(image, own)
+    thread = room.enter(pixels)
+    try:
+        loaded = _upright(image, own)
+    except BaseException:
+        room.leave(pixels, thread)
+        raise
+    room.leave_with(loaded, pixels, thread)
+    return loaded
+
+
+def _upright(image: Image.Image, own: bool) -> Image.Image:
     image.load()
-    method = _UPRIGHT.get(orientation_of(image))
-    upright = to_rgb(image if method is None else image.transpose(method))
-    if method is not None:
-        upright.info.pop("exif", None)  # who looks at the image again is not to turn it again
-    return upright
+    if (method := _UPRIGHT.get(orientation_of(image))) is not None:
+        image, own = image.transpose(method), True
+        image.info.pop("exif", None)  # who looks at the image again is not to turn it again
+    if own and image.mode == "RGB" and "transparency" not in image.info:
+        return image._new(image.im)  # the same pixels without the file; a copy would take as much memory again
+    return to_rgb(image)
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -41,6 +41,7 @@ from tcl.data.sources.find import find_source, names_tables, without_braces
 from tcl.data.sources.folders import Progress, check_name, files_in, images_matching, is_image
 from tcl.data.sources.record import Skipped, resolve, unreadable
 from tcl.data.sources.records import has_texts
+from tcl.data.storage.open import check_regular
 from tcl.data.storage.tar import unpack_command
 from tcl.data.strings import Strings
 from tcl.data.tables.formats import READERS, numbered_lines
@@ -120,6 +121,7 @@ def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
     if is_url(source):
         return _remote(asked)
     check_name(os.path.abspath(source))
+    check_regular(source)
     if path.is_dir():
         return _folder(asked)
     suffix = path.suffix.lower()

@@ -28,6 +28,7 @@ from tcl.data.scenes.labels import shape_box
 from tcl.data.sources.columns import USUAL, Columns
 from tcl.data.sources.find import find_source
 from tcl.data.sources.record import Record, first_value
+from tcl.data.storage.open import check_regular
 from tcl.data.tokenizer import clean_caption
 from tcl.errors import DataError, UsageError
 
@@ -141,6 +142,7 @@ def _box(value: Any, place: str) -> Box:
 
 
 def _read_proposals(path: Path) -> dict[str, list[Box]]:
+    check_regular(str(path))
     if not path.is_file():
         raise UsageError(f"no such file of proposals: {path}", hint="a JSON object of image_id to boxes")
     try:

@@ -24,6 +24,7 @@ from tcl.data.images.decode import IMAGE_SUFFIXES
 from tcl.data.scenes import scenes
 from tcl.data.sources.folders import check_name, files_in, images_matching, is_image, is_metadata
 from tcl.data.sources.record import unreadable
+from tcl.data.storage.open import check_regular
 from tcl.data.storage.tar import unpack_command
 from tcl.data.tables.formats import READERS
 from tcl.errors import UsageError
@@ -258,7 +259,12 @@ def _folder_stamp(folder: Path, files: Iterable[str]) -> str:
 
 
 def _stamp(path: str | Path) -> str:
-    """Size and time of a file."""
+    """Size and time of a file.
+
+    Raises:
+        UsageError: it is a pipe or device, which would be waited for forever.
+    """
+    check_regular(str(path))
     status = os.stat(path)
     return f"{status.st_size} {status.st_mtime_ns}"
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO
 
-from tcl.errors import without_secrets
+from tcl.errors import UsageError, without_secrets
 from tcl.files.cache import touch
 from tcl.files.remote import MOST_BYTES, fetch_named, is_url, local_copy
 
@@ -51,6 +51,16 @@ def blocks(path: str) -> bool:
     except (OSError, ValueError):  # what is no path, or not there, is told by whoever opens it
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def check_regular(path: str) -> None:
+    """Refuse a source that is read more than once, and to its end.
+
+    Raises:
+        UsageError: it is a pipe or device.
+    """
+    if blocks(path):
+        raise UsageError(f"{path}: {NOT_A_FILE}", hint="write what it gives to a file first")
 
 
 def open_binary(reference: str) -> BinaryIO:

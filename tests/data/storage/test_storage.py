@@ -267,6 +267,26 @@ def test_where_the_cache_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert cache.cache_folder() == tmp_path / "home" / ".cache" / "tcl"
 
 
+@pytest.mark.parametrize("below", ["", "tcl", "a/b"])
+def test_a_cache_folder_that_another_user_made_in_a_shared_folder_is_refused(
+    below: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "shared" / "theirs").mkdir(parents=True)
+    monkeypatch.setenv("TCL_CACHE", str(tmp_path / "shared" / "theirs" / below))
+    owner = os.getuid() + 1000
+    real = cache._owner
+    monkeypatch.setattr(cache, "_owner", lambda path: owner if path.name == "theirs" else real(path))
+    assert cache.cache_folder()  # its owner's folder, where others may write only what he lets them
+    (tmp_path / "shared").chmod(0o1777)
+    with pytest.raises(CacheError, match=rf"shared/theirs belongs to another user \({owner}\)") as caught:
+        open_binary("unsteady://data/a.jpg")
+    assert "TCL_CACHE=" in str(caught.value.hint)
+    monkeypatch.setattr(cache, "_owner", real)
+    assert cache.cache_folder() == tmp_path / "shared" / "theirs" / below
+    monkeypatch.setenv("TCL_CACHE", str(tmp_path / "shared" / "new"))
+    assert cache.cache_folder() == tmp_path / "shared" / "new"
+
+
 @pytest.mark.parametrize("member", ["a.jpg", "a!b@1+2.jpg", "sub/100%.jpg", "two\nlines.jpg", "@3+4"])
 def test_references_are_plain_text_whatever_a_member_is_called(member: str, tmp_path: Path) -> None:
     shard = tmp_path / "odd!@1+1.tar"
