@@ -168,6 +168,15 @@ def embed(
             panel=INPUT_PANEL,
         ),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        option(
+            "--exclude",
+            metavar="PATTERN",
+            help="Files and sub-folders of a folder that are left out, as thumbs or '*_small.jpg'; may be repeated.",
+            panel=INPUT_PANEL,
+        ),
+    ] = None,
     image_column: ImageColumnOption = None,
     text_column: TextColumnOption = None,
     id_column: Annotated[str | None, option("--id-column", help="Of a table.", panel=INPUT_PANEL)] = None,
@@ -248,6 +257,7 @@ def embed(
             id_column=id_column,
             images=images,
             progress=listed,
+            exclude=exclude or (),
         )
     for warning in inputs.warnings:
         console.warning(warning)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl.data.sources.folders import files_in, is_image
+from tcl.data.sources.folders import files_in, images_of
 from tcl.data.tokenizer import clean_caption
 from tcl.distributed.share import ALONE, Share
 from tcl.errors import DataError, UsageError
@@ -73,7 +73,7 @@ class LabelledImages:
         images: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(names):
-            found = files_in(root / name, is_image, [])
+            found = files_in(root / name, images_of(root / name), [])
             images += [str(root / name / image) for image in found]
             labels += [label] * len(found)
         if not images:

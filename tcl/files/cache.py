@@ -46,11 +46,12 @@ def cache_folder() -> Path:
     """The folder; it need not exist.
 
     Raises:
-        CacheError: it is below a folder that everybody may write to, as `/tmp`, and another user (who is not root) has made it.
+        CacheError: it is below a folder that everybody may write to, as `/tmp`, and another user has made it.
     """
     folder = _named_folder()
+    trusted = (None, 0, os.getuid())  # not there yet, of root, one's own
     for place in (folder, *folder.parents[:-1]):
-        if _is_shared(place.parent) and (owner := _owner(place)) not in (None, 0, os.getuid()):
+        if _is_shared(place.parent) and (owner := _owner(place)) not in trusted:
             hint = "name a folder of your own: TCL_CACHE=/large/disk/tcl"
             raise CacheError(f"the cache folder {folder}: {place} belongs to another user ({owner})", hint)
     return folder

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcl.config.recipe import Recipe
-from tcl.data.images.decode import IMAGES_HINT, ImageError, decode
+from tcl.data.images.decode import IMAGES_HINT, ImageError, decode, why_missing
 from tcl.data.pairs.table import PairIndex, read_pairs
 from tcl.data.scenes import scenes
 from tcl.data.sources.columns import Columns
@@ -161,7 +161,7 @@ def _why_not(image: str) -> str | None:
         with open_image(image) as file:
             return None if file.read(1) else f"{image}: the file is empty"
     except FileNotFoundError:
-        return f"{image}: no such file"
+        return f"{image}: {why_missing(image)}"
     except (OSError, ValueError) as error:  # ValueError: no name that a file could have
         return f"{image}: {getattr(error, 'strerror', None) or str(error).removeprefix(f'{image}: ')}"
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tcl.data.check.figures import SHOWN, Listing, digest, most_common, percent, share, summary
-from tcl.data.images.decode import ImageError
-from tcl.data.images.original import MISSING, read_original
+from tcl.data.images.decode import MISSING, ImageError
+from tcl.data.images.original import read_original
 from tcl.errors import without_secrets
 from tcl.machine.processes import ordered_map
 
@@ -134,7 +134,7 @@ def check_images(
                 problem = {
                     "row": row,
                     "image": without_secrets(reference),
-                    "problem": "missing" if seen.reason == MISSING else "unreadable",
+                    "problem": "missing" if seen.reason.startswith(MISSING) else "unreadable",
                     "reason": seen.reason,
                 }
                 if len(result.examples) < SHOWN:
@@ -174,7 +174,7 @@ def _see(chunk: Sequence[tuple[int, str]]) -> list[_Seen]:
 def _count(result: ImageCheck, seen: _Seen) -> None:
     result.checked += 1
     if seen.reason:
-        if seen.reason == MISSING:
+        if seen.reason.startswith(MISSING):
             result.missing += 1
         else:
             result.unreadable += 1

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tcl.data.images.in_flight import LARGE, room
+from tcl.data.images.kind import HEAD, format_of
 from tcl.data.scenes import scenes
 from tcl.data.storage.open import NOT_A_FILE, blocks
 from tcl.data.storage.parquet_cells import open_image
@@ -63,6 +64,9 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
         white = next(white for white in whites if high <= white)
     return (samples * (255 / white)).round().astype(np.uint8)
 
+
+MISSING = "no such file"
+"""What the reason begins with where there is none."""
 
 IMAGES_HINT = "relative paths start from --images, else from the folder of the data file"
 MAX_PIXELS = 178_956_970
@@ -260,7 +264,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise ImageError(name, "not an image, or of an unknown format") from None
     except FileNotFoundError:
-        raise ImageError(name, "no such file") from None
+        raise ImageError(name, why_missing(name)) from None
     except UsageError as error:
         raise ImageError(name, error.message) from error
     except MemoryError:  # a matter of this machine
@@ -288,8 +292,29 @@ def _open_unchecked(source: Source, name: str) -> Iterator[Image.Image]:
         if not file.seek(0, os.SEEK_END):
             raise ImageError(name, "the file is empty")
         file.seek(0)
-        with Image.open(file, formats=_available_formats()) as image:
+        try:
+            image = Image.open(file, formats=_available_formats())
+        except UnidentifiedImageError:
+            file.seek(0)
+            raise ImageError(name, _unidentified(format_of(file.read(HEAD)))) from None
+        with image:
             yield image
+
+
+def _unidentified(kind: str) -> str:
+    """Why no decoder takes a file that begins as this format does."""
+    if not kind:
+        return "not an image, or of an unknown format"
+    if kind == "HEIF" and "HEIF" not in _available_formats():
+        return "a HEIF image, which Pillow reads with a plugin only"
+    return f"damaged, or a kind of {kind} that cannot be decoded here"
+
+
+def why_missing(reference: str) -> str:
+    """Why a file is not there, as far as its name tells."""
+    if "\\" in reference and os.path.isfile(there := reference.replace("\\", "/")):
+        return f"{MISSING}; its name holds backslashes, and {there} is there: write / between folders"
+    return MISSING
 
 
 def _refuse_what_blocks(reference: str) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tcl.data.images.decode import ImageError, decode, decode_crops, orientation_of
+from tcl.data.images.decode import ImageError, decode, decode_crops, orientation_of, why_missing
 from tcl.data.scenes import scenes
 from tcl.data.storage.parquet_cells import open_image
 from tcl.errors import TclError
@@ -17,7 +17,6 @@ from tcl.files.cache import CacheError
 MAX_BYTES = 1 << 30
 """Larger files are refused: they are held in memory, and no image of an allowed number of pixels needs as much."""
 
-MISSING = "no such file"
 _JPEG = b"\xff\xd8\xff"  # how its files begin
 
 
@@ -50,7 +49,7 @@ def read_original(reference: str, side: int) -> Original:
             still has as many. That is several times faster, and reads all of the file too.
 
     Raises:
-        ImageError: it is missing or damaged; the reason of a missing one is `MISSING`.
+        ImageError: it is missing or damaged; the reason of a missing one begins with `MISSING`.
     """
     if reference.startswith(scenes.PREFIX):
         image = decode(reference)
@@ -76,7 +75,7 @@ def _read(reference: str) -> bytes:
         with open_image(reference) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ImageError(reference, MISSING) from None
+        raise ImageError(reference, why_missing(reference)) from None
     except IsADirectoryError:
         raise ImageError(reference, "this is a folder") from None
     except CacheError:  # it holds for every image

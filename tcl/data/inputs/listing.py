@@ -37,17 +37,17 @@ from tcl.data.inputs.tables import inputs_of, warnings_of
 from tcl.data.inputs.unique_ids import InputRow, gather, numbered
 from tcl.data.scenes import scenes
 from tcl.data.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns
-from tcl.data.sources.find import find_source, names_tables, without_braces
-from tcl.data.sources.folders import Progress, check_name, files_in, images_matching, is_image
+from tcl.data.sources.find import find_source, names_tables, not_a_scene, without_braces
+from tcl.data.sources.folders import Progress, check_name, files_in, images_matching, images_of, is_image, is_metadata
 from tcl.data.sources.record import Skipped, resolve, unreadable
 from tcl.data.sources.records import has_texts
 from tcl.data.storage.open import check_regular
 from tcl.data.storage.tar import unpack_command
 from tcl.data.strings import Strings
-from tcl.data.tables.formats import READERS, numbered_lines
+from tcl.data.tables.formats import READERS, check_line_ends, numbered_lines
 from tcl.errors import DataError, UsageError, without_secrets
 from tcl.files.named import allow
-from tcl.files.names import natural_key
+from tcl.files.names import natural_key, to_unicode
 from tcl.files.remote import fetch, find, is_url, stamp, url_path
 
 __all__ = ["Inputs", "Kind", "list_inputs", "locate"]
@@ -66,6 +66,7 @@ def list_inputs(
     images: str | None = None,
     stdin: BinaryIO | None = None,
     progress: Progress = lambda rows: None,
+    exclude: Sequence[str] = (),
 ) -> Inputs:
     """List what a source holds. Images are not opened.
 
@@ -78,6 +79,7 @@ def list_inputs(
         images: folder or URL that relative image paths in a table or list start from, instead of its own folder.
         stdin: what `-` reads; by default this process's standard input.
         progress: called with the number of rows read since the last call.
+        exclude: patterns of files and sub-folders that are left out of a folder of images.
 
     Raises:
         UsageError: nothing is there, or it cannot hold what is asked for.
@@ -90,7 +92,9 @@ def list_inputs(
     columns = Columns(image_column, text_column, id_column)
     for url in filter(is_url, (source, images or "")):
         allow(url)  # and what is beside it, which the source then names
-    asked = _Asked(source.removeprefix("file://"), kind, columns, images, progress)
+    asked = _Asked(not_a_scene(source.removeprefix("file://")), kind, columns, images, progress, exclude)
+    if exclude and not os.path.isdir(asked.source):
+        raise UsageError(f"{source}: is no folder", hint="leave out --exclude")
     try:
         inputs = _list(asked, stdin)
     except OSError as error:
@@ -110,6 +114,7 @@ class _Asked(NamedTuple):
     columns: Columns
     images: str | None
     progress: Progress
+    exclude: Sequence[str]
 
 
 def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
@@ -128,7 +133,7 @@ def _list(asked: _Asked, stdin: BinaryIO | None) -> Inputs:
     if path.is_file() and suffix in IMAGE_SUFFIXES:
         _without_columns(_only_images(asked))
         names = Strings.of([path.name])
-        return Inputs("image", names, names, path.parent)
+        return Inputs("image", names, _as_paths(names, path.parent), path.parent)
     if path.exists() and suffix in LISTS:
         return _lines(_without_columns(asked), path, path.parent, "")
     if names_tables(source):
@@ -182,10 +187,28 @@ def _what_was_looked_for(path: Path, kind: str) -> str:
 def _folder(asked: _Asked) -> Inputs:
     folder, skipped = Path(asked.source), list[Skipped]()
     if asked.kind != "text":
-        names = files_in(folder, is_image, skipped, asked.progress)
+        an_image = images_of(folder)
+        foreign, example = 0, ""
+
+        def wanted(name: str) -> bool:
+            nonlocal foreign, example
+            if an_image(name):
+                return True
+            if not name.endswith(".txt") and not is_metadata(name):  # which are about images
+                foreign += 1
+                example = min(example or name, name)
+            return False
+
+        names = files_in(folder, wanted, skipped, asked.progress, asked.exclude)
         if len(names):
             _without_columns(_only_images(asked))
-            return Inputs("image", names, names, folder, warnings_of(skipped))
+            if foreign:
+                what = "1 file is" if foreign == 1 else f"{foreign} files are"
+                reason = f"{what} no image by name or content, as {to_unicode(example)}; left out"
+                skipped.append(Skipped(asked.source, reason))
+            return Inputs("image", names, _as_paths(names, folder), folder, warnings_of(skipped))
+    if asked.exclude:
+        raise UsageError(f"{asked.source}: is no folder of images", hint="leave out --exclude")
     found = find_source(asked.source)
     if any(file.suffix for file in found.files):  # shards, or tables
         return inputs_of(found, asked.kind, asked.columns, asked.images, asked.progress)
@@ -193,6 +216,13 @@ def _folder(asked: _Asked) -> Inputs:
         return inputs_of(found, asked.kind, asked.columns, asked.images, asked.progress)
     _without_columns(_only_images(asked))
     return Inputs("image", names, names, folder, warnings_of(skipped))
+
+
+def _as_paths(names: Strings, folder: Path) -> Strings:
+    """Names as paths of images: one that begins as a reference to a scene does is written so that it is none."""
+    if not any(name.startswith(scenes.PREFIX) for name in names):
+        return names
+    return Strings.of(str(folder.absolute() / name) if name.startswith(scenes.PREFIX) else name for name in names)
 
 
 def _scenes(asked: _Asked) -> Inputs:
@@ -214,6 +244,7 @@ def _stdin(asked: _Asked, stdin: BinaryIO) -> Inputs:
 def _lines(asked: _Asked, path: Path, root: Path, base: str) -> Inputs:
     """A list of images or of sentences; `base` is the URL that relative paths start from."""
     name = "standard input" if asked.source == "-" else asked.source
+    check_line_ends(next(numbered_lines(path, name), (1, ""))[1], name)
     kind = asked.kind if asked.kind != "auto" else _kind_of_lines(path, name)
     lines = ((number, line) for number, text in numbered_lines(path, name) if (line := text.strip()))
     if kind == "text":

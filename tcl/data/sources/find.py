@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
 from tcl.data.scenes import scenes
-from tcl.data.sources.folders import check_name, files_in, images_matching, is_image, is_metadata
+from tcl.data.sources.folders import check_name, files_in, images_matching, images_of, is_image, is_metadata
 from tcl.data.sources.record import unreadable
 from tcl.data.storage.open import check_regular
 from tcl.data.storage.tar import unpack_command
@@ -101,6 +101,7 @@ def find_source(text: str) -> Source:
     if "\0" in text:
         raise UsageError(f"{text!r}: no file has a name with a NUL in it")
     name, weight = _split_weight(text)
+    name = not_a_scene(name)
     if name.startswith(scenes.PREFIX):
         return Source(text, (DataFile(name, ""),), weight=weight)
     name, condition = _split_condition(name)
@@ -114,6 +115,11 @@ def find_source(text: str) -> Source:
     for file in files:
         _check_format(file)
     return Source(text, files, condition, weight)
+
+
+def not_a_scene(name: str) -> str:
+    """The name of a source, of a file in such a way that it reads as no scenes."""
+    return f"./{name}" if name.startswith(scenes.PREFIX) and os.path.exists(name) else name
 
 
 def _split_weight(text: str) -> tuple[str, float]:
@@ -239,8 +245,9 @@ def _look_at(name: str) -> dict[str, str]:
     if not os.path.isdir(name):
         return {name: f"{_stamp(name)} {_texts_stamp(Path(name))}" if is_image(name) else _stamp(name)}
     folder = Path(name)
-    files = files_in(folder, lambda file: is_image(file) or is_metadata(file) or file.endswith(_IN_FOLDERS), [])
-    if any(map(is_image, files)):
+    an_image = images_of(folder)
+    files = files_in(folder, lambda file: an_image(file) or is_metadata(file) or file.endswith(_IN_FOLDERS), [])
+    if any(not is_metadata(file) and not file.endswith(_IN_FOLDERS) for file in files):
         return {name: _folder_stamp(folder, files)}
     for suffix in _IN_FOLDERS:
         if inside := [str(folder / file) for file in files if file.endswith(suffix)]:

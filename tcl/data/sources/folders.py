@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tcl.data.images.decode import IMAGE_SUFFIXES
+from tcl.data.images.kind import is_image_file
 from tcl.data.sources.record import Skipped
 from tcl.data.strings import Strings, byte_strings
 from tcl.errors import DataError, UsageError
 from tcl.files.names import natural_key, to_unicode
 
 _CHUNK = 16384
+_JUNK = ("@eaDir", "__MACOSX")  # folders of a NAS and of macOS; its files begin with `._`
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 Progress = Callable[[int], object]
@@ -38,6 +40,11 @@ def is_metadata(name: str) -> bool:
     return PurePosixPath(name).name in _METADATA
 
 
+def images_of(folder: Path) -> Callable[[str], bool]:
+    """Whether a file of a folder is an image: called as one, or without a suffix and with the content of one."""
+    return lambda name: is_image(name) or (not PurePosixPath(name).suffix and is_image_file(str(folder / name)))
+
+
 def check_name(name: str) -> None:
     """Names must be Unicode, as everything that names them later must.
 
@@ -49,20 +56,32 @@ def check_name(name: str) -> None:
 
 
 def files_in(
-    folder: Path, wanted: Callable[[str], bool], skipped: list[Skipped], progress: Progress = lambda found: None
+    folder: Path,
+    wanted: Callable[[str], bool],
+    skipped: list[Skipped],
+    progress: Progress = lambda found: None,
+    exclude: Sequence[str] = (),
 ) -> Strings:
     """Files of a folder and its sub-folders, relative to it; hidden ones are left out.
 
     Args:
         folder: where to look.
         wanted: given the path of a file, whether it counts.
-        skipped: gets what cannot be read.
+        skipped: gets what cannot be read, and in one line what a NAS or macOS has put there.
         progress: called with the number of files found since the last call.
+        exclude: patterns of files and sub-folders that are not looked at: of their path, or of any name in it.
 
     Raises:
         DataError: the folder itself cannot be read.
     """
-    return _in_order(_files_below(folder, lambda parts: True, wanted, skipped), progress)
+
+    def kept(name: str) -> bool:
+        return not any(
+            fnmatchcase(name, pattern) or fnmatchcase(PurePosixPath(name).name, pattern) for pattern in exclude
+        )
+
+    names = _files_below(folder, lambda parts: kept("/".join(parts)), lambda name: kept(name) and wanted(name), skipped)
+    return _in_order(names, progress)
 
 
 def images_matching(
@@ -124,6 +143,7 @@ def _files_below(
     seen: set[tuple[int, int]] = set()
     folders = [""]
     links: list[tuple[bytes, str]] = []
+    junk, example = 0, ""
     while folders or links:
         folder = folders.pop() if folders else heapq.heappop(links)[1]
         if folder and not enter(folder.split("/")):
@@ -136,9 +156,12 @@ def _files_below(
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
                     name = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.name.startswith("._") or (entry.name in _JUNK and entry.is_dir()):
+                        junk += _count(entry.path)
+                        example = min(example or name, name)
+                    if entry.name.startswith(".") or entry.name in _JUNK:
+                        continue
                     is_link = entry.is_symlink()
                     is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
                     if not is_folder and not wanted(name):
@@ -156,6 +179,14 @@ def _files_below(
             if not folder:
                 raise DataError(f"cannot read {path}: {error.strerror}", hint="check who may read it") from error
             skipped.append(Skipped(f"cannot read {path}", f"{error.strerror}; its images are left out"))
+    if junk:
+        reason = f"{junk} files of {', '.join(_JUNK)} and ._*, as {example}, are no data; left out"
+        skipped.append(Skipped(str(root), reason))
+
+
+def _count(path: str) -> int:
+    """The files in a folder, or one for a file."""
+    return sum(len(files) for _, _, files in os.walk(path)) if os.path.isdir(path) else 1
 
 
 def _is_unicode(name: str) -> bool:

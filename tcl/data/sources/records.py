@@ -22,7 +22,7 @@ from tcl.data.images.decode import IMAGE_SUFFIXES
 from tcl.data.scenes import scenes
 from tcl.data.sources.columns import CELL_COLUMNS, IMAGE_COLUMNS, Columns
 from tcl.data.sources.find import DataFile, Source
-from tcl.data.sources.folders import files_in, is_image, is_metadata
+from tcl.data.sources.folders import files_in, images_of, is_metadata
 from tcl.data.sources.record import Record, Skipped, Stored, first_value, unreadable
 from tcl.data.sources.shards import shard_records
 from tcl.data.storage.parquet_cells import cell_reference
@@ -151,9 +151,10 @@ def _parquet_rows(file: DataFile, location: str, columns: Columns) -> Iterator[R
 
 def _folder_records(folder: Path, columns: Columns) -> Iterator[Record | Skipped]:
     skipped: list[Skipped] = []
-    found = files_in(folder, lambda name: is_image(name) or is_metadata(name), skipped)
+    an_image = images_of(folder)
+    found = files_in(folder, lambda name: an_image(name) or is_metadata(name), skipped)
     yield from skipped
-    names = [name for name in found if is_image(name)]
+    names = [name for name in found if not is_metadata(name)]
     metadata = [name for name in found if is_metadata(name)]
     if not names:
         raise DataError(f"{folder}: no images in this folder", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -170,7 +171,8 @@ def _folder_records(folder: Path, columns: Columns) -> Iterator[Record | Skipped
 
 def has_texts(folder: Path) -> bool:
     """Whether there are texts beside the images of a folder."""
-    found = files_in(folder, lambda name: is_image(name) or is_metadata(name), [])
+    an_image = images_of(folder)
+    found = files_in(folder, lambda name: an_image(name) or is_metadata(name), [])
     return any(is_metadata(name) or (folder / name).with_suffix(".txt").is_file() for name in found)
 
 

@@ -71,11 +71,15 @@ def read_csv(path: Path, name: str | None = None) -> Iterator[Row]:
     """
     lines = numbered_lines(path, name)
     first = next(lines, (1, ""))
+    check_line_ends(first[1], name or str(path))
     mark = separator(first[1], "," if path.suffix.lower() == ".csv" else "\t")
     if first[1].rstrip("\r\n") != f"sep={mark}":  # Excel's first line of such a file
         lines = chain([first], lines)
     rows = table_lines(lines, mark, name or str(path))
     header = [column.strip() for column in next(rows, (0, []))[1]]
+    for column in header:
+        if column and header.count(column) > 1:
+            raise DataError(f"{name or path}: two columns are called {column}", hint="give one another name")
     for number, cells in rows:
         if not cells:
             continue
@@ -139,6 +143,22 @@ def numbered_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, s
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise not_utf8(name or str(path), number) from error
+
+
+def check_line_ends(line: str, name: str) -> None:
+    """Refuse a list or table that seems to be one line, because its lines end in another way.
+
+    Args:
+        line: its first one.
+        name: of the file, for errors.
+
+    Raises:
+        DataError: they end in CR alone, or in NUL.
+    """
+    if "\0" in line:
+        raise DataError(f"{name}: what is in it ends in NUL, and not in a line end", hint="tr '\\0' '\\n' < OLD > NEW")
+    if "\r" in line.rstrip("\r") and "\n" not in line:
+        raise DataError(f"{name}: its lines end in CR alone, as on old Macs", hint="tr '\\r' '\\n' < OLD > NEW")
 
 
 def first_mark(path: Path) -> bytes:
