@@ -6,7 +6,7 @@ import re
 
 LONGEST = 900  # characters of a line
 _HIDDEN = "***"
-_USER = re.compile(r"(https?://)[^/\s?#]*@|(://[^/\s:@?#]*:)[^/\s?#]*(?=@)", re.IGNORECASE)
+_USER = re.compile(r"(https?://)[^/\s?#\"'<>]*@|(://[^/\s:@?#\"'<>]*:)[^/\s?#\"'<>]*(?=@)", re.IGNORECASE)
 _SECRET = re.compile(
     r"([?&;](?:x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|(?:[a-z0-9]+[_-])*"
     r"(?:[a-z]*token|key|apikey|accesskey|sig|signature|secret|password|passwd|pwd|auth|authorization|credentials?))=)"

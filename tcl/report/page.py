@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tcl.errors import without_secrets
 from tcl.files.atomic import write_whole
 from tcl.files.pages import page
 from tcl.report.charts import format_figure
@@ -118,6 +119,6 @@ def _latest(training: Series, validation: Series) -> Iterator[tuple[str, str]]:
 
 def _settings(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return without_secrets(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ""

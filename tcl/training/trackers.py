@@ -16,7 +16,7 @@ from queue import Full, Queue
 from threading import Thread
 from typing import Any, Protocol
 
-from tcl.errors import UsageError
+from tcl.errors import UsageError, without_secrets
 from tcl.files.atomic import write_whole
 from tcl.report.records import is_figure
 
@@ -219,7 +219,7 @@ class _Wandb:
             "dir": str(run),
             "id": self.id,
             "resume": "allow",
-            "config": dict(settings),
+            "config": _shown(settings),
         }
         try:
             self._run = wandb.init(**start, settings=wandb.Settings(init_timeout=CONNECTING))
@@ -255,7 +255,7 @@ class _MLflow:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         self.id = self._client.create_run(number, run_name=run.resolve().name).info.run_id
-        params = [Param(key, str(value)[:500]) for key, value in _flat(settings)]
+        params = [Param(key, without_secrets(str(value))[:500]) for key, value in _flat(settings)]
         for start in range(0, len(params), 100):  # more are refused
             self._client.log_batch(self.id, params=params[start : start + 100])
 
@@ -268,6 +268,15 @@ class _MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self.id)
+
+
+def _shown(value: Any) -> Any:
+    """Settings, without the credentials of URLs in them."""
+    if isinstance(value, Mapping):
+        return {key: _shown(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

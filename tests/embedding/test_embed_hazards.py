@@ -30,6 +30,7 @@ from tcl.embedding.plan import EncoderFacts, Options
 from tcl.embedding.run import embed, run_embedding
 from tcl.errors import DataError, TclError, UsageError
 from tcl.files.cache import CacheError
+from tests.data.files import png
 from tests.open_files import open_files
 
 IMAGES = 20
@@ -106,6 +107,25 @@ def test_a_full_cache_stops_the_job(processor: Any, tmp_path: Path, monkeypatch:
     with pytest.raises(CacheError, match="cannot write to the cache folder"):
         embed(list_inputs("memory://hazard/a.jpg"), ProjectionEncoder(processor), tmp_path / "v.npy")
     system.rm("/hazard", recursive=True)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_credentials_of_urls_reach_no_file(suffix: str, processor: Any, tmp_path: Path) -> None:
+    system, names = fsspec.filesystem("memory"), ("good.png?token=S3CR3T", "bad.png?X-Amz-Signature=S3CR3T")
+    for name, data in zip(names, (png(8, 8), b"x"), strict=True):
+        system.pipe(f"/secret/{name}", data)
+    rows = [{"image": f"memory://secret/{name}"} for name in names] + [
+        {"image": "http://user:S3CR3T@localhost/a.png"},
+        {"image": "memory://secret/good.png?token=S3CR3T", "id": "named"},
+    ]
+    for number, source in enumerate((rows[:3], rows[3:])):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in source))
+        out = tmp_path / f"out{number}" / f"v{suffix}"
+        out.parent.mkdir()
+        embed(list_inputs(str(tmp_path / "rows.jsonl")), ProjectionEncoder(processor), out)
+        written = b"".join(path.read_bytes() for path in out.parent.rglob("*") if path.is_file())
+        assert b"S3CR3T" not in written and (number or b"***" in written)
+    system.rm("/secret", recursive=True)
 
 
 def as_list(images: Path) -> tuple[str, Path]:
