@@ -56,7 +56,7 @@ class Console:
 
     def json(self, values: Mapping[str, Any]) -> None:
         """The command's result as one JSON object, on stdout."""
-        typer.echo(_unicode(json.dumps(values, ensure_ascii=False)))
+        typer.echo(_unicode(without_secrets(json.dumps(values, ensure_ascii=False))))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
         """The command's result as a table: drawn on a terminal, tab-separated with a header line otherwise."""
@@ -126,7 +126,7 @@ def _unicode(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    return on_one_line(format_value(value))
+    return on_one_line(without_secrets(format_value(value)))
 
 
 def _lines(text: str) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from tcl.distributed.launch import launched
 from tcl.distributed.share import ALONE, Share
-from tcl.errors import CheckpointError, TclError, UsageError
+from tcl.errors import CheckpointError, TclError, UsageError, without_secrets
 from tcl.files.atomic import atomic_file, try_writing
 from tcl.files.remote import is_url
 from tcl.weights.untrained import Use, check_trained
@@ -178,7 +178,7 @@ def _files(source: str) -> list[str]:
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL; see `write_text`."""
-    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(path, (without_secrets(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -218,3 +218,16 @@ def test_ids_hold_no_credentials_and_images_are_still_found(tmp_path: Path) -> N
         inputs = list_inputs(str(tmp_path / name), "image")
         assert list(inputs.ids) == ids
         assert decode(inputs.location(0)).size == (4, 4)
+
+
+def test_pairs_and_lists_of_bad_rows_hold_no_credentials(tmp_path: Path) -> None:
+    rows = [
+        {"image": "https://host/a.png?token=S3CR3T", "caption": "a dog"},
+        {"image": "https://user:S3CR3T@host/b.png", "caption": "a cat", "image_id": "https://host/b?key=S3CR3T"},
+        {"image": "https://host/c.png?token=S3CR3T"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = read_pairs([str(tmp_path / "rows.jsonl")])
+    assert [pair.image_id for pair in index] == ["https://host/a.png?token=***", "https://host/b?key=***"]
+    assert index[0].image == rows[0]["image"]  # by which it is opened
+    assert index.skipped == 1 and "S3CR3T" not in str(index.skipped_reasons)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tcl.data.images.decode import ImageError
 from tcl.data.images.original import Original, read_original
+from tcl.errors import without_secrets
 from tcl.files.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -168,10 +169,10 @@ class Shard:
 
 def _add(tar: tarfile.TarFile, stats: Stats, index: PairIndex, row: int, reference: str, image: Shrunk) -> None:
     if image.reason:
-        stats.errors.append({"row": row, "image": reference, "reason": image.reason})
+        stats.errors.append({"row": row, "image": without_secrets(reference), "reason": image.reason})
         return
     pair = index[row]
-    values = {"captions": pair.captions, "image_id": pair.image_id, "image": pair.image}
+    values = {"captions": pair.captions, "image_id": pair.image_id, "image": without_secrets(pair.image)}
     text = json.dumps(values, ensure_ascii=False).encode()
     for suffix, data in (("jpg", image.jpeg), ("json", text)):
         member = tarfile.TarInfo(f"{row:09}.{suffix}")  # of time 0 and owner 0

@@ -12,6 +12,7 @@ from tcl.data.sources.record import Record, Skipped, Stored, first_value
 from tcl.data.sources.records import records
 from tcl.data.sources.shards import ENDS, first_image
 from tcl.data.tokenizer import clean_caption, readable
+from tcl.errors import without_secrets
 
 MAX_CAPTION = 100_000
 """Characters that are kept of a caption; the published cleaning keeps 30 words of it."""
@@ -68,7 +69,7 @@ def _pair(record: Record, image: Any, columns: Columns) -> Pair | str:
     if not reference.isascii() and readable(reference) != reference:
         return "the name of its image is not Unicode"
     given = row.get("image_id")
-    return Pair(reference, captions, readable(image_id if given in (None, "") else str(given)))
+    return Pair(reference, captions, readable(without_secrets(image_id if given in (None, "") else str(given))))
 
 
 def _lacking(what: str, row: dict[str, Any], keys: Sequence[str]) -> str:

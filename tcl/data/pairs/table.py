@@ -44,7 +44,7 @@ from tcl.files.remote import is_url
 _SCHEMA = pa.schema(
     [("image", pa.large_string()), ("captions", pa.large_list(pa.large_string())), ("image_id", pa.large_string())]
 )
-_VERSION = 2  # of what is cached: raise it when the same sources would give other rows
+_VERSION = 3  # of what is cached: raise it when the same sources would give other rows
 _BATCH_ROWS = 65536
 _BATCH_CHARACTERS = 1 << 26  # a batch ends here too, so that long captions do not fill the memory
 _PROGRESS_ROWS = 1024
