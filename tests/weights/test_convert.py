@@ -118,7 +118,7 @@ def test_converting_never_replaces_anything_and_leaves_nothing_behind(
 
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr("tcl.weights.convert.save_file", full)
+    monkeypatch.setattr("tcl.weights.convert.save_tensors", full)
     with pytest.raises(CheckpointError, match=r"out.pth: cannot be written: .*No space left"):
         to_reference(tmp_path / "model", tmp_path / "out.pth")
     with pytest.raises(CheckpointError, match=r"other: cannot be written: .*No space left"):

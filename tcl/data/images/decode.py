@@ -306,7 +306,7 @@ def _unidentified(kind: str) -> str:
     if not kind:
         return "not an image, or of an unknown format"
     if kind == "HEIF" and "HEIF" not in _available_formats():
-        return "a HEIF image, which Pillow reads with a plugin only"
+        return "a HEIF image, an unknown format to Pillow without its plugin"
     return f"damaged, or a kind of {kind} that cannot be decoded here"
 
 
