@@ -38,7 +38,7 @@ def test_backslashes_between_folders(tmp_path: Path) -> None:
             b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(100),
             "damaged, or a kind of AVIF that cannot be decoded here",
         ),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "a HEIF image, an unknown format to Pillow without its plugin"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "a HEIF image, an unknown format to Pillow without its plugin"),
         (png(4, 4)[:12] + bytes(100), "damaged, or a kind of PNG that cannot be decoded here"),
         (b"\x89PNG is what it says", "not an image, or of an unknown format"),
     ],
