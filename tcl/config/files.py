@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,19 @@ import yaml
 
 from tcl.errors import ConfigError, reason_of
 
+LARGEST = 200_000  # bytes of a recipe
+DEEPEST = 50  # levels
+MOST_NODES = 100_000  # values, aliases written out
+
 
 def read_yaml(path: Path) -> Any:
     """What a file holds.
 
     Raises:
-        ConfigError: it is malformed, not UTF-8, or has a key twice.
+        ConfigError: it is malformed, not UTF-8, has a key twice, or is larger than any recipe.
     """
+    if path.stat().st_size > LARGEST:
+        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are no recipe", hint=f"at most {LARGEST:,} are read")
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -34,12 +41,31 @@ def parse_yaml(text: str) -> Any:
     """What a text says.
 
     Raises:
-        yaml.YAMLError: it is malformed, or has a key twice.
+        yaml.YAMLError: it is malformed, has a key twice, or is nested too deeply.
     """
-    return yaml.load(text, _StrictLoader)
+    try:
+        return yaml.load(text, _StrictLoader)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # of a number, or a date, that is none
+        raise yaml.YAMLError(f"a value that cannot be read: {reason_of(error)}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep, in line {self.line + 1}")
+        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        self.depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count_nodes(node, {})
+        return node
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Called before merge keys (`<<`) are resolved, whose keys may well be there already."""
         lines: dict[str, int] = {}
@@ -52,6 +78,24 @@ class _StrictLoader(yaml.SafeLoader):
                     raise yaml.YAMLError(f"{key.value!r} stands there twice, in {place}")
                 lines[key.value] = line
         super().flatten_mapping(node)
+
+
+def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node, written out: those that an alias (`*name`) stands for count each time.
+
+    An anchor comes before its aliases, so this never goes deeper than the text.
+    """
+    count = known.get(id(node))
+    if count == 0:
+        raise yaml.YAMLError("an alias that stands for what it is in")
+    if count is None:
+        known[id(node)] = 0
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = chain.from_iterable(below) if isinstance(node, yaml.MappingNode) else below
+        count = known[id(node)] = 1 + sum(_count_nodes(each, known) for each in inner)
+    if count > MOST_NODES:
+        raise yaml.YAMLError(f"aliases that stand for more than {MOST_NODES:,} values")
+    return count
 
 
 def recipe_folder() -> Path:

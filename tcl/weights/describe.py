@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 
+from tcl.config.files import parse_yaml
 from tcl.config.recipe import ModelConfig, one_line
 from tcl.errors import CheckpointError, UsageError, reason_of
 from tcl.models.heads import HeadConfig
@@ -190,7 +191,7 @@ def _is_run(path: Path) -> bool:
 
 def _recipe_of(run: Path) -> dict[str, Any]:
     try:
-        return _settings(yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8")))
+        return _settings(parse_yaml((run / RECIPE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(
             f"{run / RECIPE_FILE}: cannot be read: {reason_of(error)}", hint="is it a run folder?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,43 @@ def test_a_key_that_stands_twice_is_an_error(text: str, key: str, lines: str, tm
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"^{path}: not valid YAML: '{key}' stands there twice, in {lines}$"):
         load_recipe(path)
+
+
+LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim: " + "[" * 3000, "nested more than 50 levels deep, in line 1"),
+        ("optim: " + "{a: " * 3000, "nested more than 50 levels deep"),
+        ("- " * 100_000, "nested more than 50 levels deep"),
+        ("\n".join(" " * n + "a:" for n in range(600)), "nested more than 50 levels deep, in line 5"),
+        ("? " * 90_000, "nested more than 50 levels deep"),
+        ("#" * 200_001, "200,001 bytes are no recipe"),
+        ("a0: &a0 [1, 2]\n" + LAUGHS, "aliases that stand for more than 100,000 values"),
+        ("m0: &a0 {x: 1}\n" + LAUGHS.replace("[", "{<<: [").replace("]", "]}"), "aliases that stand for more than"),
+        ("optim: &a [*a]", "an alias that stands for what it is in"),
+        ("optim: {lr: 0b_}", "a value that cannot be read"),
+        ("optim: {lr: " + "1" * 5000 + "}", "a value that cannot be read"),
+        ("optim: {lr: !!float fast}", "a value that cannot be read"),
+        ("optim: {lr: 2020-13-45}", "a value that cannot be read"),
+        ("optim: {lr: !!timestamp x}", "a value that cannot be read"),
+        ("optim: {lr: !!binary \u00e9}", ""),
+        ("optim: {lr: 1e999}", "optim.lr: input should be a finite number"),
+    ],
+)
+def test_hostile_recipes_are_one_line_at_once(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    before = time.process_time()
+    with pytest.raises(ConfigError) as error:
+        load_recipe(path)
+    assert time.process_time() - before < 1
+    assert str(path) in message(error) and expected in message(error) and len(message(error)) < 600
+    if len(text) < 10_000 and text.startswith("optim: "):
+        with pytest.raises(ConfigError):
+            build_recipe({}, [f"optim={text.removeprefix('optim: ')}"])
 
 
 def test_merged_keys_may_be_replaced(tmp_path: Path) -> None:
