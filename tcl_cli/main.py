@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from tcl.errors import MissingExtraError, TclError
+from tcl.machine.waiting import wait_politely
 from tcl.version import __version__
 from tcl_cli._commands import Commands, add_commands
 from tcl_cli._console import out
@@ -79,6 +80,7 @@ add_commands(app)
 
 def main() -> None:
     """The `tcl` command."""
+    wait_politely()
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         if stream is None:  # closed by who started us; what is written there is not wanted
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
