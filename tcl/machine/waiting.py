@@ -22,4 +22,4 @@ def wait_politely(environment: MutableMapping[str, str] = os.environ) -> None:
     OpenMP reads this when it is loaded, so it comes before torch is imported.
     """
     if not any(name in environment for name in GIVEN):
-        environment |= {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": str(MILLISECONDS)}
+        environment.update({"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": str(MILLISECONDS)})
