@@ -76,6 +76,10 @@ def neighbour(message: str, arguments: Sequence[str]) -> str | None:
         folder, name = os.path.split(path.rstrip("/"))
         if len(name) < 3 or path not in message or os.path.lexists(path) or not os.path.isdir(folder or "."):
             continue
-        if close := difflib.get_close_matches(name, os.listdir(folder or "."), n=1, cutoff=0.74):
-            return os.path.join(folder, close[0])
+        stems: dict[str, list[str]] = {}  # a common suffix makes no neighbours
+        for there in os.listdir(folder or "."):
+            stems.setdefault(os.path.splitext(there)[0], []).append(there)
+        close = difflib.get_close_matches(os.path.splitext(name)[0], stems, n=1, cutoff=0.74)
+        if close:
+            return os.path.join(folder, difflib.get_close_matches(name, stems[close[0]], n=1, cutoff=0)[0])
     return None

@@ -13,7 +13,7 @@ PLACES = {
     "tcl/files/atomic.py atomic_folder": "the hidden folders .NAME.partial and .NAME.old, which it makes itself",
     "tcl/files/atomic.py atomic_file": "the hidden file .NAME.partial, which it makes itself",
     "tcl/files/atomic.py shared_file": "its temporary file, with a name that no other process has",
-    "tcl/files/locks.py _remove_unused": "its lock, the recipe of a run that began, and folders that it has made and that are empty",
+    "tcl/files/locks.py _remove_unused": "its lock, the recipe of a run that began, and empty folders that it has made",
     "tcl/files/locks.py writing": "its lock",
     "tcl/files/remote.py _download": "the stamp of its copy in the cache",
     "tcl/files/cache.py make_room": "files of the cache that were longest not used, by the names that it gives them",
