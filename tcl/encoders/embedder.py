@@ -46,6 +46,10 @@ class Embedder:
         self._lanes = int(getattr(encoder, "lanes", 1))  # calls of the encoder that profit from one another
         self._turns = threading.BoundedSemaphore(self._lanes)
 
+    def __repr__(self) -> str:
+        how = f"{self.backend}, {self.precision}, {self.embed_dim} dimensions"
+        return f"<{type(self).__name__} of model {self.model_hash[:12]}: {how}>"
+
     def encode_images(
         self,
         images: ImageInput | Iterable[ImageInput],

@@ -226,3 +226,7 @@ def test_unknown_ways_to_compute() -> None:
         tcl.load("runs/none", backend="foo")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="device 'tpu' is unknown"):
         tcl.load("runs/none", device="tpu")
+
+
+def test_what_it_says_of_itself(embedder: Embedder) -> None:
+    assert repr(embedder) == f"<Embedder of model {embedder.model_hash[:12]}: torch-cpu, fp32, 16 dimensions>"
