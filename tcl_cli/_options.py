@@ -127,9 +127,9 @@ ImagesOption = Annotated[
 ]
 ImageColumnOption = Annotated[
     str | None,
-    option("--image-column", help="Of a table, if it is not called as usual.", panel=INPUT_PANEL),
+    option("--image-column", help="Column of images in a table. Default: the usual names.", panel=INPUT_PANEL),
 ]
-TextColumnOption = Annotated[str | None, option("--text-column", help="Likewise.", panel=INPUT_PANEL)]
+TextColumnOption = Annotated[str | None, option("--text-column", help="Column of texts, likewise.", panel=INPUT_PANEL)]
 LayerOption = Annotated[
     int | None,
     option(

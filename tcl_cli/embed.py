@@ -153,7 +153,7 @@ def embed(
         Precision,
         option(
             "--precision",
-            help="That the model computes in. auto: fp16 on a GPU, fp32 on a CPU where the model has it.",
+            help="Number format that the model computes in. auto: fp16 on a GPU, fp32 on a CPU where the model has it.",
             panel=MODEL_PANEL,
         ),
     ] = "auto",
@@ -179,7 +179,9 @@ def embed(
     ] = None,
     image_column: ImageColumnOption = None,
     text_column: TextColumnOption = None,
-    id_column: Annotated[str | None, option("--id-column", help="Of a table.", panel=INPUT_PANEL)] = None,
+    id_column: Annotated[
+        str | None, option("--id-column", help="Column of ids. Default: id.", panel=INPUT_PANEL)
+    ] = None,
     on_error: Annotated[
         OnError, option("--on-error", help="Skip and list inputs that cannot be read, or stop.", panel=INPUT_PANEL)
     ] = "skip",

@@ -157,7 +157,8 @@ def _check_options(query: str | None, queries: Path | None, out: Path | None, ht
     from tcl_cli.eval.evaluation import check_output
 
     if (query is None) == (queries is None):
-        raise UsageError("give a QUERY or --queries FILE, and not both", hint="tcl search --help")
+        what = "give a QUERY or --queries FILE" + (", and not both" if queries is not None else "")
+        raise UsageError(what, hint="tcl search --help")
     if queries is None and out is not None:
         raise UsageError("--out takes the results of --queries", hint="redirect stdout, or use --queries")
     if queries is not None and json and out is None:

@@ -38,7 +38,7 @@ from tcl.data.inputs.unique_ids import InputRow, gather, numbered
 from tcl.data.scenes import scenes
 from tcl.data.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS, Columns
 from tcl.data.sources.find import find_source, names_tables, not_a_scene, without_braces
-from tcl.data.sources.folders import Progress, check_name, files_in, images_matching, images_of, is_image, is_metadata
+from tcl.data.sources.folders import Progress, check_name, files_in, images_matching, images_of, is_image
 from tcl.data.sources.record import Skipped, resolve, unreadable
 from tcl.data.sources.records import has_texts
 from tcl.data.storage.open import check_regular
@@ -194,7 +194,7 @@ def _folder(asked: _Asked) -> Inputs:
             nonlocal foreign, example
             if an_image(name):
                 return True
-            if not name.endswith(".txt") and not is_metadata(name):  # which are about images
+            if PurePosixPath(name).suffix.lower() not in (".txt", *READERS):  # captions and tables are about images
                 foreign += 1
                 example = min(example or name, name)
             return False
@@ -203,8 +203,8 @@ def _folder(asked: _Asked) -> Inputs:
         if len(names):
             _without_columns(_only_images(asked))
             if foreign:
-                what = "1 file is" if foreign == 1 else f"{foreign} files are"
-                reason = f"{what} no image by name or content, as {to_unicode(example)}; left out"
+                what = "1 file is not an image" if foreign == 1 else f"{foreign} files are not images"
+                reason = f"{what} by name or content, for example {to_unicode(example)}; left out"
                 skipped.append(Skipped(asked.source, reason))
             return Inputs("image", names, _as_paths(names, folder), folder, warnings_of(skipped))
     if asked.exclude:

@@ -131,7 +131,7 @@ def test_the_stamp_changes_with_a_shard(tmp_path: Path) -> None:
 
 def test_a_folder_in_natural_order(folder: Path) -> None:
     inputs = list_inputs(str(folder))
-    left_out = f"{folder}: 1 file is no image by name or content, as notes.md; left out"
+    left_out = f"{folder}: 1 file is not an image by name or content, for example notes.md; left out"
     assert inputs.ids == NAMES and inputs.warnings == (left_out,)
     assert opens(inputs) == [(4, 4)] * 5
 
@@ -502,7 +502,7 @@ def test_names_that_are_not_unicode_are_refused_where_they_are_found(folder: Pat
     inputs = list_inputs(str(folder))
     assert inputs.ids == ["1.png", "10.png", "ünï 7.png"]
     assert sorted(inputs.warnings) == [
-        f"{folder}: 1 file is no image by name or content, as notes.md; left out",
+        f"{folder}: 1 file is not an image by name or content, for example notes.md; left out",
         *(f"cannot read {folder}/{name}: its name is not Unicode; left out" for name in (r"b\udcff", r"caf\udce9.jpg")),
     ]
     odd = folder.rename(os.fsdecode(os.fsencode(folder) + b"\xe9"))

@@ -40,7 +40,7 @@ def test_files_that_are_left_out_are_counted(folder: Path) -> None:
     assert list(inputs.ids) == ["a.png", "b/2.png", "b/small/2.png", "plain", "thumbs/a.png"]
     junk, foreign = inputs.warnings
     assert junk == f"{folder}: 3 files of @eaDir, __MACOSX and ._*, as @eaDir, are no data; left out"
-    assert foreign == f"{folder}: 3 files are no image by name or content, as b/drawing.doc; left out"
+    assert foreign == f"{folder}: 3 files are not images by name or content, for example b/drawing.doc; left out"
     assert decode(inputs.location(3)).size == (4, 4)
 
 
