@@ -22,7 +22,7 @@ from tcl.errors import DataError, UsageError
 from tcl.files.atomic import write_whole
 from tcl.files.json_object import Malformed, read_object
 from tcl.files.locks import acquire, acquire_folder, release
-from tcl.vectors.files import COMPLETE, file_names, meta_of, other_formats, partial_folder
+from tcl.vectors.files import COMPLETE, file_names, meta_of, other_formats, partial_folder, rivals
 
 INPUTS = "inputs.arrow"
 FINAL = "final"
@@ -94,7 +94,7 @@ def check_free(folder: Path, out: Path) -> None:
     if not (folder / FINAL / out.name).exists():
         return
     own = [] if _read(folder).get("replaces") else [out]
-    for path in (*own, *other_formats(out)):
+    for path in (*own, *rivals(out)):
         if path.exists():
             hint = f"move it away with the files beside it, and the same command goes on from {folder}"
             raise UsageError(f"{path}: exists by now", hint=hint)

@@ -58,6 +58,12 @@ def other_formats(out: Path) -> list[Path]:
     return [out.with_suffix(suffix) for suffix in SUFFIXES if suffix != out.suffix]
 
 
+def rivals(out: Path) -> list[Path]:
+    """Those of `other_formats` that are there, and are vectors: a table of this name, perhaps the source, is none."""
+    theirs = not out.exists() and sidecar(out, "meta.json").exists()
+    return [path for path in other_formats(out) if path.exists()] if theirs else []
+
+
 def partial_folder(out: Path) -> Path:
     """Where the job that makes `out` works: `vecs.npy.partial`."""
     return out.with_name(out.name + ".partial")
@@ -84,12 +90,11 @@ def check_output(out: Path, restart: bool = False, continued: bool = False) -> N
         raise UsageError(f"{out}: vectors are written as .npy or .parquet", hint=f"for example --out {out.stem}.npy")
     if out.is_dir():
         raise UsageError(f"{out}: is a folder", hint="choose another name")
-    for path in other_formats(out):
-        if path.exists():
-            raise UsageError(
-                f"{path}: exists, and shares its sidecar files with {out.name}",
-                hint="choose another name, or move it away with the files beside it",
-            )
+    for path in rivals(out):
+        raise UsageError(
+            f"{path}: exists, and shares its sidecar files with {out.name}",
+            hint="choose another name, or move it away with the files beside it",
+        )
     if out.exists() and not sidecar(out, "meta.json").exists():
         raise UsageError(f"{out}: exists, and is not the work of `tcl embed`", hint="choose another name")
     for path in () if restart or continued else (out, *file_names(out)):

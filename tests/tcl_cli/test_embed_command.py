@@ -169,3 +169,12 @@ def test_a_scheduler_that_ends_it(tmp_path: Path) -> None:
         said = process.communicate()[1]
     assert process.returncode == 130
     assert "batches are done; the same command goes on\nInterrupted.\n" in said
+
+
+def test_a_table_beside_its_own_vectors(workplace: Path) -> None:
+    """The source has the name that vectors of the other format would have."""
+    parquet.write_table(pa.table({"image": [str(workplace / "images" / "1.png")]}), "v.parquet")
+    before = Path("v.parquet").read_bytes()
+    assert run(["embed", "v.parquet", "--out", "v.npy"]) == 0
+    assert run(["embed", "v.parquet", "--out", "v.npy", "--restart"]) == 0
+    assert np.load("v.npy").shape == (1, 16) and Path("v.parquet").read_bytes() == before
