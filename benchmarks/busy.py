@@ -42,7 +42,9 @@ def start(run: Path, steps: int, way: dict[str, str]) -> subprocess.Popen[bytes]
 def speeds(number: int, steps: int, way: dict[str, str]) -> list[float]:
     """Samples per second of so many trainings at once: medians of their logs, and while all of them ran."""
     with tempfile.TemporaryDirectory() as folder:
-        runs = [Path(folder) / f"run-{place}" for place in range(number)]
+        runs = [Path(folder) / str(place) / "run" for place in range(number)]
+        for run in runs:
+            run.parent.mkdir()  # each has a working folder of its own, where the demo leaves images
         for process in [start(run, steps, way) for run in runs]:
             _, told = process.communicate()
             if process.returncode:
