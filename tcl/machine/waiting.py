@@ -2,8 +2,9 @@
 
 Threads of torch meet after every layer. One that waits spins, by default for about a millisecond (GNU) or 200 (LLVM and
 Intel), which is fastest on a quiet machine. On a busy one it takes the core from the thread that everyone waits for,
-so that two trainings side by side run at a fraction of half the speed each. A spin of some ten microseconds bridges the
-time between two layers and hardly takes anything from others; `benchmarks/busy.py` measures both.
+so that two trainings side by side run at a fraction of half the speed each. A shorter spin takes less from others. How
+short it has to be is not settled: with this one, two demo trainings on two cores still ran at a fifth of the speed of
+one alone. `benchmarks/busy.py` compares ways of waiting.
 """
 
 from __future__ import annotations
